@@ -1,0 +1,2 @@
+//! Measurements of laminar-storage.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `laminar` command.
+fn main() {}

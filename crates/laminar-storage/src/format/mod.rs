@@ -1,0 +1,3 @@
+//! Bytes and structs: encodes and decodes everything that goes to disk, opens no file.
+
+pub mod checksum;

@@ -1,0 +1,1 @@
+//! Incremental checkpoints: only what changed is written, every directory stands on its own.

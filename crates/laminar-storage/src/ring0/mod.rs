@@ -1,0 +1,1 @@
+//! Ring 0: the state of one core in memory. The only folder with `unsafe`.

@@ -1,0 +1,1 @@
+//! What people use: `Store`, its builder, its cores and its reports.

@@ -1,0 +1,5 @@
+//! The operating system.
+
+/// The operating system's files and clock.
+#[derive(Debug)]
+pub struct OsVfs;

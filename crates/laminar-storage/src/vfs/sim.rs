@@ -1,0 +1,1 @@
+//! A disk in memory that forgets, tears and reorders what was not synced.
