@@ -3,8 +3,18 @@
 //! The digest of a core is the wrapping sum of [`record_digest`] over its live keys, so that a change
 //! adds the new record's digest and subtracts the old one's, and digests of several cores add up.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// What the live state of one core adds up to. The default is the digest of an empty state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// Wrapping sum of [`record_digest`] over the live keys.
+    pub digest: u64,
+    /// How many keys are live.
+    pub live_keys: u64,
+}
 
 /// Records up to this many bytes are hashed from the stack in one go.
 const ON_STACK: usize = 240;
