@@ -1,3 +1,9 @@
 //! Incremental checkpoints: only what changed is written, every directory stands on its own.
+
+pub mod changelog;
 mod tokens;
+
+pub use changelog::{
+    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,
+};
 pub use tokens::Published;
