@@ -4,6 +4,8 @@
 
 pub mod checksum;
 pub mod digest;
+pub mod manifest;
+pub mod state_file;
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = u16::MAX as usize;
