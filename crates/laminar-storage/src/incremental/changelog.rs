@@ -38,7 +38,9 @@ pub enum StateOp {
 
 /// A byte that names no [`StateOp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:#04x} is no state operation. 0x01 is a put and 0x02 a delete; the bytes were written by something else.")]
+#[error(
+    "{0:#04x} is no state operation. 0x01 is a put and 0x02 a delete; the bytes were written by something else."
+)]
 pub struct UnknownStateOp(
     /// The byte.
     pub u8,
@@ -398,8 +400,13 @@ impl StateChangelogBuffer {
     pub fn with_capacity(entries: usize) -> Self {
         let (producer, consumer) = RingBuffer::new(entries.next_power_of_two());
         let drained = Arc::new(Drained::default());
-        let producer =
-            ChangelogProducer { ring: producer, drained: Arc::clone(&drained), pushed: 0, overflows: 0, epoch: 0 };
+        let producer = ChangelogProducer {
+            ring: producer,
+            drained: Arc::clone(&drained),
+            pushed: 0,
+            overflows: 0,
+            epoch: 0,
+        };
         let consumer = ChangelogConsumer { ring: consumer, drained, taken: 0 };
         Self { ends: RefCell::new((producer, consumer)) }
     }

@@ -108,8 +108,14 @@ impl Arena {
             // The largest class that fits exactly into what is left, from the sizes there are.
             let left = index(end - rest);
             let fits = Class::for_size(left + 1).map_or(class, |above| above.smaller());
-            let header =
-                Header { value_len: 0, key_len: 0, class: fits, kind: Kind::Free, prev: 0, digest: AtomicU64::new(0) };
+            let header = Header {
+                value_len: 0,
+                key_len: 0,
+                class: fits,
+                kind: Kind::Free,
+                prev: 0,
+                digest: AtomicU64::new(0),
+            };
             if fits.size() < HEADER_LEN.next_multiple_of(UNIT) {
                 // Too small for a header: lost until the store is opened again.
                 break;
@@ -125,11 +131,20 @@ impl Arena {
 
     /// Fills a slot and says where it is. Nobody else knows the record until Ring 0 publishes it.
     #[inline]
-    pub(super) fn write(&mut self, slot: Slot, kind: Kind, prev: u64, digest: u64, key: &[u8], value: &[u8]) -> u64 {
+    pub(super) fn write(
+        &mut self,
+        slot: Slot,
+        kind: Kind,
+        prev: u64,
+        digest: u64,
+        key: &[u8],
+        value: &[u8],
+    ) -> u64 {
         let (key_len, value_len) = (u16::try_from(key.len()), u32::try_from(value.len()));
         let (Ok(key_len), Ok(value_len)) = (key_len, value_len) else { unreachable!("{KEY_AND_VALUE_FIT}") };
         assert!(HEADER_LEN + key.len() + value.len() <= slot.class.size(), "{KEY_AND_VALUE_FIT}");
-        let header = Header { value_len, key_len, class: slot.class, kind, prev, digest: AtomicU64::new(digest) };
+        let header =
+            Header { value_len, key_len, class: slot.class, kind, prev, digest: AtomicU64::new(digest) };
         // SAFETY: the slot is the caller's alone (R0-4), lies in committed memory, is aligned to 16
         // bytes, and has room for all three by the check above.
         unsafe { record::write(self.base, slot.at, header, key, value) };

@@ -58,7 +58,11 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>, hasher: KeyHasher) -> Result<Self, Ring0Error> {
+    pub(super) fn new(
+        region: Arc<Region>,
+        helper: Arc<Prefaulter>,
+        hasher: KeyHasher,
+    ) -> Result<Self, Ring0Error> {
         let mut blocks = Blocks::new(region, helper)?;
         let mut directory = blocks.directory(DIRECTORY_BLOCK)?;
         let first = blocks.take()?;
@@ -128,7 +132,11 @@ impl Index {
     /// The record of a key, or a free place for it. Makes room first if there is none, and fails only
     /// when that needs memory that cannot be had.
     #[inline]
-    pub(super) fn find_or_room(&mut self, needle: &Needle, same: impl Fn(u64) -> bool) -> Result<Lookup, Ring0Error> {
+    pub(super) fn find_or_room(
+        &mut self,
+        needle: &Needle,
+        same: impl Fn(u64) -> bool,
+    ) -> Result<Lookup, Ring0Error> {
         let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
         let block = pointer.block();
         let segment = self.blocks.segment(block);

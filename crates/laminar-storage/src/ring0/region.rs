@@ -144,10 +144,12 @@ impl Map {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        let start = NonNull::new(start.cast::<u8>()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let start =
+            NonNull::new(start.cast::<u8>()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         let map = Self { start: Base(start), len: with_slack };
         let skip = start.as_ptr().align_offset(HUGE_PAGE);
-        let base = NonNull::new(map.start.at(skip)).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let base =
+            NonNull::new(map.start.at(skip)).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok((map, Base(base)))
     }
 

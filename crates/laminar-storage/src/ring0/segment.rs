@@ -89,7 +89,9 @@ impl Entry {
     #[inline]
     fn looks_like(&self, needle: &Needle) -> bool {
         // One condition, not three branches: the processor need not guess which part differs.
-        (self.meta & 0xff_ffff ^ needle.low) | (self.words[0] ^ needle.words[0]) | (self.words[1] ^ needle.words[1])
+        (self.meta & 0xff_ffff ^ needle.low)
+            | (self.words[0] ^ needle.words[0])
+            | (self.words[1] ^ needle.words[1])
             == 0
     }
 

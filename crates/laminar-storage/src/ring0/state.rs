@@ -338,7 +338,13 @@ impl CoreState {
     }
 
     #[inline]
-    fn put_at(&mut self, lookup: Lookup, needle: &Needle, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
+    fn put_at(
+        &mut self,
+        lookup: Lookup,
+        needle: &Needle,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), Ring0Error> {
         let slot = self.allocate(Arena::class_for(key, value)?)?;
         let prev = match lookup {
             Lookup::Found(_, at) => at,
