@@ -6,6 +6,7 @@ pub mod format;
 pub mod ids;
 pub mod incremental;
 pub mod per_core_wal;
+pub mod report;
 // The store is what calls it; until that is in place nothing outside the tests does.
 #[allow(dead_code)]
 mod ring0;

@@ -38,7 +38,7 @@ impl IncrementalCheckpointManager {
     /// `ChecksumMismatch` or `UnsupportedVersion`, naming the file, when the newest checkpoint is
     /// not good: a manager never goes back to an older one by itself ([`Self::open_at`] does).
     pub fn new(config: CheckpointConfig) -> Result<Self> {
-        Self::with_vfs(config, Arc::new(OsVfs))
+        Self::with_vfs(config, Arc::new(OsVfs::new()))
     }
 
     /// As [`Self::new`], on any [`Vfs`].

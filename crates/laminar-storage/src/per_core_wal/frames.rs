@@ -58,10 +58,6 @@ impl FrameReader {
         self.offset
     }
 
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// Checks and returns the frame at the offset, and moves past it.
     pub(crate) fn step(&mut self) -> io::Result<Step<'_>> {
         if self.offset >= self.limit {

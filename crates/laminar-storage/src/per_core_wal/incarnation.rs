@@ -13,7 +13,7 @@ use super::recovery::survey::{CURRENT, CoreLog, Survey};
 use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::format::current::Current;
-use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader, WalMode};
+use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, StoreId, WalPosition};
 use crate::vfs::{Access, replace_file_durably};
 
@@ -87,11 +87,7 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
         core,
         core_count: beginning.core_count,
         mode: beginning.mode,
-        base_position: WalPosition(
-            last.map_or(0, |segment| {
-                segment.header.base_position.0 + (segment.len - SEGMENT_HEADER_LEN as u64)
-            }),
-        ),
+        base_position: WalPosition(last.and(log).map_or(0, CoreLog::position)),
         last_sequence,
         last_epoch,
         last_timestamp,

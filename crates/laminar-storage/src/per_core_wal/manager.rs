@@ -11,7 +11,7 @@ use super::incarnation::{Beginning, begin, make_durable};
 use super::merge::MergedEntries;
 use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
-use super::recovery::survey::Survey;
+use super::recovery::survey::{LogEnd, Survey};
 use super::truncate::{Truncation, truncate_segments};
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::error::Detail;
@@ -230,8 +230,8 @@ impl PerCoreWalManager {
         self.writers.iter_mut().try_for_each(|writer| writer.append_epoch_barrier().map(drop))
     }
 
-    /// Every valid record of all segments that has reached the file, in order
-    /// `(epoch, timestamp_ns, core_id, sequence)`. Records not synced yet may be missing.
+    /// Every synced record of all segments, in order
+    /// `(epoch, timestamp_ns, core_id, sequence)`. Records not synced yet are left out.
     ///
     /// # Errors
     /// When a segment is damaged or cannot be read.
@@ -262,7 +262,7 @@ impl PerCoreWalManager {
         span: impl Fn(CoreId) -> Span + Sync,
     ) -> Result<MergedEntries, PerCoreWalError> {
         let vfs = self.config.vfs();
-        let survey = Survey::of(vfs, &self.config.base_dir, &|core| span(core).after)?;
+        let survey = Survey::up_to(vfs, &self.config.base_dir, &|core| span(core).after, &self.ends())?;
         let cores = survey.cores.iter().map(|log| CoreCursor::new(vfs, &survey, log.core, span(log.core)));
         Ok(MergedEntries::new(cores.collect()))
     }
@@ -326,8 +326,9 @@ impl PerCoreWalManager {
         self.writers.first().map_or(StoreId::ZERO, |writer| writer.header().store_id)
     }
 
-    pub(crate) fn writers_mut(&mut self) -> &mut [CoreWalWriter] {
-        &mut self.writers
+    /// Where every core's log ends for readers beside the writers.
+    pub(crate) fn ends(&self) -> Vec<LogEnd> {
+        self.writers.iter().map(|writer| (writer.header().number, writer.synced_len())).collect()
     }
 
     pub(crate) fn config(&self) -> &PerCoreWalConfig {
@@ -374,7 +375,9 @@ fn core_count(config: &PerCoreWalConfig) -> u16 {
     u16::try_from(config.num_cores).unwrap_or(u16::MAX)
 }
 
-fn lock_directory(config: &PerCoreWalConfig) -> Result<Arc<dyn Debug + Send + Sync>, PerCoreWalError> {
+pub(crate) fn lock_directory(
+    config: &PerCoreWalConfig,
+) -> Result<Arc<dyn Debug + Send + Sync>, PerCoreWalError> {
     let dir = &config.base_dir;
     let vfs = config.vfs().as_ref();
     create_dir_durably(vfs, dir)

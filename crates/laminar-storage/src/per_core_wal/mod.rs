@@ -16,26 +16,31 @@
 //! To change what stands on disk, also touch `format/`, `docs/FORMAT.md` and the golden files; to
 //! change what recovery decides, `recovery/cases.rs` and `docs/RECOVERY.md`.
 
+pub(crate) mod apply;
 mod config;
+mod coordinator;
 mod entry;
 mod error;
 mod frames;
 pub(crate) mod incarnation;
-mod manager;
+pub(crate) mod manager;
 mod merge;
 mod reader;
 pub(crate) mod recovery;
 mod segment;
 mod stats;
-mod truncate;
+pub(crate) mod truncate;
 pub(crate) mod writer;
 
 pub use config::PerCoreWalConfig;
+pub use coordinator::CheckpointCoordinator;
 pub use entry::{PerCoreWalEntry, WalOperation};
 pub use error::PerCoreWalError;
 pub use manager::PerCoreWalManager;
+pub(crate) use manager::{TruncationScope, sync_writers};
 pub use merge::MergedEntries;
 pub use reader::{PerCoreWalReader, WalReadResult};
+pub use recovery::manager::{PerCoreRecoveredState, PerCoreRecoveryManager, recover_per_core};
 pub use recovery::plan::RecoveryMode;
 pub use stats::SegmentStats;
 pub use truncate::Truncation;

@@ -9,7 +9,7 @@ use crate::error::Detail;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Record;
 use crate::format::segment_header::SEGMENT_HEADER_LEN;
-use crate::ids::{CoreId, Epoch};
+use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
 use crate::per_core_wal::entry::{PerCoreWalEntry, Stamp, View};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
@@ -33,6 +33,25 @@ impl CoreCursor {
             log.segments.iter().map(|s| (s.clone(), survey.void_above(s.header.incarnation))).collect()
         });
         Self { vfs: Arc::clone(vfs), segments, open: None, span, ready: VecDeque::new() }
+    }
+
+    /// A cursor over everything in a core's surveyed log.
+    pub(crate) fn whole(vfs: &Arc<dyn Vfs>, survey: &Survey, core: CoreId) -> Self {
+        let everything = Span { after: Sequence::ZERO, from_epoch: Epoch::ZERO, up_to: Epoch::MAX };
+        Self::new(vfs, survey, core, everything)
+    }
+
+    /// A cursor over the segments of one incarnation only.
+    pub(crate) fn of_incarnation(
+        vfs: &Arc<dyn Vfs>,
+        survey: &Survey,
+        core: CoreId,
+        span: Span,
+        incarnation: Incarnation,
+    ) -> Self {
+        let mut cursor = Self::new(vfs, survey, core, span);
+        cursor.segments.retain(|(segment, _)| segment.header.incarnation == incarnation);
+        cursor
     }
 
     /// Calls `each` for every record, borrowed; returns how many puts and deletes there were.

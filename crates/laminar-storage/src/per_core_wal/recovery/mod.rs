@@ -10,5 +10,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod cursor;
+pub(crate) mod manager;
 pub(crate) mod plan;
+pub(crate) mod repair;
 pub(crate) mod survey;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::survey::Survey;
 use crate::error::Detail;
+use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::vfs::Vfs;
@@ -17,6 +18,16 @@ pub enum RecoveryMode {
     /// Every valid record, whether or not its epoch was closed: the plain view of the log.
     #[default]
     AllSynced,
+}
+
+/// How to decide which records count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What the caller says.
+    Mode(RecoveryMode),
+    /// What whoever wrote the log acknowledged: complete epochs for a `Store`, every synced record
+    /// for the low-level functions.
+    Acknowledged,
 }
 
 /// The checkpoint that recovery starts from.
@@ -69,10 +80,15 @@ impl Plan {
         vfs: &Arc<dyn Vfs>,
         wal_dir: &Path,
         base: Option<Base>,
-        mode: RecoveryMode,
+        wanted: Wanted,
     ) -> Result<Self, PerCoreWalError> {
         let survey =
             Survey::of(vfs, wal_dir, &|core| base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)))?;
+        let mode = match wanted {
+            Wanted::Mode(mode) => mode,
+            Wanted::Acknowledged if survey.mode() == Some(WalMode::Plain) => RecoveryMode::AllSynced,
+            Wanted::Acknowledged => RecoveryMode::CompleteEpochs,
+        };
         let mut plan = Self { survey, base, mode, point: Epoch::ZERO };
         plan.check_identity(wal_dir)?;
         plan.check_coverage(wal_dir)?;

@@ -4,6 +4,7 @@
 //! Each core is walked from its newest segment back along the chain of predecessors, as far as the
 //! caller needs: to the first segment that a checkpoint covers completely.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,6 +55,15 @@ pub(crate) struct CoreLog {
     pub(crate) acknowledged: Epoch,
 }
 
+impl CoreLog {
+    /// Bytes of the log up to its end, over all its segments.
+    pub(crate) fn position(&self) -> u64 {
+        self.segments
+            .last()
+            .map_or(0, |segment| segment.header.base_position.0 + (segment.len - SEGMENT_HEADER_LEN as u64))
+    }
+}
+
 /// Everything the first pass learned.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Survey {
@@ -70,9 +80,23 @@ pub(crate) struct Survey {
 /// How far back a core's log is needed: records up to this sequence are covered by a checkpoint.
 pub(crate) type Covered<'a> = &'a (dyn Fn(CoreId) -> Sequence + Sync);
 
+/// Where a core's log ends, for whoever reads it while it grows: the segment in use, and how much of
+/// it is durable.
+pub(crate) type LogEnd = (SegmentNumber, u64);
+
 impl Survey {
     /// Surveys the log in `dir`; a missing directory is an empty log.
     pub(crate) fn of(vfs: &Arc<dyn Vfs>, dir: &Path, covered: Covered<'_>) -> Result<Self, PerCoreWalError> {
+        Self::up_to(vfs, dir, covered, &[])
+    }
+
+    /// Surveys a log that is being written, up to the given ends of its cores.
+    pub(crate) fn up_to(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        covered: Covered<'_>,
+        ends: &[LogEnd],
+    ) -> Result<Self, PerCoreWalError> {
         let io = |action, e| PerCoreWalError::io(action, dir, e);
         match vfs.kind(dir).map_err(|e| io("could not look at the log directory", e))? {
             None => return Ok(Self::default()),
@@ -91,13 +115,8 @@ impl Survey {
         }
         survey.max_incarnation =
             survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
-        let walk = Walk {
-            vfs: vfs.as_ref(),
-            dir,
-            current,
-            covered,
-            store_id: survey.find_store_id(vfs, dir, &names)?,
-        };
+        let store_id = survey.find_store_id(vfs, dir, &names)?;
+        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id };
         survey.store_id = walk.store_id;
         let mut per_core: Vec<Vec<SegmentName>> = Vec::new();
         for name in names {
@@ -129,17 +148,25 @@ impl Survey {
             .max_by_key(|header| header.incarnation)
     }
 
+    /// Header of a segment of the newest incarnation that has records, where there is one.
+    fn newest_used(&self) -> Option<&SegmentHeader> {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.filter(|s| s.records > 0).map(|s| &s.header).max_by_key(|header| header.incarnation)
+    }
+
     /// Cores of the newest incarnation that could take records; 0 for an empty log. An incarnation
     /// whose start was interrupted has none, and does not count.
     pub(crate) fn core_count(&self) -> u16 {
-        let segments = || self.cores.iter().flat_map(|log| &log.segments);
-        let newest_used =
-            segments().filter(|s| s.records > 0).map(|s| &s.header).max_by_key(|header| header.incarnation);
-        match (self.current, newest_used) {
+        match (self.current, self.newest_used()) {
             (Some(current), Some(used)) if used.incarnation > current.incarnation => used.core_count,
             (Some(current), _) => current.core_count,
             (None, used) => used.or(self.newest()).map_or(0, |header| header.core_count),
         }
+    }
+
+    /// Who acknowledges in the newest incarnation that has records.
+    pub(crate) fn mode(&self) -> Option<WalMode> {
+        self.newest_used().or(self.newest()).map(|header| header.mode)
     }
 
     /// Largest epoch of a record of this incarnation that later incarnations let stand.
@@ -151,6 +178,18 @@ impl Survey {
             .map(|segment| segment.header.void_above)
             .min()
             .unwrap_or(Epoch::MAX)
+    }
+
+    /// The incarnations that have segments here, oldest first.
+    pub(crate) fn incarnations(&self) -> Vec<Incarnation> {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.map(|segment| segment.header.incarnation).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Header of any segment of an incarnation.
+    pub(crate) fn header_of(&self, incarnation: Incarnation) -> Option<&SegmentHeader> {
+        let mut segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.find(|segment| segment.header.incarnation == incarnation).map(|segment| &segment.header)
     }
 
     /// Largest epoch, sequence and timestamp seen anywhere, discarded or not.
@@ -247,6 +286,7 @@ struct Walk<'a> {
     dir: &'a Path,
     current: Option<Current>,
     covered: Covered<'a>,
+    ends: &'a [LogEnd],
     store_id: Option<StoreId>,
 }
 
@@ -312,7 +352,12 @@ impl Walk<'_> {
         if self.store_id.is_some_and(|expected| expected != header.store_id) {
             return Err(foreign(&path, &header));
         }
-        let limit = successor.map_or(file_len, |next| next.previous.len);
+        let growing = self.ends.get(name.core.index()).filter(|(number, _)| *number == name.number);
+        let limit = match (successor, growing) {
+            (Some(next), _) => next.previous.len,
+            (None, Some((_, len))) => *len,
+            (None, None) => file_len,
+        };
         let salt = header.salt();
         let mut frames =
             FrameReader::new(file, salt, header.core, SEGMENT_HEADER_LEN as u64, limit.min(file_len));
@@ -544,9 +589,4 @@ impl Tally {
             dropped,
         }
     }
-}
-
-/// Is the newest incarnation written by a `Store`?
-pub(crate) fn mode_of(survey: &Survey) -> Option<WalMode> {
-    survey.newest().map(|header| header.mode)
 }

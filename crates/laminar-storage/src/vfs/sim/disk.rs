@@ -678,6 +678,10 @@ impl Vfs for SimDisk {
         Ok(Box::new(SimLock { disk, ino }))
     }
 
+    fn parallel(&self) -> bool {
+        false
+    }
+
     fn now_ns(&self) -> u64 {
         let mut machine = self.machine();
         machine.clock = machine.clock.saturating_add(CLOCK_STEP_NS);
