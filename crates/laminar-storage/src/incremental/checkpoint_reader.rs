@@ -42,13 +42,17 @@ pub fn read_manifest(vfs: &dyn Vfs, dir: &Path) -> Result<IncrementalCheckpointM
         }
         std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
             IncrementalCheckpointError::corruption(
-                Detail::new("the manifest cannot be read").at_path(&path).caused_by(e),
+                Detail::new("the manifest cannot be read")
+                    .at_path(&path)
+                    .caused_by(e),
             )
         }
         _ => IncrementalCheckpointError::io("could not read the manifest", &path, e),
     })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| {
-        IncrementalCheckpointError::corruption(Detail::new("the manifest is not text").at_path(&path))
+        IncrementalCheckpointError::corruption(
+            Detail::new("the manifest is not text").at_path(&path),
+        )
     })?;
     IncrementalCheckpointMetadata::decode(text, &Detail::new("").at_path(&path))
 }
@@ -69,7 +73,11 @@ impl CheckpointReader {
                 chain.push(Arc::new(reader));
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), metadata, cores })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            metadata,
+            cores,
+        })
     }
 
     /// What the checkpoint says about itself.
@@ -125,7 +133,11 @@ impl CheckpointReader {
         E: From<IncrementalCheckpointError>,
         F: FnMut(&[u8], &[u8]) -> std::result::Result<(), E>,
     {
-        let sources = self.files(core).iter().map(|file| Source::File(file.cursor())).collect();
+        let sources = self
+            .files(core)
+            .iter()
+            .map(|file| Source::File(file.cursor()))
+            .collect();
         let mut merge = Merge::new(sources)?;
         while let Some(record) = merge.next_record()? {
             if let Some(value) = record.value {
@@ -180,6 +192,8 @@ impl CheckpointReader {
     }
 
     fn contradiction(&self, what: String) -> IncrementalCheckpointError {
-        IncrementalCheckpointError::corruption(Detail::new(what).at_path(self.dir.join(MANIFEST_NAME)))
+        IncrementalCheckpointError::corruption(
+            Detail::new(what).at_path(self.dir.join(MANIFEST_NAME)),
+        )
     }
 }

@@ -121,8 +121,17 @@ mod tests {
     fn a_refusal_names_field_value_and_bound() {
         let config = CheckpointConfig::new(Path::new("/c"));
         let error = config.clone().with_max_retained(0).validate().unwrap_err();
-        assert_eq!(error.to_string(), "max_retained is 0, it must be at least 1.");
-        assert!(config.clone().with_interval(Duration::ZERO).validate().is_err());
+        assert_eq!(
+            error.to_string(),
+            "max_retained is 0, it must be at least 1."
+        );
+        assert!(
+            config
+                .clone()
+                .with_interval(Duration::ZERO)
+                .validate()
+                .is_err()
+        );
         assert!(CheckpointConfig::new(Path::new("")).validate().is_err());
     }
 }

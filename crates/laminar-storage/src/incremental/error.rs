@@ -103,8 +103,13 @@ impl IncrementalCheckpointError {
     pub(crate) fn from_fault(fault: &Fault, place: Detail) -> Self {
         match fault {
             Fault::Damaged(what) => Self::corruption(restate(&place, *what)),
-            Fault::Checksum { what, stored, computed } => {
-                let said = format!("{what} checksum {stored:#010x} stored, {computed:#010x} computed");
+            Fault::Checksum {
+                what,
+                stored,
+                computed,
+            } => {
+                let said =
+                    format!("{what} checksum {stored:#010x} stored, {computed:#010x} computed");
                 Self::ChecksumMismatch(Box::new(with_remedy(restate(&place, said))))
             }
             Fault::NewerVersion { found } => Self::newer_version(*found, restate(&place, "")),
@@ -123,9 +128,11 @@ impl IncrementalCheckpointError {
 
     /// Says that bytes are from a later version; both versions are named.
     pub(crate) fn newer_version(found: u32, place: Detail) -> Self {
-        let said = format!("format version {found}, this library reads up to version {FORMAT_VERSION}");
+        let said =
+            format!("format version {found}, this library reads up to version {FORMAT_VERSION}");
         Self::UnsupportedVersion(Box::new(
-            restate(&place, said).remedy("Open it with the version of laminar-storage that wrote it."),
+            restate(&place, said)
+                .remedy("Open it with the version of laminar-storage that wrote it."),
         ))
     }
 }
@@ -165,7 +172,11 @@ mod tests {
         assert!(!full.is_transient());
         let rotten = IncrementalCheckpointError::corruption(Detail::new("rotten").at_path(path));
         assert!(rotten.is_corruption() && !rotten.is_transient());
-        assert!(rotten.to_string().starts_with("/x: rotten. Run 'laminar verify'"));
+        assert!(
+            rotten
+                .to_string()
+                .starts_with("/x: rotten. Run 'laminar verify'")
+        );
         assert_eq!(rotten.detail().path(), Some(path));
     }
 }

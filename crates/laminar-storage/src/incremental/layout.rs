@@ -30,13 +30,14 @@ impl EntryName {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let digits = name.strip_prefix("checkpoint_")?;
-        let (digits, make): (_, fn(CheckpointId) -> Self) = if let Some(d) = digits.strip_suffix(PENDING) {
-            (d, Self::Pending)
-        } else if let Some(d) = digits.strip_suffix(TRASH) {
-            (d, Self::Trash)
-        } else {
-            (digits, Self::Checkpoint)
-        };
+        let (digits, make): (_, fn(CheckpointId) -> Self) =
+            if let Some(d) = digits.strip_suffix(PENDING) {
+                (d, Self::Pending)
+            } else if let Some(d) = digits.strip_suffix(TRASH) {
+                (d, Self::Trash)
+            } else {
+                (digits, Self::Checkpoint)
+            };
         let entry = make(CheckpointId(parse_hex(digits, 16)?));
         (entry.to_string() == name).then_some(entry)
     }
@@ -76,7 +77,10 @@ pub fn state_file_name(checkpoint: u64, core: u16, part: u16) -> String {
 /// Checkpoint, core and part from a state file's name; `None` for any other name.
 #[must_use]
 pub fn parse_state_file_name(name: &str) -> Option<(u64, u16, u16)> {
-    let mut numbers = name.strip_prefix("state-")?.strip_suffix(".sst")?.split('-');
+    let mut numbers = name
+        .strip_prefix("state-")?
+        .strip_suffix(".sst")?
+        .split('-');
     let checkpoint = parse_hex(numbers.next()?, 16)?;
     let core = u16::try_from(parse_hex(numbers.next()?, 4)?).ok()?;
     let part = u16::try_from(parse_hex(numbers.next()?, 4)?).ok()?;
@@ -94,18 +98,34 @@ mod tests {
     #[test]
     fn names_come_back_and_nothing_else_does() {
         let id = CheckpointId(0x2a);
-        for entry in [EntryName::Checkpoint(id), EntryName::Pending(id), EntryName::Trash(id)] {
+        for entry in [
+            EntryName::Checkpoint(id),
+            EntryName::Pending(id),
+            EntryName::Trash(id),
+        ] {
             assert_eq!(EntryName::parse(&entry.to_string()), Some(entry));
         }
-        for name in ["LOCK", "checkpoint_2a", "checkpoint_000000000000002A", "checkpoint_+00000000000002a",
-            "checkpoint_000000000000002a.tmp.tmp", "checkpoint_000000000000002a.old"]
-        {
+        for name in [
+            "LOCK",
+            "checkpoint_2a",
+            "checkpoint_000000000000002A",
+            "checkpoint_+00000000000002a",
+            "checkpoint_000000000000002a.tmp.tmp",
+            "checkpoint_000000000000002a.old",
+        ] {
             assert_eq!(EntryName::parse(name), None, "{name}");
         }
-        assert_eq!(parse_state_file_name(&state_file_name(5, 3, 1)), Some((5, 3, 1)));
-        for name in ["../state-0000000000000005-0003-0001.sst", "state-0000000000000005-0003-0001.sst/..",
-            "state-0000000000000005-0003.sst", "state-0000000000000005-+003-0001.sst", "metadata.json"]
-        {
+        assert_eq!(
+            parse_state_file_name(&state_file_name(5, 3, 1)),
+            Some((5, 3, 1))
+        );
+        for name in [
+            "../state-0000000000000005-0003-0001.sst",
+            "state-0000000000000005-0003-0001.sst/..",
+            "state-0000000000000005-0003.sst",
+            "state-0000000000000005-+003-0001.sst",
+            "metadata.json",
+        ] {
             assert_eq!(parse_state_file_name(name), None, "{name}");
         }
     }

@@ -25,9 +25,7 @@ use std::sync::{Arc, OnceLock};
 use super::config::CheckpointConfig;
 use super::error::IncrementalCheckpointError;
 use super::merge::{MergePolicy, Weight};
-use super::metadata::{
-    CoreDigest, CoreOffsets, IncrementalCheckpointMetadata, WalCut, flatten,
-};
+use super::metadata::{CoreDigest, CoreOffsets, IncrementalCheckpointMetadata, WalCut, flatten};
 use super::overlay::Overlay;
 use super::spill::Spill;
 use super::state_file::{BlockCache, StateFileReader};
@@ -50,7 +48,10 @@ pub struct ManagerOptions {
 
 impl Default for ManagerOptions {
     fn default() -> Self {
-        Self { overlay_budget: 256 << 20, merge: MergePolicy::default() }
+        Self {
+            overlay_budget: 256 << 20,
+            merge: MergePolicy::default(),
+        }
     }
 }
 
@@ -65,7 +66,10 @@ pub(super) struct ChainFile {
 impl ChainFile {
     pub(super) fn weight(&self) -> Weight {
         let meta = self.reader.meta();
-        Weight { bytes: meta.len, records: meta.records }
+        Weight {
+            bytes: meta.len,
+            records: meta.records,
+        }
     }
 }
 
@@ -168,7 +172,10 @@ impl IncrementalCheckpointManager {
     ///
     /// # Errors
     /// As [`Self::put`]; the changes before the failing one are applied.
-    pub fn apply_batch<C: StateChange>(&mut self, changes: impl IntoIterator<Item = C>) -> Result<()> {
+    pub fn apply_batch<C: StateChange>(
+        &mut self,
+        changes: impl IntoIterator<Item = C>,
+    ) -> Result<()> {
         for change in changes {
             let core = self.owner(change.key())?;
             self.apply(core, change.key(), change.value())?;
@@ -183,7 +190,10 @@ impl IncrementalCheckpointManager {
     pub fn apply(&mut self, core: CoreId, key: &[u8], value: Option<&[u8]>) -> Result<()> {
         self.check_usable()?;
         if core.index() >= self.chains.len() {
-            let what = format!("core {core} does not exist, there are {} cores", self.chains.len());
+            let what = format!(
+                "core {core} does not exist, there are {} cores",
+                self.chains.len()
+            );
             return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
         }
         check_length("a key", key.len(), MAX_KEY_LEN)?;
@@ -240,7 +250,11 @@ impl IncrementalCheckpointManager {
     }
 
     fn get_in_memory(&self, core: CoreId, key: &[u8]) -> Option<Option<&[u8]>> {
-        let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.get(core, key));
+        let frozen = || {
+            self.frozen
+                .as_ref()
+                .and_then(|frozen| frozen.get(core, key))
+        };
         self.overlay.get(core, key).or_else(frozen)
     }
 
@@ -356,11 +370,14 @@ impl IncrementalCheckpointManager {
             );
             let path = latest.checkpoint_path(&self.config.checkpoint_dir);
             return Err(IncrementalCheckpointError::invalid(
-                Detail::new(what).at_path(path).remedy("Use the log and the checkpoints of one store."),
+                Detail::new(what)
+                    .at_path(path)
+                    .remedy("Use the log and the checkpoints of one store."),
             ));
         }
         // The identity is in every state file, so files of another identity cannot be linked.
-        self.rewrite_all |= self.store_id != store_id && self.chains.iter().any(|chain| !chain.is_empty());
+        self.rewrite_all |=
+            self.store_id != store_id && self.chains.iter().any(|chain| !chain.is_empty());
         self.store_id = store_id;
         self.bound = true;
         Ok(())
@@ -378,7 +395,12 @@ impl IncrementalCheckpointManager {
     /// `InvalidConfig` for no cores or more than [`MAX_CORES`].
     pub fn set_wal_cuts(&mut self, cuts: &[Sequence]) -> Result<()> {
         check_count("WAL cuts", cuts.len())?;
-        self.wal_cuts = cuts.iter().map(|cut| WalCut { sequence: cut.get() }).collect();
+        self.wal_cuts = cuts
+            .iter()
+            .map(|cut| WalCut {
+                sequence: cut.get(),
+            })
+            .collect();
         Ok(())
     }
 
@@ -413,8 +435,14 @@ impl IncrementalCheckpointManager {
         if cores == self.chains.len() {
             return Ok(());
         }
-        if !self.overlay.is_empty() || self.frozen.is_some() || self.chains.iter().any(|c| !c.is_empty()) {
-            let what = format!("the state is laid out for {} cores, not {cores}", self.chains.len());
+        if !self.overlay.is_empty()
+            || self.frozen.is_some()
+            || self.chains.iter().any(|c| !c.is_empty())
+        {
+            let what = format!(
+                "the state is laid out for {} cores, not {cores}",
+                self.chains.len()
+            );
             return Err(IncrementalCheckpointError::invalid(
                 Detail::new(what).remedy("Move the keys with reshard."),
             ));
@@ -445,7 +473,9 @@ impl IncrementalCheckpointManager {
     }
 
     fn wal_is_large(&self) -> bool {
-        let Some(path) = &self.config.wal_path else { return false };
+        let Some(path) = &self.config.wal_path else {
+            return false;
+        };
         match wal_size_in(self.vfs.as_ref(), path) {
             Ok(size) => size > 0 && size >= self.config.min_wal_size_for_checkpoint,
             Err(error) => {
@@ -465,7 +495,9 @@ impl IncrementalCheckpointManager {
     }
 
     pub(super) fn check_usable(&self) -> Result<()> {
-        let Some(cause) = self.poison.get() else { return Ok(()) };
+        let Some(cause) = self.poison.get() else {
+            return Ok(());
+        };
         let what = format!("stopped by an earlier failure: {cause}");
         let detail = Detail::new(what.trim_end_matches('.').to_string())
             .at_path(&self.config.checkpoint_dir)
@@ -487,7 +519,10 @@ impl IncrementalCheckpointManager {
         Epoch(self.epoch())
     }
 
-    pub(super) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> IncrementalCheckpointError {
+    pub(super) fn io(
+        action: &'static str,
+        path: &std::path::Path,
+    ) -> impl FnOnce(std::io::Error) -> IncrementalCheckpointError {
         let path: PathBuf = path.to_path_buf();
         move |e| IncrementalCheckpointError::io(action, &path, e)
     }

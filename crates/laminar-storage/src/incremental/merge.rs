@@ -33,7 +33,10 @@ pub struct MergePolicy {
 
 impl Default for MergePolicy {
     fn default() -> Self {
-        Self { small_files: 8, small_bytes: 1 << 20 }
+        Self {
+            small_files: 8,
+            small_bytes: 1 << 20,
+        }
     }
 }
 
@@ -70,7 +73,9 @@ impl MergePolicy {
         let mut first = chain.len();
         let mut newer = changes;
         for (at, file) in chain.iter().enumerate().rev() {
-            if file.bytes < newer.bytes.saturating_mul(2) || file.records < newer.records.saturating_mul(2) {
+            if file.bytes < newer.bytes.saturating_mul(2)
+                || file.records < newer.records.saturating_mul(2)
+            {
                 first = at;
             }
             newer = newer.plus(*file);
@@ -118,9 +123,10 @@ impl<'a> Source<'a> {
     fn current(&mut self) -> Option<StateRecord<'_>> {
         match self {
             Self::File(cursor) => cursor.current(),
-            Self::Memory(changes) => changes
-                .peek()
-                .map(|(key, change)| StateRecord { key: key.as_slice(), value: change.as_deref() }),
+            Self::Memory(changes) => changes.peek().map(|(key, change)| StateRecord {
+                key: key.as_slice(),
+                value: change.as_deref(),
+            }),
             Self::Live(merge) => merge.on_key(),
         }
     }
@@ -146,7 +152,10 @@ impl<'a> Merge<'a> {
                 source.advance()?;
             }
         }
-        Ok(Self { sources, used: Vec::new() })
+        Ok(Self {
+            sources,
+            used: Vec::new(),
+        })
     }
 
     /// The next key's newest record, deletions included; `None` at the end.
@@ -166,7 +175,9 @@ impl<'a> Merge<'a> {
         }
         let mut smallest: Option<&[u8]> = None;
         for (at, source) in self.sources.iter_mut().enumerate() {
-            let Some(record) = source.current() else { continue };
+            let Some(record) = source.current() else {
+                continue;
+            };
             match smallest.map(|key| record.key.cmp(key)) {
                 Some(std::cmp::Ordering::Greater) => continue,
                 Some(std::cmp::Ordering::Equal) => {}
@@ -191,12 +202,21 @@ mod tests {
     use super::*;
 
     fn weights(sizes: &[u64]) -> Vec<Weight> {
-        sizes.iter().map(|&n| Weight { bytes: n * 1000, records: n }).collect()
+        sizes
+            .iter()
+            .map(|&n| Weight {
+                bytes: n * 1000,
+                records: n,
+            })
+            .collect()
     }
 
     #[test]
     fn a_file_less_than_twice_everything_newer_is_merged() {
-        let policy = MergePolicy { small_files: 0, small_bytes: 0 };
+        let policy = MergePolicy {
+            small_files: 0,
+            small_bytes: 0,
+        };
         let one = weights(&[1])[0];
         let first = |sizes: &[u64]| policy.first_to_merge(&weights(sizes), one);
         assert_eq!(first(&[]), 0);
@@ -206,7 +226,10 @@ mod tests {
         assert_eq!(first(&[100, 5, 2]), 1);
         assert_eq!(first(&[17, 6, 2]), 0);
         // Many small tombstones over few large values.
-        let small = Weight { bytes: 30, records: 60 };
+        let small = Weight {
+            bytes: 30,
+            records: 60,
+        };
         assert_eq!(policy.first_to_merge(&weights(&[100]), small), 0);
     }
 
@@ -216,13 +239,19 @@ mod tests {
         let one = weights(&[1])[0];
         assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one), 7);
         assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one), 0);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default()), 8);
+        assert_eq!(
+            policy.first_to_merge(&weights(&[1; 8]), Weight::default()),
+            8
+        );
     }
 
     /// Whatever the sizes of the changes, chains stay logarithmic and the oldest file dominates.
     #[test]
     fn chains_stay_short() {
-        let policy = MergePolicy { small_files: 0, small_bytes: 0 };
+        let policy = MergePolicy {
+            small_files: 0,
+            small_bytes: 0,
+        };
         let mut chain: Vec<Weight> = Vec::new();
         for step in 0..10_000_u64 {
             let change = weights(&[1 + step * 7919 % 50])[0];

@@ -127,9 +127,22 @@ impl CheckpointFile {
     /// Describes a file from its identity.
     #[must_use]
     pub(crate) fn of(identity: &FileIdentity) -> Self {
-        let (checkpoint, core, part) = (identity.checkpoint.get(), identity.core.get(), identity.part);
+        let (checkpoint, core, part) = (
+            identity.checkpoint.get(),
+            identity.core.get(),
+            identity.part,
+        );
         let name = state_file_name(checkpoint, core, part);
-        Self { name, checkpoint, core, part, len: 0, checksum: 0, records: 0, tombstones: 0 }
+        Self {
+            name,
+            checkpoint,
+            core,
+            part,
+            len: 0,
+            checksum: 0,
+            records: 0,
+            tombstones: 0,
+        }
     }
 
     fn place(&self) -> (u16, u64, u16) {
@@ -213,7 +226,9 @@ impl IncrementalCheckpointMetadata {
     pub fn files_written(&self) -> impl Iterator<Item = &CheckpointFile> {
         // Parts that were spilled before the id was chosen carry a number between parent and id.
         let parent = self.parent_id;
-        self.files.iter().filter(move |file| parent.is_none_or(|parent| file.checkpoint > parent))
+        self.files
+            .iter()
+            .filter(move |file| parent.is_none_or(|parent| file.checkpoint > parent))
     }
 
     /// Encodes the content of `metadata.json`.
@@ -222,7 +237,11 @@ impl IncrementalCheckpointMetadata {
     /// `InvalidConfig` when the fields contradict each other, so that what is written can always be
     /// read again.
     pub fn to_json(&self) -> Result<String> {
-        if self.sst_files.iter().ne(self.files.iter().map(|file| &file.name)) {
+        if self
+            .sst_files
+            .iter()
+            .ne(self.files.iter().map(|file| &file.name))
+        {
             let what = "sst_files is not the list of the names in files";
             return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
         }
@@ -230,7 +249,9 @@ impl IncrementalCheckpointMetadata {
             return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
         }
         let text = serde_json::to_string(&self.to_manifest()).map_err(|e| {
-            IncrementalCheckpointError::invalid(Detail::new(format!("the manifest cannot be encoded: {e}")))
+            IncrementalCheckpointError::invalid(Detail::new(format!(
+                "the manifest cannot be encoded: {e}"
+            )))
         })?;
         Ok(manifest::seal(&text))
     }
@@ -255,14 +276,19 @@ impl IncrementalCheckpointMetadata {
         };
         let text = manifest::open(json)
             .map_err(|fault| IncrementalCheckpointError::from_fault(&fault, place.clone()))?;
-        let manifest: Manifest =
-            serde_json::from_str(text).map_err(|e| damaged(format!("the manifest does not parse: {e}")))?;
+        let manifest: Manifest = serde_json::from_str(text)
+            .map_err(|e| damaged(format!("the manifest does not parse: {e}")))?;
         if manifest.format_version != FORMAT_VERSION {
-            return Err(damaged(format!("format version {} never existed", manifest.format_version)));
+            return Err(damaged(format!(
+                "format version {} never existed",
+                manifest.format_version
+            )));
         }
         let canonical = serde_json::to_string(&manifest).is_ok_and(|again| again == text);
         if !canonical {
-            return Err(damaged("the manifest is not in the form this library writes".into()));
+            return Err(damaged(
+                "the manifest is not in the form this library writes".into(),
+            ));
         }
         let metadata = Self::from_manifest(manifest).map_err(damaged)?;
         metadata.check().map_err(damaged)?;
@@ -273,10 +299,14 @@ impl IncrementalCheckpointMetadata {
     fn check(&self) -> std::result::Result<(), String> {
         let cores = usize::from(self.core_count);
         if cores == 0 || cores > MAX_CORES {
-            return Err(format!("core_count is {cores}, it must be 1 to {MAX_CORES}"));
+            return Err(format!(
+                "core_count is {cores}, it must be 1 to {MAX_CORES}"
+            ));
         }
         if self.wal_cuts.len() > MAX_CORES || self.core_offsets.len() > MAX_CORES {
-            return Err(format!("more than {MAX_CORES} cores have WAL cuts or source offsets"));
+            return Err(format!(
+                "more than {MAX_CORES} cores have WAL cuts or source offsets"
+            ));
         }
         if self.bound_to_wal == self.wal_cuts.is_empty() {
             return Err("WAL cuts must be there exactly when bound_to_wal is set".into());
@@ -298,13 +328,23 @@ impl IncrementalCheckpointMetadata {
         }
         let outside = |f: &&CheckpointFile| f.core >= self.core_count || f.checkpoint > self.id;
         if let Some(file) = self.files.iter().find(outside) {
-            return Err(format!("{} belongs to no core or to a later checkpoint", file.name));
+            return Err(format!(
+                "{} belongs to no core or to a later checkpoint",
+                file.name
+            ));
         }
-        let misnamed = |f: &&CheckpointFile| f.name != state_file_name(f.checkpoint, f.core, f.part);
+        let misnamed =
+            |f: &&CheckpointFile| f.name != state_file_name(f.checkpoint, f.core, f.part);
         if let Some(file) = self.files.iter().find(misnamed) {
-            return Err(format!("{:?} is not the name of that state file", file.name));
+            return Err(format!(
+                "{:?} is not the name of that state file",
+                file.name
+            ));
         }
-        let size = self.files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.len));
+        let size = self
+            .files
+            .iter()
+            .try_fold(0_u64, |sum, file| sum.checked_add(file.len));
         if size != Some(self.size_bytes) {
             return Err("size_bytes is not the sum of the files".into());
         }
@@ -394,7 +434,10 @@ pub fn flatten(cores: &[CoreOffsets]) -> (BTreeMap<String, u64>, Option<i64>) {
         let known = offsets.entry(source.clone()).or_insert(offset);
         *known = offset.max(*known);
     }
-    (offsets, cores.iter().filter_map(|core| core.watermark).min())
+    (
+        offsets,
+        cores.iter().filter_map(|core| core.watermark).min(),
+    )
 }
 
 #[cfg(test)]

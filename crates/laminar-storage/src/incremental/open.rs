@@ -38,7 +38,7 @@ impl IncrementalCheckpointManager {
     /// `ChecksumMismatch` or `UnsupportedVersion`, naming the file, when the newest checkpoint is
     /// not good: a manager never goes back to an older one by itself ([`Self::open_at`] does).
     pub fn new(config: CheckpointConfig) -> Result<Self> {
-        Self::with_vfs(config, Arc::new(OsVfs))
+        Self::with_vfs(config, Arc::new(OsVfs::new()))
     }
 
     /// As [`Self::new`], on any [`Vfs`].
@@ -53,7 +53,11 @@ impl IncrementalCheckpointManager {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_options(config: CheckpointConfig, vfs: Arc<dyn Vfs>, options: ManagerOptions) -> Result<Self> {
+    pub fn with_options(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        options: ManagerOptions,
+    ) -> Result<Self> {
         Self::open(config, vfs, options, &Start::Newest)
     }
 
@@ -64,7 +68,11 @@ impl IncrementalCheckpointManager {
     ///
     /// # Errors
     /// As [`Self::new`]; `NotFound` when there is no such checkpoint.
-    pub fn open_at(config: CheckpointConfig, vfs: Arc<dyn Vfs>, base: Option<CheckpointId>) -> Result<Self> {
+    pub fn open_at(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        base: Option<CheckpointId>,
+    ) -> Result<Self> {
         Self::open_at_with(config, vfs, base, ManagerOptions::default())
     }
 
@@ -81,11 +89,18 @@ impl IncrementalCheckpointManager {
         Self::open(config, vfs, options, &Start::At(base))
     }
 
-    fn open(config: CheckpointConfig, vfs: Arc<dyn Vfs>, options: ManagerOptions, start: &Start) -> Result<Self> {
+    fn open(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        options: ManagerOptions,
+        start: &Start,
+    ) -> Result<Self> {
         config.validate()?;
         let dir = config.checkpoint_dir.clone();
-        create_dir_durably(vfs.as_ref(), &dir)
-            .map_err(Self::io("could not create the directory of checkpoints", &dir))?;
+        create_dir_durably(vfs.as_ref(), &dir).map_err(Self::io(
+            "could not create the directory of checkpoints",
+            &dir,
+        ))?;
         let lock_path = dir.join(LOCK_NAME);
         let lock = vfs.lock(&lock_path).map_err(|e| {
             if e.kind() != io::ErrorKind::WouldBlock {
@@ -99,15 +114,31 @@ impl IncrementalCheckpointManager {
             Start::Newest => listing.checkpoints.last().copied(),
             Start::At(base) => *base,
         };
-        let reader = base.map(|id| open_base(vfs.as_ref(), &config, id, start)).transpose()?;
+        let reader = base
+            .map(|id| open_base(vfs.as_ref(), &config, id, start))
+            .transpose()?;
         // A crash between the rename and the sync of a publication leaves a name that could still
         // vanish: what is built upon is made durable first.
-        vfs.sync_dir(&dir).map_err(Self::io("could not sync the directory of checkpoints", &dir))?;
+        vfs.sync_dir(&dir).map_err(Self::io(
+            "could not sync the directory of checkpoints",
+            &dir,
+        ))?;
         let stay = sweep(vfs.as_ref(), &dir, &listing.leftovers)?;
-        let trash = listing.leftovers.iter().filter(|entry| matches!(entry, EntryName::Trash(_)));
-        let used = listing.checkpoints.iter().copied().chain(stay.iter().chain(trash).map(|entry| entry.id()));
+        let trash = listing
+            .leftovers
+            .iter()
+            .filter(|entry| matches!(entry, EntryName::Trash(_)));
+        let used = listing
+            .checkpoints
+            .iter()
+            .copied()
+            .chain(stay.iter().chain(trash).map(|entry| entry.id()));
         let highest_id = used.max();
-        let skipped = listing.checkpoints.iter().copied().filter(|&id| base.is_none_or(|base| id > base));
+        let skipped = listing
+            .checkpoints
+            .iter()
+            .copied()
+            .filter(|&id| base.is_none_or(|base| id > base));
         let skipped: BTreeSet<_> = skipped.collect();
         let since_ns = vfs.now_ns();
         let mut manager = Self {
@@ -148,7 +179,12 @@ impl IncrementalCheckpointManager {
         let cores = usize::from(metadata.core_count);
         let chain_of = |core| {
             let files = reader.files(core).iter();
-            files.map(|file| ChainFile { reader: Arc::clone(file), spilled: false }).collect()
+            files
+                .map(|file| ChainFile {
+                    reader: Arc::clone(file),
+                    spilled: false,
+                })
+                .collect()
         };
         self.chains = reader.cores().map(chain_of).collect();
         self.overlay = Overlay::new(cores);
@@ -157,18 +193,29 @@ impl IncrementalCheckpointManager {
         self.live_keys = Some(metadata.key_count);
         self.source_offsets = metadata.source_offsets.clone();
         self.watermark = metadata.watermark;
-        let flat = CoreOffsets { offsets: metadata.source_offsets.clone(), watermark: metadata.watermark };
+        let flat = CoreOffsets {
+            offsets: metadata.source_offsets.clone(),
+            watermark: metadata.watermark,
+        };
         self.core_offsets = offsets_for(cores, &metadata.core_offsets, flat);
         self.latest = Some(metadata.clone());
     }
 }
 
-fn open_base(vfs: &dyn Vfs, config: &CheckpointConfig, id: CheckpointId, start: &Start) -> Result<CheckpointReader> {
+fn open_base(
+    vfs: &dyn Vfs,
+    config: &CheckpointConfig,
+    id: CheckpointId,
+    start: &Start,
+) -> Result<CheckpointReader> {
     let dir = EntryName::Checkpoint(id).path(&config.checkpoint_dir);
     let chosen = matches!(start, Start::At(_));
-    let exists = vfs.kind(&dir).map_err(IncrementalCheckpointManager::io("could not look at", &dir))?;
+    let exists = vfs
+        .kind(&dir)
+        .map_err(IncrementalCheckpointManager::io("could not look at", &dir))?;
     if chosen && exists.is_none() {
-        let detail = Detail::new(format!("there is no checkpoint {id}")).at_path(&config.checkpoint_dir);
+        let detail =
+            Detail::new(format!("there is no checkpoint {id}")).at_path(&config.checkpoint_dir);
         return Err(IncrementalCheckpointError::NotFound(Box::new(detail)));
     }
     let opened = || {
@@ -181,7 +228,9 @@ fn open_base(vfs: &dyn Vfs, config: &CheckpointConfig, id: CheckpointId, start: 
     };
     opened().map_err(|error| match error {
         // The directory is there, so a manifest that is not is damage.
-        IncrementalCheckpointError::NotFound(detail) => IncrementalCheckpointError::Corruption(detail),
+        IncrementalCheckpointError::NotFound(detail) => {
+            IncrementalCheckpointError::Corruption(detail)
+        }
         other => other,
     })
 }

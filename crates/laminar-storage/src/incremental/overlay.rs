@@ -45,13 +45,23 @@ impl CoreChanges {
     /// How much the changes weigh in a file.
     #[must_use]
     pub fn weight(&self) -> Weight {
-        Weight { bytes: self.encoded, records: self.changes.len() as u64 }
+        Weight {
+            bytes: self.encoded,
+            records: self.changes.len() as u64,
+        }
     }
 }
 
 fn cost(key: &[u8], change: &Change) -> (usize, u64) {
     let memory = key.len() + change.as_ref().map_or(0, |value| value.len()) + ENTRY_OVERHEAD;
-    (memory, StateRecord { key, value: change.as_deref() }.encoded_len() as u64)
+    (
+        memory,
+        StateRecord {
+            key,
+            value: change.as_deref(),
+        }
+        .encoded_len() as u64,
+    )
 }
 
 /// The changes of all cores.
@@ -64,7 +74,9 @@ impl Overlay {
     /// No changes on that many cores.
     #[must_use]
     pub fn new(cores: usize) -> Self {
-        Self { cores: (0..cores).map(|_| CoreChanges::default()).collect() }
+        Self {
+            cores: (0..cores).map(|_| CoreChanges::default()).collect(),
+        }
     }
 
     /// Records a change; the core must be one of those there are.
@@ -77,7 +89,11 @@ impl Overlay {
     /// What is known of a key on one core: `None` nothing, `Some(None)` deleted.
     #[must_use]
     pub fn get(&self, core: CoreId, key: &[u8]) -> Option<Option<&[u8]>> {
-        self.cores.get(core.index())?.changes.get(key).map(Option::as_deref)
+        self.cores
+            .get(core.index())?
+            .changes
+            .get(key)
+            .map(Option::as_deref)
     }
 
     /// The changes per core.
@@ -111,7 +127,13 @@ mod tests {
         overlay.put(CoreId(1), b"key", None);
         overlay.put(CoreId(9), b"key", None);
         assert_eq!(overlay.memory(), 3 + 1 + 3 + 2 * ENTRY_OVERHEAD);
-        assert_eq!(overlay.cores()[0].weight(), Weight { bytes: 11, records: 1 });
+        assert_eq!(
+            overlay.cores()[0].weight(),
+            Weight {
+                bytes: 11,
+                records: 1
+            }
+        );
         assert_eq!(overlay.get(CoreId(0), b"key"), Some(Some(b"v".as_slice())));
         assert_eq!(overlay.get(CoreId(1), b"key"), Some(None));
         assert_eq!(overlay.get(CoreId(1), b"k"), None);

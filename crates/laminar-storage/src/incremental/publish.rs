@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
 use super::error::IncrementalCheckpointError;
-use super::layout::{EntryName, MANIFEST_NAME};
+use super::layout::MANIFEST_NAME;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
 use super::metadata::{CheckpointFile, IncrementalCheckpointMetadata};
@@ -40,7 +40,10 @@ impl IncrementalCheckpointManager {
     /// `EpochMismatch` when the epoch is before that of the newest checkpoint; `Poisoned`; and any
     /// failure to write, sync or read back, which poisons the manager. The newest checkpoint then
     /// is still the one before, on disk and for this manager.
-    pub fn create_checkpoint(&mut self, wal_position: u64) -> Result<IncrementalCheckpointMetadata> {
+    pub fn create_checkpoint(
+        &mut self,
+        wal_position: u64,
+    ) -> Result<IncrementalCheckpointMetadata> {
         let id = self.next_checkpoint_id()?;
         let published = self.create_checkpoint_as(id, WalPosition(wal_position))?;
         Ok(published.into_metadata())
@@ -51,7 +54,11 @@ impl IncrementalCheckpointManager {
     /// # Errors
     /// As [`Self::create_checkpoint`]; `AlreadyExists` for an id that is not larger than every id
     /// ever used.
-    pub fn create_checkpoint_as(&mut self, id: CheckpointId, wal_position: WalPosition) -> Result<Published> {
+    pub fn create_checkpoint_as(
+        &mut self,
+        id: CheckpointId,
+        wal_position: WalPosition,
+    ) -> Result<Published> {
         let written = self.write(id, wal_position)?;
         let synced = self.sync(written)?;
         let published = self.publish(synced)?;
@@ -70,7 +77,9 @@ impl IncrementalCheckpointManager {
         match self.highest_id {
             None => Ok(CheckpointId(1)),
             Some(highest) if highest < CheckpointId::MAX => Ok(highest.next()),
-            Some(_) => Err(already_exists("the largest possible checkpoint id is used".into())),
+            Some(_) => Err(already_exists(
+                "the largest possible checkpoint id is used".into(),
+            )),
         }
     }
 
@@ -137,8 +146,13 @@ impl IncrementalCheckpointManager {
         let (epoch, latest) = (self.current_epoch(), self.latest.as_ref());
         match latest {
             Some(latest) if epoch.get() < latest.epoch => {
-                let what = format!("checkpoint {} holds epoch {} already", latest.id, latest.epoch);
-                let detail = Detail::new(what).in_epoch(epoch).remedy("Epochs only grow.");
+                let what = format!(
+                    "checkpoint {} holds epoch {} already",
+                    latest.id, latest.epoch
+                );
+                let detail = Detail::new(what)
+                    .in_epoch(epoch)
+                    .remedy("Epochs only grow.");
                 Err(IncrementalCheckpointError::EpochMismatch(Box::new(detail)))
             }
             _ => Ok(()),
@@ -148,7 +162,9 @@ impl IncrementalCheckpointManager {
     pub(super) fn check_nothing_in_flight(&self) -> Result<()> {
         match self.in_flight {
             None => Ok(()),
-            Some(id) => Err(already_exists(format!("checkpoint {id} is written and not published yet"))),
+            Some(id) => Err(already_exists(format!(
+                "checkpoint {id} is written and not published yet"
+            ))),
         }
     }
 
@@ -165,7 +181,12 @@ impl IncrementalCheckpointManager {
 
 /// Write.
 impl IncrementalCheckpointManager {
-    fn try_write(&mut self, id: CheckpointId, wal_position: WalPosition, changes: &Overlay) -> Result<Draft> {
+    fn try_write(
+        &mut self,
+        id: CheckpointId,
+        wal_position: WalPosition,
+        changes: &Overlay,
+    ) -> Result<Draft> {
         let mut spill = match self.spill.take() {
             Some(spill) => spill,
             None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?,
@@ -190,7 +211,14 @@ impl IncrementalCheckpointManager {
         let pending_dir = spill.dir.clone();
         self.wal_cuts.clear();
         self.digests.clear();
-        Ok(Draft { metadata, manifest, pending_dir, manifest_file, unsynced: spill.into_unsynced(), files })
+        Ok(Draft {
+            metadata,
+            manifest,
+            pending_dir,
+            manifest_file,
+            unsynced: spill.into_unsynced(),
+            files,
+        })
     }
 
     fn first_to_merge(&self, core: CoreId, changes: &Overlay) -> usize {
@@ -199,7 +227,11 @@ impl IncrementalCheckpointManager {
             return 0;
         }
         let weights: Vec<_> = chain.iter().map(ChainFile::weight).collect();
-        let changed = changes.cores().get(core.index()).map(|core| core.weight()).unwrap_or_default();
+        let changed = changes
+            .cores()
+            .get(core.index())
+            .map(|core| core.weight())
+            .unwrap_or_default();
         self.options.merge.first_to_merge(&weights, changed)
     }
 
@@ -223,7 +255,10 @@ impl IncrementalCheckpointManager {
                 files.push(DraftFile::Open(file.clone()));
             }
         }
-        let changes = changes.cores().get(core.index()).filter(|core| !core.changes().is_empty());
+        let changes = changes
+            .cores()
+            .get(core.index())
+            .filter(|core| !core.changes().is_empty());
         if merged.is_empty() && changes.is_none() {
             return Ok(files);
         }
@@ -243,10 +278,14 @@ impl IncrementalCheckpointManager {
     /// Gives a file of the newest checkpoint a second name in the new one, or copies it where the
     /// file system has no links or no room for another.
     fn link(&self, file: &ChainFile, spill: &mut Spill) -> Result<()> {
-        let Some(latest) = &self.latest else { return Ok(()) };
+        let Some(latest) = &self.latest else {
+            return Ok(());
+        };
         let name = &file.reader.meta().name;
         let target = spill.dir.join(name);
-        let source = latest.checkpoint_path(&self.config.checkpoint_dir).join(name);
+        let source = latest
+            .checkpoint_path(&self.config.checkpoint_dir)
+            .join(name);
         match self.vfs.hard_link(&source, &target) {
             Ok(()) => Ok(()),
             Err(e) if links_are_refused(&e) => {
@@ -254,7 +293,11 @@ impl IncrementalCheckpointManager {
                 spill.track(name.clone(), copy);
                 Ok(())
             }
-            Err(e) => Err(IncrementalCheckpointError::io("could not link the state file", &source, e)),
+            Err(e) => Err(IncrementalCheckpointError::io(
+                "could not link the state file",
+                &source,
+                e,
+            )),
         }
     }
 
@@ -274,7 +317,11 @@ impl IncrementalCheckpointManager {
         metadata.store_id = self.store_id.get();
         metadata.bound_to_wal = self.bound;
         metadata.core_count = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
-        metadata.wal_cuts = if self.bound { self.wal_cuts.clone() } else { Vec::new() };
+        metadata.wal_cuts = if self.bound {
+            self.wal_cuts.clone()
+        } else {
+            Vec::new()
+        };
         metadata.digests = self.digests.clone();
         metadata.files = files
             .iter()
@@ -284,10 +331,20 @@ impl IncrementalCheckpointManager {
                 DraftFile::New(meta) => meta.clone(),
             })
             .collect();
-        metadata.sst_files = metadata.files.iter().map(|file| file.name.clone()).collect();
+        metadata.sst_files = metadata
+            .files
+            .iter()
+            .map(|file| file.name.clone())
+            .collect();
         metadata.size_bytes = metadata.files.iter().map(|file| file.len).sum();
-        let linked = files.iter().flatten().any(|file| matches!(file, DraftFile::Open(_)));
-        let parent_had_files = self.latest.as_ref().is_some_and(|latest| !latest.files.is_empty());
+        let linked = files
+            .iter()
+            .flatten()
+            .any(|file| matches!(file, DraftFile::Open(_)));
+        let parent_had_files = self
+            .latest
+            .as_ref()
+            .is_some_and(|latest| !latest.files.is_empty());
         metadata.is_incremental =
             self.config.incremental && self.latest.is_some() && (linked || !parent_had_files);
         metadata
@@ -334,21 +391,32 @@ impl IncrementalCheckpointManager {
             .manifest_file
             .sync_data()
             .map_err(Self::io("could not sync the manifest", &manifest_path))?;
-        self.vfs.sync_dir(dir).map_err(Self::io("could not sync the checkpoint directory", dir))
+        self.vfs
+            .sync_dir(dir)
+            .map_err(Self::io("could not sync the checkpoint directory", dir))
     }
 
     fn try_publish(&mut self, draft: Draft) -> Result<Published> {
         let parent = self.config.checkpoint_dir.clone();
         let dir = draft.metadata.checkpoint_path(&parent);
         // A rename would silently replace an empty directory.
-        let taken = self.vfs.kind(&dir).map_err(Self::io("could not look at", &dir))?;
+        let taken = self
+            .vfs
+            .kind(&dir)
+            .map_err(Self::io("could not look at", &dir))?;
         if taken.is_some() {
-            return Err(already_exists(format!("{} appeared by another hand", dir.display())));
+            return Err(already_exists(format!(
+                "{} appeared by another hand",
+                dir.display()
+            )));
         }
         self.vfs
             .rename(&draft.pending_dir, &dir)
             .map_err(Self::io("could not give the checkpoint its name", &dir))?;
-        self.vfs.sync_dir(&parent).map_err(Self::io("could not sync the directory of checkpoints", &parent))?;
+        self.vfs.sync_dir(&parent).map_err(Self::io(
+            "could not sync the directory of checkpoints",
+            &parent,
+        ))?;
         let chains = self.read_back(&dir, &draft)?;
         let floor = self.wal_floor();
         let id = CheckpointId(draft.metadata.id);
@@ -361,7 +429,10 @@ impl IncrementalCheckpointManager {
         self.in_flight = None;
         self.since_ns = self.vfs.now_ns();
         self.epoch.fetch_max(draft.metadata.epoch, Ordering::SeqCst);
-        Ok(Published { metadata: draft.metadata, floor })
+        Ok(Published {
+            metadata: draft.metadata,
+            floor,
+        })
     }
 
     /// Checks under the final name that everything is there and as it was written, new files to the
@@ -373,7 +444,9 @@ impl IncrementalCheckpointManager {
             .map_err(Self::io("could not read the manifest back", &path))?;
         if manifest != draft.manifest.as_bytes() || read_manifest(vfs, dir)? != draft.metadata {
             let what = "the manifest reads back different from what was written";
-            return Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)));
+            return Err(IncrementalCheckpointError::corruption(
+                Detail::new(what).at_path(path),
+            ));
         }
         let mut chains = Vec::with_capacity(draft.files.len());
         for files in &draft.files {
@@ -386,7 +459,10 @@ impl IncrementalCheckpointManager {
                         Arc::new(file.reader.renamed(dir))
                     }
                 };
-                chain.push(ChainFile { reader, spilled: false });
+                chain.push(ChainFile {
+                    reader,
+                    spilled: false,
+                });
             }
             chains.push(chain);
         }
@@ -394,7 +470,12 @@ impl IncrementalCheckpointManager {
     }
 
     fn read_file_back(&self, dir: &Path, meta: &CheckpointFile) -> Result<Arc<StateFileReader>> {
-        let reader = Arc::new(StateFileReader::open(self.vfs.as_ref(), dir, meta, self.store_id)?);
+        let reader = Arc::new(StateFileReader::open(
+            self.vfs.as_ref(),
+            dir,
+            meta,
+            self.store_id,
+        )?);
         reader.verify()?;
         Ok(reader)
     }
@@ -412,10 +493,17 @@ impl IncrementalCheckpointManager {
                 checkpoint: CheckpointId(before.id),
                 store_id: StoreId(before.store_id),
                 epoch: Epoch(before.epoch),
-                cuts: before.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
+                cuts: before
+                    .wal_cuts
+                    .iter()
+                    .map(|cut| Sequence(cut.sequence))
+                    .collect(),
             }),
             Ok(_) => {
-                tracing::warn!(checkpoint = before.id, "the log is kept: the checkpoint before changed");
+                tracing::warn!(
+                    checkpoint = before.id,
+                    "the log is kept: the checkpoint before changed"
+                );
                 None
             }
             Err(error) => {
@@ -442,12 +530,16 @@ fn links_are_refused(e: &io::Error) -> bool {
 
 fn check_linked(vfs: &dyn Vfs, dir: &Path, meta: &CheckpointFile) -> Result<()> {
     let path = dir.join(&meta.name);
-    let kind = vfs.kind(&path).map_err(IncrementalCheckpointManager::io("could not look at", &path))?;
+    let kind = vfs
+        .kind(&path)
+        .map_err(IncrementalCheckpointManager::io("could not look at", &path))?;
     if kind == Some(FileKind::File { len: meta.len }) {
         return Ok(());
     }
     let what = format!("a linked file of {} bytes reads back as {kind:?}", meta.len);
-    Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)))
+    Err(IncrementalCheckpointError::corruption(
+        Detail::new(what).at_path(path),
+    ))
 }
 
 /// Copies an open state file; the copy must be synced.
@@ -465,5 +557,8 @@ fn copy_file(vfs: &dyn Vfs, reader: &StateFileReader, target: &Path) -> Result<A
             at += n as u64;
         }
     };
-    copied().map_err(IncrementalCheckpointManager::io("could not copy the state file to", target))
+    copied().map_err(IncrementalCheckpointManager::io(
+        "could not copy the state file to",
+        target,
+    ))
 }

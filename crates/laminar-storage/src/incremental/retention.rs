@@ -31,7 +31,8 @@ impl Listing {
     /// # Errors
     /// `Io`.
     pub fn read(vfs: &dyn Vfs, checkpoint_dir: &Path) -> Result<Self> {
-        let fail = |e| IncrementalCheckpointError::io("could not list the checkpoints", checkpoint_dir, e);
+        let fail =
+            |e| IncrementalCheckpointError::io("could not list the checkpoints", checkpoint_dir, e);
         if vfs.kind(checkpoint_dir).map_err(fail)?.is_none() {
             return Ok(Self::default());
         }
@@ -78,9 +79,16 @@ impl IncrementalCheckpointManager {
     ///
     /// # Errors
     /// `Corruption`, `ChecksumMismatch`, `UnsupportedVersion`, `Io`.
-    pub fn load_checkpoint_metadata(&self, id: u64) -> Result<Option<IncrementalCheckpointMetadata>> {
+    pub fn load_checkpoint_metadata(
+        &self,
+        id: u64,
+    ) -> Result<Option<IncrementalCheckpointMetadata>> {
         let dir = EntryName::Checkpoint(CheckpointId(id)).path(&self.config.checkpoint_dir);
-        match self.vfs.kind(&dir).map_err(Self::io("could not look at", &dir))? {
+        match self
+            .vfs
+            .kind(&dir)
+            .map_err(Self::io("could not look at", &dir))?
+        {
             None => Ok(None),
             Some(_) => match self.read_metadata(CheckpointId(id)) {
                 Err(IncrementalCheckpointError::NotFound(detail)) => {
@@ -131,7 +139,8 @@ impl IncrementalCheckpointManager {
     }
 
     fn no_such_checkpoint(&self, id: CheckpointId) -> IncrementalCheckpointError {
-        let detail = Detail::new(format!("there is no checkpoint {id}")).at_path(&self.config.checkpoint_dir);
+        let detail = Detail::new(format!("there is no checkpoint {id}"))
+            .at_path(&self.config.checkpoint_dir);
         IncrementalCheckpointError::NotFound(Box::new(detail))
     }
 }
@@ -157,15 +166,24 @@ impl IncrementalCheckpointManager {
             return self.poison_on_error(removed);
         }
         self.check_nothing_in_flight()?;
-        if self.latest.as_ref().is_some_and(|latest| latest.bound_to_wal) {
-            let what = format!("checkpoint {id} is the newest one, the write-ahead log relies on it");
+        if self
+            .latest
+            .as_ref()
+            .is_some_and(|latest| latest.bound_to_wal)
+        {
+            let what =
+                format!("checkpoint {id} is the newest one, the write-ahead log relies on it");
             return Err(IncrementalCheckpointError::invalid(
-                Detail::new(what).at_path(&self.config.checkpoint_dir).remedy("Make a newer one first."),
+                Detail::new(what)
+                    .at_path(&self.config.checkpoint_dir)
+                    .remedy("Make a newer one first."),
             ));
         }
         // Look before anything is gone: the one before becomes the newest, and must be readable.
         let before = self.good_ids()?.into_iter().rfind(|&other| other < id);
-        let before = before.map(|before| self.read_metadata(before)).transpose()?;
+        let before = before
+            .map(|before| self.read_metadata(before))
+            .transpose()?;
         let removed = self.remove(id);
         self.poison_on_error(removed)?;
         self.latest = before;
@@ -204,9 +222,16 @@ impl IncrementalCheckpointManager {
 
     fn remove(&self, id: CheckpointId) -> Result<()> {
         let (vfs, parent) = (self.vfs.as_ref(), self.config.checkpoint_dir.as_path());
-        let (dir, trash) = (EntryName::Checkpoint(id).path(parent), EntryName::Trash(id).path(parent));
-        vfs.rename(&dir, &trash).map_err(Self::io("could not move the checkpoint to trash", &dir))?;
-        vfs.sync_dir(parent).map_err(Self::io("could not sync the directory of checkpoints", parent))?;
+        let (dir, trash) = (
+            EntryName::Checkpoint(id).path(parent),
+            EntryName::Trash(id).path(parent),
+        );
+        vfs.rename(&dir, &trash)
+            .map_err(Self::io("could not move the checkpoint to trash", &dir))?;
+        vfs.sync_dir(parent).map_err(Self::io(
+            "could not sync the directory of checkpoints",
+            parent,
+        ))?;
         if !remove_known(vfs, &trash)? {
             tracing::warn!(path = %trash.display(), "left in place, it has files of another origin");
         }
@@ -215,7 +240,11 @@ impl IncrementalCheckpointManager {
 }
 
 /// Removes what crashes left behind; returns what had to stay because unknown files are in it.
-pub(super) fn sweep(vfs: &dyn Vfs, checkpoint_dir: &Path, leftovers: &[EntryName]) -> Result<Vec<EntryName>> {
+pub(super) fn sweep(
+    vfs: &dyn Vfs,
+    checkpoint_dir: &Path,
+    leftovers: &[EntryName],
+) -> Result<Vec<EntryName>> {
     let mut stay = Vec::new();
     for &entry in leftovers {
         let path = entry.path(checkpoint_dir);
@@ -228,10 +257,11 @@ pub(super) fn sweep(vfs: &dyn Vfs, checkpoint_dir: &Path, leftovers: &[EntryName
     }
     if stay.len() < leftovers.len() {
         // So that no name of it can come back under a new directory of that name.
-        vfs.sync_dir(checkpoint_dir).map_err(IncrementalCheckpointManager::io(
-            "could not sync the directory of checkpoints",
-            checkpoint_dir,
-        ))?;
+        vfs.sync_dir(checkpoint_dir)
+            .map_err(IncrementalCheckpointManager::io(
+                "could not sync the directory of checkpoints",
+                checkpoint_dir,
+            ))?;
     }
     Ok(stay)
 }
@@ -249,17 +279,24 @@ fn remove_known(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
     }
     for (name, _) in &entries {
         let path = dir.join(name);
-        vfs.remove_file(&path).map_err(IncrementalCheckpointManager::io("could not remove", &path))?;
+        vfs.remove_file(&path)
+            .map_err(IncrementalCheckpointManager::io("could not remove", &path))?;
     }
     vfs.remove_dir(dir).map_err(fail("could not remove"))?;
     Ok(true)
 }
 
 /// A checkpoint under the name of another is not that other one.
-pub(super) fn check_id(dir: &Path, id: CheckpointId, metadata: &IncrementalCheckpointMetadata) -> Result<()> {
+pub(super) fn check_id(
+    dir: &Path,
+    id: CheckpointId,
+    metadata: &IncrementalCheckpointMetadata,
+) -> Result<()> {
     if metadata.id == id.get() {
         return Ok(());
     }
     let what = format!("the manifest is that of checkpoint {}", metadata.id);
-    Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(dir.join(MANIFEST_NAME))))
+    Err(IncrementalCheckpointError::corruption(
+        Detail::new(what).at_path(dir.join(MANIFEST_NAME)),
+    ))
 }

@@ -36,32 +36,58 @@ impl Spill {
     pub(super) fn create(vfs: &dyn Vfs, checkpoint_dir: &Path, id: CheckpointId) -> Result<Self> {
         let dir = EntryName::Pending(id).path(checkpoint_dir);
         vfs.create_dir(&dir)
-            .map_err(IncrementalCheckpointManager::io("could not create the checkpoint directory", &dir))?;
-        Ok(Self { id, dir, next_part: BTreeMap::new(), files: BTreeMap::new() })
+            .map_err(IncrementalCheckpointManager::io(
+                "could not create the checkpoint directory",
+                &dir,
+            ))?;
+        Ok(Self {
+            id,
+            dir,
+            next_part: BTreeMap::new(),
+            files: BTreeMap::new(),
+        })
     }
 
     /// Gives the directory the id that was chosen in the end.
-    pub(super) fn rename(&mut self, vfs: &dyn Vfs, checkpoint_dir: &Path, id: CheckpointId) -> Result<()> {
+    pub(super) fn rename(
+        &mut self,
+        vfs: &dyn Vfs,
+        checkpoint_dir: &Path,
+        id: CheckpointId,
+    ) -> Result<()> {
         if self.id == id {
             return Ok(());
         }
         let dir = EntryName::Pending(id).path(checkpoint_dir);
         vfs.rename(&self.dir, &dir)
-            .map_err(IncrementalCheckpointManager::io("could not rename the checkpoint directory", &dir))?;
+            .map_err(IncrementalCheckpointManager::io(
+                "could not rename the checkpoint directory",
+                &dir,
+            ))?;
         self.id = id;
         self.dir = dir;
         Ok(())
     }
 
     /// The identity of the next file of a core.
-    pub(super) fn next_identity(&mut self, store_id: StoreId, core: CoreId) -> Result<FileIdentity> {
+    pub(super) fn next_identity(
+        &mut self,
+        store_id: StoreId,
+        core: CoreId,
+    ) -> Result<FileIdentity> {
         let next = self.next_part.entry(core).or_insert(0);
         let part = *next;
         *next = next.checked_add(1).ok_or_else(|| {
-            let detail = Detail::new("too much was spilled since the last checkpoint").on_core(core);
+            let detail =
+                Detail::new("too much was spilled since the last checkpoint").on_core(core);
             IncrementalCheckpointError::Backpressure(Box::new(detail.remedy("Make a checkpoint.")))
         })?;
-        Ok(FileIdentity { store_id, checkpoint: self.id, core, part })
+        Ok(FileIdentity {
+            store_id,
+            checkpoint: self.id,
+            core,
+            part,
+        })
     }
 
     /// Writes the records of a merge, without the tombstones where nothing older is left; no file
@@ -90,7 +116,8 @@ impl Spill {
 
     fn finish(&mut self, writer: StateFileWriter) -> Result<FinishedFile> {
         let finished = writer.finish()?;
-        self.files.insert(finished.meta.name.clone(), Arc::clone(&finished.file));
+        self.files
+            .insert(finished.meta.name.clone(), Arc::clone(&finished.file));
         Ok(finished)
     }
 
@@ -104,7 +131,10 @@ impl Spill {
         let path = self.dir.join(name);
         self.files.remove(name);
         vfs.remove_file(&path)
-            .map_err(IncrementalCheckpointManager::io("could not remove a merged state file", &path))
+            .map_err(IncrementalCheckpointManager::io(
+                "could not remove a merged state file",
+                &path,
+            ))
     }
 
     /// The files that are not known to be durable.
@@ -116,7 +146,10 @@ impl Spill {
         let path = self.dir.join(&finished.meta.name);
         let file = Arc::clone(&finished.file);
         let reader = StateFileReader::from_file(file, path, identity, &finished.meta)?;
-        Ok(ChainFile { reader: Arc::new(reader), spilled: true })
+        Ok(ChainFile {
+            reader: Arc::new(reader),
+            spilled: true,
+        })
     }
 }
 
@@ -125,7 +158,11 @@ impl IncrementalCheckpointManager {
     pub(super) fn take_spill(&mut self) -> Result<Spill> {
         match self.spill.take() {
             Some(spill) => Ok(spill),
-            None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, self.next_checkpoint_id()?),
+            None => Spill::create(
+                self.vfs.as_ref(),
+                &self.config.checkpoint_dir,
+                self.next_checkpoint_id()?,
+            ),
         }
     }
 
@@ -146,7 +183,9 @@ impl IncrementalCheckpointManager {
             let identity = spill.next_identity(self.store_id, core)?;
             let drop_tombstones = self.chains.get(core.index()).is_none_or(Vec::is_empty);
             let merge = Merge::new(vec![Source::Memory(changes.changes().iter().peekable())])?;
-            if let Some(finished) = spill.write(self.vfs.as_ref(), identity, merge, drop_tombstones)? {
+            if let Some(finished) =
+                spill.write(self.vfs.as_ref(), identity, merge, drop_tombstones)?
+            {
                 parts.push((core, spill.open(&finished, identity)?));
             }
         }
@@ -164,7 +203,9 @@ impl IncrementalCheckpointManager {
     /// Number of live keys once `changes` are in the chains; `None` when that is not known. A log's
     /// coordinator brings the number itself, so nothing is looked up for it.
     pub(super) fn live_keys_with(&self, changes: &Overlay) -> Result<Option<u64>> {
-        let (Some(mut live), false) = (self.live_keys, self.bound) else { return Ok(None) };
+        let (Some(mut live), false) = (self.live_keys, self.bound) else {
+            return Ok(None);
+        };
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
             let mut caches: Vec<BlockCache> = chain.iter().map(|_| BlockCache::default()).collect();
             for (key, change) in changes.changes() {
@@ -226,7 +267,13 @@ impl IncrementalCheckpointManager {
             if !writers.contains_key(&core) {
                 let identity = spill.next_identity(self.store_id, core)?;
                 let path = spill.dir.join(CheckpointFile::of(&identity).name);
-                writers.insert(core, (identity, StateFileWriter::create(self.vfs.as_ref(), &path, identity)?));
+                writers.insert(
+                    core,
+                    (
+                        identity,
+                        StateFileWriter::create(self.vfs.as_ref(), &path, identity)?,
+                    ),
+                );
             }
             if let Some((_, writer)) = writers.get_mut(&core) {
                 writer.push(record)?;
@@ -254,7 +301,11 @@ impl IncrementalCheckpointManager {
 }
 
 /// Input positions of a state, spread over as many cores as there are.
-pub(super) fn offsets_for(cores: usize, known: &[CoreOffsets], flat: CoreOffsets) -> Vec<CoreOffsets> {
+pub(super) fn offsets_for(
+    cores: usize,
+    known: &[CoreOffsets],
+    flat: CoreOffsets,
+) -> Vec<CoreOffsets> {
     if !known.is_empty() {
         return known.to_vec();
     }

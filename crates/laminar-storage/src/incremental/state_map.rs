@@ -60,7 +60,9 @@ impl<'a> Iterator for Iter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(|(key, value)| (key.as_slice(), value.as_slice()))
+        self.0
+            .next()
+            .map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -13,8 +13,10 @@ use crate::vfs::{FileKind, OsVfs, Vfs};
 ///
 /// # Errors
 /// `NotFound`, `Corruption`, `ChecksumMismatch`, `UnsupportedVersion`, `Io`; each names the file.
-pub fn validate_checkpoint(dir: &Path) -> Result<IncrementalCheckpointMetadata, IncrementalCheckpointError> {
-    validate_checkpoint_in(&OsVfs, dir)
+pub fn validate_checkpoint(
+    dir: &Path,
+) -> Result<IncrementalCheckpointMetadata, IncrementalCheckpointError> {
+    validate_checkpoint_in(&OsVfs::new(), dir)
 }
 
 /// As [`validate_checkpoint`], on any [`Vfs`].
@@ -34,7 +36,7 @@ pub fn validate_checkpoint_in(
 /// `wal*.log` files in it. 0 where there is nothing, or nothing that can be read.
 #[must_use]
 pub fn wal_size(path: &Path) -> u64 {
-    wal_size_in(&OsVfs, path).unwrap_or(0)
+    wal_size_in(&OsVfs::new(), path).unwrap_or(0)
 }
 
 /// As [`wal_size`], on any [`Vfs`].

@@ -1,7 +1,11 @@
 use super::*;
 
-const ID: FileIdentity =
-    FileIdentity { store_id: StoreId(7), checkpoint: CheckpointId(3), core: CoreId(2), part: 1 };
+const ID: FileIdentity = FileIdentity {
+    store_id: StoreId(7),
+    checkpoint: CheckpointId(3),
+    core: CoreId(2),
+    part: 1,
+};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -21,13 +25,33 @@ fn golden_header() {
 #[test]
 fn golden_record_and_index_entry() {
     let mut out = Vec::new();
-    StateRecord { key: b"ab", value: Some(b"xyz") }.encode(&mut out);
-    StateRecord { key: b"c", value: None }.encode(&mut out);
-    assert_eq!(hex(&out), "0102000300000061627879 7a02010000000000 63".replace(' ', ""));
+    StateRecord {
+        key: b"ab",
+        value: Some(b"xyz"),
+    }
+    .encode(&mut out);
+    StateRecord {
+        key: b"c",
+        value: None,
+    }
+    .encode(&mut out);
+    assert_eq!(
+        hex(&out),
+        "0102000300000061627879 7a02010000000000 63".replace(' ', "")
+    );
     let mut entry = Vec::new();
-    IndexEntry { offset: 64, len: 20, records: 2, crc: 0x0102_0304, first_key: b"ab" }
-        .encode(&mut entry);
-    assert_eq!(hex(&entry), "400000000000000014000000020000000403020102006162");
+    IndexEntry {
+        offset: 64,
+        len: 20,
+        records: 2,
+        crc: 0x0102_0304,
+        first_key: b"ab",
+    }
+    .encode(&mut entry);
+    assert_eq!(
+        hex(&entry),
+        "400000000000000014000000020000000403020102006162"
+    );
     assert_eq!(entry.len(), Index::entry_len(2));
 }
 
@@ -50,8 +74,14 @@ fn golden_footer() {
     );
     assert_eq!(Footer::decode(&bytes, &ID, 172), Ok((footer, crc)));
     assert!(Footer::decode(&bytes, &ID, 173).is_err());
-    let other = FileIdentity { store_id: StoreId(8), ..ID };
-    assert!(matches!(Footer::decode(&bytes, &other, 172), Err(Fault::Checksum { .. })));
+    let other = FileIdentity {
+        store_id: StoreId(8),
+        ..ID
+    };
+    assert!(matches!(
+        Footer::decode(&bytes, &other, 172),
+        Err(Fault::Checksum { .. })
+    ));
 }
 
 #[test]
@@ -79,18 +109,28 @@ fn every_flipped_bit_of_header_and_footer_is_seen() {
 #[test]
 fn another_identity_and_a_newer_version_are_named() {
     let other = FileIdentity { part: 9, ..ID };
-    assert_eq!(check_header(&encode_header(&other), &ID), Err(Fault::Foreign { found: other }));
+    assert_eq!(
+        check_header(&encode_header(&other), &ID),
+        Err(Fault::Foreign { found: other })
+    );
     let mut newer = encode_header(&ID);
     newer[8] = 2;
     let crc = Salt::new(&[]).crc(&[&newer[..60]]);
     newer[60..].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(check_header(&newer, &ID), Err(Fault::NewerVersion { found: 2 }));
+    assert_eq!(
+        check_header(&newer, &ID),
+        Err(Fault::NewerVersion { found: 2 })
+    );
 }
 
 #[test]
 fn a_record_never_reaches_beyond_its_bytes() {
     let mut out = Vec::new();
-    StateRecord { key: b"key", value: Some(b"value") }.encode(&mut out);
+    StateRecord {
+        key: b"key",
+        value: Some(b"value"),
+    }
+    .encode(&mut out);
     for len in 0..out.len() {
         assert!(StateRecord::decode(&out[..len]).is_err());
     }

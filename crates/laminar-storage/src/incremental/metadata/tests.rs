@@ -8,11 +8,23 @@ fn sample() -> IncrementalCheckpointMetadata {
     metadata.bound_to_wal = true;
     metadata.wal_cuts = vec![WalCut { sequence: 17 }, WalCut { sequence: u64::MAX }];
     metadata.core_offsets = vec![
-        CoreOffsets { offsets: [("a\"b".to_string(), 3)].into(), watermark: Some(-5) },
-        CoreOffsets { offsets: [("c".to_string(), 4)].into(), watermark: None },
+        CoreOffsets {
+            offsets: [("a\"b".to_string(), 3)].into(),
+            watermark: Some(-5),
+        },
+        CoreOffsets {
+            offsets: [("c".to_string(), 4)].into(),
+            watermark: None,
+        },
     ];
     (metadata.source_offsets, metadata.watermark) = flatten(&metadata.core_offsets);
-    metadata.digests = vec![CoreDigest { digest: 1, live_keys: 2 }; 2];
+    metadata.digests = vec![
+        CoreDigest {
+            digest: 1,
+            live_keys: 2
+        };
+        2
+    ];
     metadata.parent_id = Some(8);
     for (core, checkpoint) in [(0, 7), (0, 9), (1, 3)] {
         let mut file = CheckpointFile::of(&FileIdentity {
@@ -40,16 +52,25 @@ fn golden() {
          \"is_incremental\":false,\"parent_id\":null,\"store_id\":0,\"bound_to_wal\":false,\
          \"core_count\":1,\"wal_cuts\":[],\"core_offsets\":[],\"digests\":[],\"files\":[]}"
     );
-    assert_eq!(IncrementalCheckpointMetadata::from_json(&json).unwrap(), metadata);
+    assert_eq!(
+        IncrementalCheckpointMetadata::from_json(&json).unwrap(),
+        metadata
+    );
 }
 
 #[test]
 fn comes_back_as_it_was() {
     let metadata = sample();
     let json = metadata.to_json().unwrap();
-    assert_eq!(IncrementalCheckpointMetadata::from_json(&json).unwrap(), metadata);
+    assert_eq!(
+        IncrementalCheckpointMetadata::from_json(&json).unwrap(),
+        metadata
+    );
     assert_eq!(metadata.written_bytes(), 200);
-    assert_eq!(metadata.checkpoint_path(Path::new("/d")), Path::new("/d/checkpoint_0000000000000009"));
+    assert_eq!(
+        metadata.checkpoint_path(Path::new("/d")),
+        Path::new("/d/checkpoint_0000000000000009")
+    );
 }
 
 #[test]
@@ -59,7 +80,10 @@ fn every_flipped_bit_is_seen() {
         let mut bytes = json.clone().into_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
         if let Ok(text) = String::from_utf8(bytes) {
-            assert!(IncrementalCheckpointMetadata::from_json(&text).is_err(), "bit {bit}");
+            assert!(
+                IncrementalCheckpointMetadata::from_json(&text).is_err(),
+                "bit {bit}"
+            );
         }
     }
 }
@@ -70,7 +94,9 @@ fn hostile_manifests_are_refused() {
     let metadata = sample();
     let text = serde_json::to_string(&metadata.to_manifest()).unwrap();
     let name = &metadata.files[0].name;
-    let order = format!("{name}\",\"len\":200,\"checksum\":0,\"records\":0,\"tombstones\":0}},{{\"name\":\"{name}");
+    let order = format!(
+        "{name}\",\"len\":200,\"checksum\":0,\"records\":0,\"tombstones\":0}},{{\"name\":\"{name}"
+    );
     let changes = [
         (name.as_str(), "../../etc/passwd"),
         (name.as_str(), "state-0000000000000007-0000-0000.sst/../x"),
@@ -92,6 +118,9 @@ fn hostile_manifests_are_refused() {
     }
     let newer = seal(&text.replacen("\"format_version\":1", "\"format_version\":2", 1));
     let error = IncrementalCheckpointMetadata::from_json(&newer).unwrap_err();
-    assert!(matches!(error, IncrementalCheckpointError::UnsupportedVersion(_)));
+    assert!(matches!(
+        error,
+        IncrementalCheckpointError::UnsupportedVersion(_)
+    ));
     assert!(error.to_string().contains("version 2") && error.to_string().contains("version 1"));
 }

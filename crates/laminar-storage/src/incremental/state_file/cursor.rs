@@ -77,11 +77,19 @@ impl FileCursor {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let (record, after) = StateRecord::decode(rest).map_err(|f| self.fault(&f))?;
         let in_order = match &self.current {
-            Some((key, _)) => self.bytes.get(key.clone()).is_some_and(|previous| previous < record.key),
-            None => self.border.as_deref().is_none_or(|border| border < record.key),
+            Some((key, _)) => self
+                .bytes
+                .get(key.clone())
+                .is_some_and(|previous| previous < record.key),
+            None => self
+                .border
+                .as_deref()
+                .is_none_or(|border| border < record.key),
         };
         if !in_order || self.left_in_block == 0 {
-            return Err(self.fault(&Fault::Damaged("a block has records its index entry does not allow")));
+            return Err(self.fault(&Fault::Damaged(
+                "a block has records its index entry does not allow",
+            )));
         }
         let key_start = self.at + RECORD_HEADER_LEN;
         let key = key_start..key_start + record.key.len();
@@ -96,7 +104,9 @@ impl FileCursor {
     /// Reads the next block; false when there is none, after checking that all is accounted for.
     fn load_block(&mut self) -> Result<bool> {
         if self.left_in_block != 0 {
-            return Err(self.fault(&Fault::Damaged("a block has fewer records than its index entry says")));
+            return Err(self.fault(&Fault::Damaged(
+                "a block has fewer records than its index entry says",
+            )));
         }
         if let Some((key, _)) = self.current.take() {
             self.border = self.bytes.get(key).map(<[u8]>::to_vec);
@@ -104,7 +114,9 @@ impl FileCursor {
         let Some((records, first_key)) = self.reader.promise(self.next_block) else {
             let finished = std::mem::take(&mut self.border).is_some();
             if finished && self.tombstones != self.reader.meta().tombstones {
-                return Err(self.fault(&Fault::Damaged("another number of tombstones than the footer says")));
+                return Err(self.fault(&Fault::Damaged(
+                    "another number of tombstones than the footer says",
+                )));
             }
             return Ok(false);
         };
@@ -114,7 +126,9 @@ impl FileCursor {
         self.next_block += 1;
         let (first, _) = StateRecord::decode(&self.bytes).map_err(|f| self.fault(&f))?;
         if first.key != first_key {
-            return Err(self.fault(&Fault::Damaged("a block starts with another key than its index entry says")));
+            return Err(self.fault(&Fault::Damaged(
+                "a block starts with another key than its index entry says",
+            )));
         }
         Ok(true)
     }

@@ -40,7 +40,12 @@ impl StateFileReader {
     /// # Errors
     /// `Corruption`, `ChecksumMismatch` or `UnsupportedVersion`, naming the file, when it is missing
     /// or not exactly the file described; `Io`.
-    pub fn open(vfs: &dyn Vfs, dir: &Path, meta: &CheckpointFile, store_id: StoreId) -> Result<Self> {
+    pub fn open(
+        vfs: &dyn Vfs,
+        dir: &Path,
+        meta: &CheckpointFile,
+        store_id: StoreId,
+    ) -> Result<Self> {
         let path = dir.join(&meta.name);
         let identity = meta.identity(store_id);
         let file = vfs.open(&path, Access::Read).map_err(|e| {
@@ -66,7 +71,13 @@ impl StateFileReader {
         meta: &CheckpointFile,
     ) -> Result<Self> {
         let index = load_index(file.as_ref(), &path, &identity, meta)?;
-        Ok(Self { file, path, identity, meta: meta.clone(), index: Arc::new(index) })
+        Ok(Self {
+            file,
+            path,
+            identity,
+            meta: meta.clone(),
+            index: Arc::new(index),
+        })
     }
 
     /// The same open file under the name it has in another directory; for messages only.
@@ -113,8 +124,14 @@ impl StateFileReader {
     ///
     /// # Errors
     /// `Io`, `ChecksumMismatch`, `Corruption`.
-    pub fn get<'c>(&self, key: &[u8], cache: &'c mut BlockCache) -> Result<Option<Option<&'c [u8]>>> {
-        let Some(block) = self.index.find(key) else { return Ok(None) };
+    pub fn get<'c>(
+        &self,
+        key: &[u8],
+        cache: &'c mut BlockCache,
+    ) -> Result<Option<Option<&'c [u8]>>> {
+        let Some(block) = self.index.find(key) else {
+            return Ok(None);
+        };
         if cache.block != Some(block) {
             cache.block = None;
             self.read_block(block, &mut cache.bytes)?;
@@ -150,7 +167,9 @@ impl StateFileReader {
     /// Reads one block into `bytes`, replacing them, and checks its checksum.
     pub(super) fn read_block(&self, block: usize, bytes: &mut Vec<u8>) -> Result<()> {
         bytes.clear();
-        let Some(entry) = self.index.entry(block) else { return Ok(()) };
+        let Some(entry) = self.index.entry(block) else {
+            return Ok(());
+        };
         // The index was checked against the length of the file, so this is never more than that.
         bytes.resize(entry.len as usize, 0);
         read_exact_at(self.file.as_ref(), bytes, entry.offset)
@@ -160,12 +179,21 @@ impl StateFileReader {
             return Ok(());
         }
         bytes.clear();
-        Err(self.fault(&Fault::Checksum { what: "block", stored: entry.crc, computed }, block))
+        Err(self.fault(
+            &Fault::Checksum {
+                what: "block",
+                stored: entry.crc,
+                computed,
+            },
+            block,
+        ))
     }
 
     /// Number of records and first key that the index promises for a block.
     pub(super) fn promise(&self, block: usize) -> Option<(u32, &[u8])> {
-        self.index.entry(block).map(|entry| (entry.records, entry.first_key))
+        self.index
+            .entry(block)
+            .map(|entry| (entry.records, entry.first_key))
     }
 
     pub(super) fn fault(&self, fault: &Fault, block: usize) -> IncrementalCheckpointError {
@@ -175,11 +203,19 @@ impl StateFileReader {
 }
 
 fn place(path: &Path, identity: &FileIdentity, offset: u64) -> Detail {
-    Detail::new("").at_path(path).on_core(identity.core).at_offset(offset)
+    Detail::new("")
+        .at_path(path)
+        .on_core(identity.core)
+        .at_offset(offset)
 }
 
 /// A file that got shorter after it was opened is damage, everything else the system's error.
-fn read_error(e: io::Error, path: &Path, identity: &FileIdentity, offset: u64) -> IncrementalCheckpointError {
+fn read_error(
+    e: io::Error,
+    path: &Path,
+    identity: &FileIdentity,
+    offset: u64,
+) -> IncrementalCheckpointError {
     if e.kind() == io::ErrorKind::UnexpectedEof {
         let fault = Fault::Damaged("the file is cut short");
         return IncrementalCheckpointError::from_fault(&fault, place(path, identity, offset));
@@ -193,7 +229,9 @@ fn load_index(
     identity: &FileIdentity,
     meta: &CheckpointFile,
 ) -> Result<Index> {
-    let fail = |fault: &Fault, at| IncrementalCheckpointError::from_fault(fault, place(path, identity, at));
+    let fail = |fault: &Fault, at| {
+        IncrementalCheckpointError::from_fault(fault, place(path, identity, at))
+    };
     let len = file
         .size()
         .map_err(|e| IncrementalCheckpointError::io("could not read the length of", path, e))?;
@@ -213,13 +251,20 @@ fn load_index(
         .map_err(|e| read_error(e, path, identity, footer_offset))?;
     let (footer, checksum) =
         Footer::decode(&footer, identity, len).map_err(|fault| fail(&fault, footer_offset))?;
-    if checksum != meta.checksum || footer.records != meta.records || footer.tombstones != meta.tombstones {
+    if checksum != meta.checksum
+        || footer.records != meta.records
+        || footer.tombstones != meta.tombstones
+    {
         let what = "a healthy file of that name, but not the one the manifest describes";
         return Err(fail(&Fault::Damaged(what), footer_offset));
     }
     // `Footer::decode` has checked that the index lies inside the file.
-    let index_len = usize::try_from(footer.index_len)
-        .map_err(|_| fail(&Fault::Damaged("the index does not fit in memory"), footer.index_offset))?;
+    let index_len = usize::try_from(footer.index_len).map_err(|_| {
+        fail(
+            &Fault::Damaged("the index does not fit in memory"),
+            footer.index_offset,
+        )
+    })?;
     let mut raw = vec![0; index_len];
     read_exact_at(file, &mut raw, footer.index_offset)
         .map_err(|e| read_error(e, path, identity, footer.index_offset))?;

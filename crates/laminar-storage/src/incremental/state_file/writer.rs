@@ -52,9 +52,9 @@ impl StateFileWriter {
     /// # Errors
     /// `Io`.
     pub fn create(vfs: &dyn Vfs, path: &Path, identity: FileIdentity) -> Result<Self> {
-        let file = vfs
-            .create_new(path)
-            .map_err(|e| IncrementalCheckpointError::io("could not create the state file", path, e))?;
+        let file = vfs.create_new(path).map_err(|e| {
+            IncrementalCheckpointError::io("could not create the state file", path, e)
+        })?;
         Ok(Self {
             file,
             path: path.to_path_buf(),
@@ -134,12 +134,16 @@ impl StateFileWriter {
         meta.checksum = checksum;
         meta.records = self.records;
         meta.tombstones = self.tombstones;
-        Ok(FinishedFile { file: self.file, meta })
+        Ok(FinishedFile {
+            file: self.file,
+            meta,
+        })
     }
 
     fn close_block(&mut self) -> Result<()> {
         let offset = self.written + self.out.len() as u64;
-        let len = u32::try_from(self.block.len()).map_err(|_| self.misuse("a block is too long"))?;
+        let len =
+            u32::try_from(self.block.len()).map_err(|_| self.misuse("a block is too long"))?;
         IndexEntry {
             offset,
             len,
