@@ -443,7 +443,9 @@ impl IncrementalCheckpointManager {
     }
 
     fn wal_is_large(&self) -> bool {
-        let Some(path) = &self.config.wal_path else { return false };
+        let Some(path) = &self.config.wal_path else {
+            return false;
+        };
         match wal_size_in(self.vfs.as_ref(), path) {
             Ok(size) => size > 0 && size >= self.config.min_wal_size_for_checkpoint,
             Err(error) => {
@@ -463,7 +465,9 @@ impl IncrementalCheckpointManager {
     }
 
     pub(super) fn check_usable(&self) -> Result<()> {
-        let Some(cause) = self.poison.get() else { return Ok(()) };
+        let Some(cause) = self.poison.get() else {
+            return Ok(());
+        };
         let what = format!("stopped by an earlier failure: {cause}");
         let detail = Detail::new(what.trim_end_matches('.').to_string())
             .at_path(&self.config.checkpoint_dir)

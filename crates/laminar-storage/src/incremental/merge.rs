@@ -166,7 +166,9 @@ impl<'a> Merge<'a> {
         }
         let mut smallest: Option<&[u8]> = None;
         for (at, source) in self.sources.iter_mut().enumerate() {
-            let Some(record) = source.current() else { continue };
+            let Some(record) = source.current() else {
+                continue;
+            };
             match smallest.map(|key| record.key.cmp(key)) {
                 Some(std::cmp::Ordering::Greater) => continue,
                 Some(std::cmp::Ordering::Equal) => {}

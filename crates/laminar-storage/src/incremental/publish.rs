@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
 use super::error::IncrementalCheckpointError;
-use super::layout::{EntryName, MANIFEST_NAME};
+use super::layout::MANIFEST_NAME;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
 use super::metadata::{CheckpointFile, IncrementalCheckpointMetadata};
@@ -243,7 +243,9 @@ impl IncrementalCheckpointManager {
     /// Gives a file of the newest checkpoint a second name in the new one, or copies it where the
     /// file system has no links or no room for another.
     fn link(&self, file: &ChainFile, spill: &mut Spill) -> Result<()> {
-        let Some(latest) = &self.latest else { return Ok(()) };
+        let Some(latest) = &self.latest else {
+            return Ok(());
+        };
         let name = &file.reader.meta().name;
         let target = spill.dir.join(name);
         let source = latest.checkpoint_path(&self.config.checkpoint_dir).join(name);

@@ -164,7 +164,9 @@ impl IncrementalCheckpointManager {
     /// Number of live keys once `changes` are in the chains; `None` when that is not known. A log's
     /// coordinator brings the number itself, so nothing is looked up for it.
     pub(super) fn live_keys_with(&self, changes: &Overlay) -> Result<Option<u64>> {
-        let (Some(mut live), false) = (self.live_keys, self.bound) else { return Ok(None) };
+        let (Some(mut live), false) = (self.live_keys, self.bound) else {
+            return Ok(None);
+        };
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
             let mut caches: Vec<BlockCache> = chain.iter().map(|_| BlockCache::default()).collect();
             for (key, change) in changes.changes() {

@@ -114,7 +114,9 @@ impl StateFileReader {
     /// # Errors
     /// `Io`, `ChecksumMismatch`, `Corruption`.
     pub fn get<'c>(&self, key: &[u8], cache: &'c mut BlockCache) -> Result<Option<Option<&'c [u8]>>> {
-        let Some(block) = self.index.find(key) else { return Ok(None) };
+        let Some(block) = self.index.find(key) else {
+            return Ok(None);
+        };
         if cache.block != Some(block) {
             cache.block = None;
             self.read_block(block, &mut cache.bytes)?;
@@ -150,7 +152,9 @@ impl StateFileReader {
     /// Reads one block into `bytes`, replacing them, and checks its checksum.
     pub(super) fn read_block(&self, block: usize, bytes: &mut Vec<u8>) -> Result<()> {
         bytes.clear();
-        let Some(entry) = self.index.entry(block) else { return Ok(()) };
+        let Some(entry) = self.index.entry(block) else {
+            return Ok(());
+        };
         // The index was checked against the length of the file, so this is never more than that.
         bytes.resize(entry.len as usize, 0);
         read_exact_at(self.file.as_ref(), bytes, entry.offset)
