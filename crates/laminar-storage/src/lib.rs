@@ -7,8 +7,13 @@ pub mod ids;
 pub mod incremental;
 pub mod per_core_wal;
 pub mod report;
-// The store is what calls it; until that is in place nothing outside the tests does.
-#[allow(dead_code)]
 mod ring0;
 pub mod store;
 pub mod vfs;
+
+pub use ids::{CheckpointId, CoreId, Epoch};
+pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
+pub use store::{
+    CheckpointReceipt, CloseReceipt, CoreStore, Health, Opened, Pairs, Router, Settings, StateReader, Stats,
+    Store, StoreBuilder, StoreError,
+};

@@ -64,10 +64,8 @@ pub enum DigestCheck {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PhaseTimes {
-    /// Finding and checking checkpoint and log.
-    pub survey: Duration,
-    /// Filling the state.
-    pub load: Duration,
+    /// Finding and checking checkpoint and log, and filling the state from them.
+    pub recover: Duration,
     /// Making it durable and beginning a new incarnation.
     pub begin: Duration,
 }

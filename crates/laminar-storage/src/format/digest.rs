@@ -16,6 +16,17 @@ pub struct StateDigest {
     pub live_keys: u64,
 }
 
+impl StateDigest {
+    /// The digest of two states without a key in common, taken together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            digest: self.digest.wrapping_add(other.digest),
+            live_keys: self.live_keys.saturating_add(other.live_keys),
+        }
+    }
+}
+
 /// Records up to this many bytes are hashed from the stack in one go.
 const ON_STACK: usize = 240;
 

@@ -287,18 +287,24 @@ impl CoreWalWriter {
         self.append_at(record, 0).map(drop)
     }
 
-    /// Closes `epoch` on this core, with the commit that belongs to it.
+    /// Closes every epoch up to `epoch` on this core, with the commit that belongs to it. What was
+    /// appended since the last seal belongs to the current epoch, and so does the commit: epochs
+    /// that are jumped over are empty.
     pub(crate) fn seal(
         &mut self,
         epoch: Epoch,
         commit: Option<&[u8]>,
         digest: StateDigest,
     ) -> Result<(), PerCoreWalError> {
-        self.set_epoch(epoch.0)?;
         if let Some(body) = commit {
             self.append_at(&Record::Commit(CommitBody::new(body)), 0)?;
         }
-        self.append_now(&Record::Barrier { durable: self.durable, digest: Some(digest) })?;
+        let barrier = Record::Barrier { durable: self.durable, digest: Some(digest) };
+        self.append_at(&barrier, 0)?;
+        if epoch > self.epoch {
+            self.set_epoch(epoch.0)?;
+            self.append_at(&barrier, 0)?;
+        }
         self.sealed_epoch = epoch;
         self.set_epoch(epoch.next().0)
     }

@@ -296,7 +296,7 @@ impl CoreState {
     /// Makes sure that one entry can be pushed, and takes back slots meanwhile: two per entry, so that
     /// a backlog shrinks.
     #[inline]
-    fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
+    pub(crate) fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
         self.reclaim(2);
         if self.retired.has_room() && self.changelog.has_room() {
             return Ok(());

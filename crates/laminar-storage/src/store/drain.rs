@@ -16,8 +16,8 @@ use super::stats::Counters;
 use crate::format::record::Record;
 use crate::ids::{Epoch, SegmentNumber};
 use crate::incremental::StateOp;
-use crate::per_core_wal::writer::CoreWalWriter;
 use crate::per_core_wal::sync_writers;
+use crate::per_core_wal::writer::CoreWalWriter;
 use crate::ring0::{Batch, CoreDrain};
 
 /// Entries taken from a core at a time: enough to coalesce, little enough to stay in cache.
@@ -31,6 +31,8 @@ struct Lane {
     drain: CoreDrain,
     /// Last epoch whose barrier is in the writer.
     sealed: Epoch,
+    /// Changes drained since then.
+    unsealed: u64,
 }
 
 /// What a turn came to.
@@ -62,7 +64,7 @@ pub(crate) struct Drain {
 
 impl Drain {
     pub(crate) fn new(drains: Vec<CoreDrain>, writers: Vec<CoreWalWriter>, durable: Epoch) -> Self {
-        let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
+        let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable, unsealed: 0 }).collect();
         Self { lanes, writers, durable, newest: HashMap::default(), superseded: Vec::new() }
     }
 
@@ -107,9 +109,11 @@ impl Drain {
         self.writers.iter().map(CoreWalWriter::position).sum()
     }
 
-    /// Epochs up to which every core was sealed, and entries that no seal follows yet.
-    pub(crate) fn unsealed(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.drain.pending()).sum()
+    /// Leaves durable evidence of a clean end; returns how many changes no seal followed.
+    pub(crate) fn end(&mut self) -> Result<u64, StoreError> {
+        self.confirm()?;
+        sync_writers(&mut self.writers)?;
+        Ok(self.lanes.iter().map(|lane| lane.unsealed).sum())
     }
 
     /// Takes one batch of a core; false when there was none.
@@ -132,11 +136,13 @@ impl Drain {
             writer.append_drained(&record)?;
             written += 1;
         }
+        lane.unsealed += batch.entries.len() as u64;
         counters.drained.add(batch.entries.len() as u64);
         counters.logged.add(written);
         if let Some(seal) = &batch.seal {
             writer.seal(seal.epoch, seal.commit.as_deref(), lane.drain.digest())?;
             lane.sealed = seal.epoch;
+            lane.unsealed = 0;
         }
         lane.drain.release();
         Ok(true)
@@ -159,7 +165,10 @@ fn mark_superseded(
         let later = *newest.entry(entry.key_hash).or_insert(index);
         // Equal hashes are not equal keys: only the stored bytes decide.
         *mark = later != index
-            && drain.record(later).zip(drain.record(index)).is_some_and(|(later, this)| later.key == this.key);
+            && drain
+                .record(later)
+                .zip(drain.record(index))
+                .is_some_and(|(later, this)| later.key == this.key);
     }
 }
 

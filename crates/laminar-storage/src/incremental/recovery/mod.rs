@@ -268,10 +268,23 @@ impl From<PerCoreWalError> for IncrementalCheckpointError {
     }
 }
 
+/// Recovers what whoever wrote the directories acknowledged: what opening a store would recover.
+pub(crate) fn recover_acknowledged(
+    vfs: &Arc<dyn Vfs>,
+    checkpoint_dir: &Path,
+    wal_path: &Path,
+) -> Result<RecoveredState, Failure> {
+    let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
+    Ok(recover_wanted(&config, Wanted::Acknowledged)?.whole())
+}
+
 /// Recovers checkpoint and changes.
 pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
+    recover_wanted(config, Wanted::Mode(config.mode))
+}
+
+fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Failure> {
     let started = Instant::now();
-    let wanted = Wanted::Mode(config.mode);
     let (located, mut state) =
         locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, |located| {
             let state = match &located.checkpoint {
@@ -280,7 +293,6 @@ pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
             };
             Ok::<_, Failure>(state)
         })?;
-    let survey_time = started.elapsed();
     if config.repair_wal {
         repair_segments(&config.vfs, &config.wal_path, &located.plan.survey)?;
     }
@@ -291,8 +303,7 @@ pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
     let positions = positions(&located);
     state.wal_position = state.wal_position.max(positions.iter().sum());
     state.report = report(&located, &state, &changes);
-    state.report.phases.survey = survey_time;
-    state.report.phases.load = started.elapsed() - survey_time;
+    state.report.phases.recover = started.elapsed();
     Ok(Parts { state, changes, positions, collect: config.collect_state_changes })
 }
 

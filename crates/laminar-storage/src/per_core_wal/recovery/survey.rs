@@ -260,11 +260,11 @@ fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWal
 }
 
 /// Runs `work` for every item, on a thread each where the outside world allows it.
-pub(crate) fn in_parallel<T: Sync, R: Send>(
+pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
     vfs: &dyn Vfs,
     items: &[T],
-    work: impl Fn(&T) -> Result<R, PerCoreWalError> + Sync,
-) -> Vec<Result<R, PerCoreWalError>> {
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Vec<Result<R, E>> {
     if items.len() < 2 || !vfs.parallel() {
         return items.iter().map(work).collect();
     }
@@ -272,9 +272,8 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(
         let work = &work;
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
         let died = || {
-            Err(PerCoreWalError::corrupted(
-                Detail::new("a recovery thread died").remedy("Report this with the output above."),
-            ))
+            let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
+            Err(PerCoreWalError::corrupted(detail).into())
         };
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| died())).collect()
     })
