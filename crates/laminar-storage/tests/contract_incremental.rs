@@ -1,5 +1,6 @@
 //! The public contract of `laminar_storage::incremental`, as a program outside uses it: names, call
 //! shapes, and what they do, in real directories.
+#![allow(clippy::unwrap_used)] // also in the helpers, which are not seen as tests
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -118,10 +119,10 @@ fn listing_retention_and_deletion() {
     let root = tempfile::tempdir().unwrap();
     let config = CheckpointConfig::new(root.path()).with_max_retained(4);
     let mut manager = IncrementalCheckpointManager::new(config).unwrap();
-    for epoch in 0..6 {
-        manager.put(b"k", &[epoch as u8]).unwrap();
-        manager.set_epoch(epoch);
-        manager.create_checkpoint(epoch * 100).unwrap();
+    for epoch in 0..6_u8 {
+        manager.put(b"k", &[epoch]).unwrap();
+        manager.set_epoch(u64::from(epoch));
+        manager.create_checkpoint(u64::from(epoch) * 100).unwrap();
     }
     let epochs = |manager: &IncrementalCheckpointManager| -> Vec<u64> {
         manager.list_checkpoints().unwrap().iter().map(|metadata| metadata.epoch).collect()

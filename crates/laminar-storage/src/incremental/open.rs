@@ -3,8 +3,10 @@
 //! Order: the directory durably, the lock, a look at everything, and only when that is found good
 //! the first change (sweeping what crashes left behind).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
@@ -93,16 +95,11 @@ impl IncrementalCheckpointManager {
     ) -> Result<Self> {
         config.validate()?;
         let dir = config.checkpoint_dir.clone();
-        create_dir_durably(vfs.as_ref(), &dir)
-            .map_err(Self::io("could not create the directory of checkpoints", &dir))?;
-        let lock_path = dir.join(LOCK_NAME);
-        let lock = vfs.lock(&lock_path).map_err(|e| {
-            if e.kind() != io::ErrorKind::WouldBlock {
-                return IncrementalCheckpointError::io("could not lock", &lock_path, e);
-            }
-            let detail = io_detail("somebody else has these checkpoints open", &lock_path, e);
-            IncrementalCheckpointError::Io(Box::new(detail.remedy("Close the other one first.")))
-        })?;
+        create_dir_durably(vfs.as_ref(), &dir).map_err(Self::io(
+            "could not create the directory of checkpoints",
+            &dir,
+        ))?;
+        let lock = lock(vfs.as_ref(), &dir)?;
         let listing = Listing::read(vfs.as_ref(), &dir)?;
         let base = match start {
             Start::Newest => listing.checkpoints.last().copied(),
@@ -113,15 +110,26 @@ impl IncrementalCheckpointManager {
         // vanish: what is built upon is made durable first.
         vfs.sync_dir(&dir).map_err(Self::io("could not sync the directory of checkpoints", &dir))?;
         let stay = sweep(vfs.as_ref(), &dir, &listing.leftovers)?;
-        let trash = listing.leftovers.iter().filter(|entry| matches!(entry, EntryName::Trash(_)));
-        let used =
-            listing.checkpoints.iter().copied().chain(stay.iter().chain(trash).map(|entry| entry.id()));
-        let highest_id = used.max();
-        let skipped = listing.checkpoints.iter().copied().filter(|&id| base.is_none_or(|base| id > base));
-        let skipped: BTreeSet<_> = skipped.collect();
-        let since_ns = vfs.now_ns();
-        let mut manager = Self {
+        let mut manager = Self::empty(config, vfs, options, lock);
+        manager.highest_id = highest_used(&listing, &stay);
+        let newer = |id: &CheckpointId| base.is_none_or(|base| *id > base);
+        manager.skipped = listing.checkpoints.into_iter().filter(newer).collect();
+        if let Some(reader) = reader {
+            manager.adopt(&reader);
+        }
+        Ok(manager)
+    }
+
+    /// A manager of one core and no state.
+    fn empty(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        options: ManagerOptions,
+        lock: Box<dyn Debug + Send + Sync>,
+    ) -> Self {
+        Self {
             store_id: StoreId(vfs.random_u64()),
+            since_ns: vfs.now_ns(),
             config,
             options,
             vfs,
@@ -130,8 +138,8 @@ impl IncrementalCheckpointManager {
             bound: false,
             epoch: AtomicU64::new(0),
             latest: None,
-            skipped,
-            highest_id,
+            skipped: BTreeSet::new(),
+            highest_id: None,
             chains: vec![Vec::new()],
             rewrite_all: false,
             live_keys: Some(0),
@@ -140,16 +148,11 @@ impl IncrementalCheckpointManager {
             spill: None,
             in_flight: None,
             core_offsets: vec![CoreOffsets::default()],
-            source_offsets: std::collections::BTreeMap::new(),
+            source_offsets: BTreeMap::new(),
             watermark: None,
             wal_cuts: Vec::new(),
             digests: Vec::new(),
-            since_ns,
-        };
-        if let Some(reader) = reader {
-            manager.adopt(&reader);
         }
-        Ok(manager)
     }
 
     /// Takes over the state of a checkpoint.
@@ -171,6 +174,28 @@ impl IncrementalCheckpointManager {
         self.core_offsets = offsets_for(cores, &metadata.core_offsets, flat);
         self.latest = Some(metadata.clone());
     }
+}
+
+fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
+    let path = dir.join(LOCK_NAME);
+    vfs.lock(&path).map_err(|e| {
+        if e.kind() != io::ErrorKind::WouldBlock {
+            return IncrementalCheckpointError::io("could not lock", &path, e);
+        }
+        let detail = io_detail("somebody else has these checkpoints open", &path, e);
+        IncrementalCheckpointError::Io(Box::new(detail.remedy("Close the other one first.")))
+    })
+}
+
+/// The largest id that must not be used again: published ones, deleted ones, and what is in the way.
+/// A checkpoint that was never finished has not used its id.
+fn highest_used(listing: &Listing, stay: &[EntryName]) -> Option<CheckpointId> {
+    let trash = listing
+        .leftovers
+        .iter()
+        .filter(|entry| matches!(entry, EntryName::Trash(_)));
+    let others = trash.chain(stay).map(|entry| entry.id());
+    listing.checkpoints.iter().copied().chain(others).max()
 }
 
 fn open_base(

@@ -5,6 +5,7 @@
 //! comes again from the log, or was never promised.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -225,16 +226,17 @@ impl IncrementalCheckpointManager {
                 let what = format!("the router names core {core}, there are {cores} cores");
                 return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
             }
-            if !writers.contains_key(&core) {
-                let identity = spill.next_identity(self.store_id, core)?;
-                let path = spill.dir.join(CheckpointFile::of(&identity).name);
-                writers
-                    .insert(core, (identity, StateFileWriter::create(self.vfs.as_ref(), &path, identity)?));
-            }
-            if let Some((_, writer)) = writers.get_mut(&core) {
-                writer.push(record)?;
-                live += 1;
-            }
+            let (_, writer) = match writers.entry(core) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(vacant) => {
+                    let identity = spill.next_identity(self.store_id, core)?;
+                    let path = spill.dir.join(CheckpointFile::of(&identity).name);
+                    let writer = StateFileWriter::create(self.vfs.as_ref(), &path, identity)?;
+                    vacant.insert((identity, writer))
+                }
+            };
+            writer.push(record)?;
+            live += 1;
         }
         drop(merge);
         let mut chains: Vec<Vec<ChainFile>> = (0..cores).map(|_| Vec::new()).collect();

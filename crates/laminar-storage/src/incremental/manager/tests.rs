@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // small numbers made here
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use super::*;
 use crate::format::digest::record_digest;
 use crate::ids::WalPosition;
 use crate::incremental::{CheckpointReader, Published, StateMap, validate_checkpoint_in};
-use crate::vfs::sim::{Duration as For, Fault, ImagePolicy, Keep, SimDisk};
+use crate::vfs::sim::{Duration as For, Fault, ImagePolicy, Keep, Short, SimDisk};
 use crate::vfs::{Vfs, create_dir_durably};
 
 mod crash;
@@ -378,6 +380,36 @@ fn steps_and_changes_between_them() {
     assert_eq!(manager.get(b"a").unwrap().unwrap(), b"2");
     manager.create_checkpoint(0).unwrap();
     assert_eq!(manager.load_checkpoint_state(2).unwrap().len(), 2);
+}
+
+/// The disk took every write and every sync and still has something else: nothing may be truncated.
+#[test]
+fn what_reads_back_different_is_not_published() {
+    for victim in ["new", "linked", "metadata.json"] {
+        let disk = SimDisk::new(1);
+        let mut manager = open(&disk).unwrap();
+        for n in 0..100_u8 {
+            manager.put(&[n], &[n; 200]).unwrap();
+        }
+        let linked = manager.create_checkpoint(0).unwrap().sst_files.remove(0);
+        manager.put(b"k", b"v").unwrap();
+        let written = manager.write(CheckpointId(2), WalPosition(0)).unwrap();
+        let new = written.metadata().sst_files[1].clone();
+        let synced = manager.sync(written).unwrap();
+        let pending = Path::new("/c/checkpoint_0000000000000002.tmp");
+        match victim {
+            "new" => disk.flip_bit(pending.join(new), 8 * 70).unwrap(),
+            "linked" => disk.truncate(pending.join(linked), 9000).unwrap(),
+            name => disk.flip_bit(pending.join(name), 8 * 70).unwrap(),
+        }
+        let error = manager.publish(synced).unwrap_err();
+        assert!(error.is_corruption(), "{victim}: {error}");
+        let error = manager.put(b"k", b"v").unwrap_err();
+        assert!(matches!(error, IncrementalCheckpointError::Poisoned(_)));
+        assert_eq!(manager.latest_checkpoint_id(), Some(1));
+        drop(manager);
+        assert!(open(&disk).unwrap_err().is_corruption());
+    }
 }
 
 #[test]

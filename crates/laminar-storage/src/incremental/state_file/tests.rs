@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // small numbers made here
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,8 +49,10 @@ fn read(disk: &SimDisk, meta: &CheckpointFile) -> Result<Records, IncrementalChe
 }
 
 fn many(n: u32) -> Records {
-    let value = |i: u32| (i % 5 != 0).then(|| vec![i as u8; (i % 90) as usize]);
-    (0..n).map(|i| (format!("key-{i:06}").into_bytes(), value(i))).collect()
+    let value = |i: u32| (!i.is_multiple_of(5)).then(|| vec![i as u8; (i % 90) as usize]);
+    (0..n)
+        .map(|i| (format!("key-{i:06}").into_bytes(), value(i)))
+        .collect()
 }
 
 #[test]
