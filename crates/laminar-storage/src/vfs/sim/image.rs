@@ -7,7 +7,8 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::content::{Content, in_memory};
-use super::disk::{Machine, SimDisk};
+use super::disk::SimDisk;
+use super::machine::Machine;
 use super::select::{ImagePolicy, Images};
 use super::trace::Op;
 use super::tree::{DataChange, DirNode, FileNode, Ino, Node, ROOT, SECTOR, Tree};

@@ -31,6 +31,7 @@ mod damage;
 mod disk;
 mod faults;
 mod image;
+mod machine;
 mod select;
 mod trace;
 mod tree;

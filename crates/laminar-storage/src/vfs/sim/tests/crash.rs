@@ -43,10 +43,10 @@ fn the_size_may_be_lost_without_the_bytes_and_the_bytes_without_the_size() {
     let (disk, file) = disk_with("f", b"12");
     write_all_at(file.as_ref(), b"34", 2).unwrap();
     let found = outcomes(&disk, |d| d.read_file("f").unwrap());
-    assert!(found.contains(&b"12".to_vec()));
-    assert!(found.contains(&b"12\0\0".to_vec()));
-    assert!(found.contains(&b"1234".to_vec()));
-    assert!(found.contains(&b"123\0".to_vec()), "torn");
+    assert!(found.contains(b"12".as_slice()));
+    assert!(found.contains(b"12\0\0".as_slice()));
+    assert!(found.contains(b"1234".as_slice()));
+    assert!(found.contains(b"123\0".as_slice()), "torn");
     let garbage = |b: &&Vec<u8>| b.len() == 4 && b[2] != 0 && b[2] != b'3';
     assert!(found.iter().any(|b| garbage(&b)));
     let policy = ImagePolicy { garbage: false, ..ImagePolicy::default() };
@@ -84,7 +84,7 @@ fn a_synced_entry_says_nothing_about_the_bytes() {
     write_all_at(file.as_ref(), b"x", 0).unwrap();
     disk.sync_dir(path("")).unwrap();
     let found = outcomes(&disk, |d| d.read_file("f").unwrap());
-    assert!(found.contains(&b"".to_vec()) && found.contains(&b"\0".to_vec()));
+    assert!(found.contains(b"".as_slice()) && found.contains(b"\0".as_slice()));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_rename_may_overtake_the_bytes() {
     disk.rename(path("t"), path("f")).unwrap();
     disk.sync_dir(path("/")).unwrap();
     let found = outcomes(&disk, |d| d.read_file("f").unwrap());
-    assert!(found.contains(&b"".to_vec()) && found.contains(&b"\0\0\0".to_vec()));
+    assert!(found.contains(b"".as_slice()) && found.contains(b"\0\0\0".as_slice()));
 }
 
 #[test]

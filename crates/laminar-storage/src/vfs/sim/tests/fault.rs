@@ -160,7 +160,7 @@ fn without_power_nothing_works() {
     assert!(disk.open(path("f"), Access::Read).is_err());
     assert_eq!(disk.history().len(), 3);
     let found = outcomes(&disk, |d| d.read_file("f").unwrap());
-    assert!(found.contains(&b"x".to_vec()) && found.contains(&b"12".to_vec()));
+    assert!(found.contains(b"x".as_slice()) && found.contains(b"12".as_slice()));
     let disk = SimDisk::new(1);
     disk.power_off();
     assert!(disk.create_dir(path("d")).is_err());
