@@ -3,5 +3,6 @@
 pub mod changelog;
 
 pub use changelog::{
-    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,
+    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp,
+    UnknownStateOp,
 };
