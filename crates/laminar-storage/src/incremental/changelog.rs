@@ -93,11 +93,19 @@ pub struct StateChangelogEntry {
     _reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<StateChangelogEntry>() == 32 && align_of::<StateChangelogEntry>() == 8);
+const _: () =
+    assert!(size_of::<StateChangelogEntry>() == 32 && align_of::<StateChangelogEntry>() == 8);
 
 impl StateChangelogEntry {
     const fn new(kind: Kind, epoch: u64, key_hash: u64, mmap_offset: u64, value_len: u32) -> Self {
-        Self { epoch, key_hash, mmap_offset, value_len, kind, _reserved: [0; 3] }
+        Self {
+            epoch,
+            key_hash,
+            mmap_offset,
+            value_len,
+            kind,
+            _reserved: [0; 3],
+        }
     }
 
     /// A key got a value.
@@ -313,7 +321,9 @@ impl ChangelogConsumer {
     /// Takes up to `max` entries, oldest first, appends them to `entries` and says how many.
     pub fn drain_into(&mut self, entries: &mut Vec<StateChangelogEntry>, max: usize) -> usize {
         let wanted = self.ring.slots().min(max);
-        let Ok(chunk) = self.ring.read_chunk(wanted) else { return 0 };
+        let Ok(chunk) = self.ring.read_chunk(wanted) else {
+            return 0;
+        };
         let (first, second) = chunk.as_slices();
         entries.reserve(wanted);
         entries.extend_from_slice(first);
@@ -407,8 +417,14 @@ impl StateChangelogBuffer {
             overflows: 0,
             epoch: 0,
         };
-        let consumer = ChangelogConsumer { ring: consumer, drained, taken: 0 };
-        Self { ends: RefCell::new((producer, consumer)) }
+        let consumer = ChangelogConsumer {
+            ring: consumer,
+            drained,
+            taken: 0,
+        };
+        Self {
+            ends: RefCell::new((producer, consumer)),
+        }
     }
 
     /// The two ends, for two threads.
@@ -425,12 +441,24 @@ impl StateChangelogBuffer {
 
     /// Appends a put of `key` in the current epoch; `false` when the ring is full.
     pub fn push_put(&self, key: &[u8], mmap_offset: u64, value_len: u32) -> bool {
-        self.push(StateChangelogEntry::from_key(key, self.epoch(), mmap_offset, value_len, StateOp::Put))
+        self.push(StateChangelogEntry::from_key(
+            key,
+            self.epoch(),
+            mmap_offset,
+            value_len,
+            StateOp::Put,
+        ))
     }
 
     /// Appends a delete of `key` in the current epoch; `false` when the ring is full.
     pub fn push_delete(&self, key: &[u8], mmap_offset: u64) -> bool {
-        self.push(StateChangelogEntry::from_key(key, self.epoch(), mmap_offset, 0, StateOp::Delete))
+        self.push(StateChangelogEntry::from_key(
+            key,
+            self.epoch(),
+            mmap_offset,
+            0,
+            StateOp::Delete,
+        ))
     }
 
     /// Takes the oldest entry.

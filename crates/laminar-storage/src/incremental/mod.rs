@@ -49,7 +49,8 @@ mod tokens;
 mod validate;
 
 pub use changelog::{
-    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,
+    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp,
+    UnknownStateOp,
 };
 pub use checkpoint_reader::{CheckpointReader, read_manifest};
 pub use config::CheckpointConfig;
