@@ -48,9 +48,15 @@ impl Base {
         if self.log.is_none() {
             return Sequence::ZERO;
         }
-        let largest = || self.cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
-        self.cuts.get(core.index()).copied().unwrap_or_else(largest)
+        cut_of(&self.cuts, core)
     }
+}
+
+/// The cut of a core: every record up to it is in the checkpoint. Cores beyond the list belong to an
+/// earlier layout, of which everything lies below the largest cut.
+pub(crate) fn cut_of(cuts: &[Sequence], core: CoreId) -> Sequence {
+    let largest = || cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
+    cuts.get(core.index()).copied().unwrap_or_else(largest)
 }
 
 /// Which records of a core to replay.
