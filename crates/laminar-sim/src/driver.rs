@@ -128,7 +128,7 @@ pub struct Report {
     pub duplicates: u64,
     /// Snapshots, at any depth, for which not every selection was made.
     pub sampled: u64,
-    /// Recoveries after a kill.
+    /// Distinct recoveries after a kill; where nothing was pending it equals a power cut.
     pub kills: u64,
     /// What went wrong, ordered by trail.
     pub failures: Vec<Failure>,
@@ -229,9 +229,16 @@ impl<S: Scenario> Explorer<'_, S> {
         level: usize,
     ) {
         let deeper = (level as u64) < u64::from(self.plan.depth);
-        self.kills.fetch_add(1, Ordering::Relaxed);
-        let killed = trail.then(snapshot.op(), Crash::Kill);
-        self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
+        // With nothing pending, a kill leaves the same as a power cut.
+        if !snapshot.is_clean()
+            && self
+                .is_new(snapshot.hash(), known.fingerprint, level)
+                .is_some()
+        {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+            let killed = trail.then(snapshot.op(), Crash::Kill);
+            self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
+        }
         let policy = if level == 0 {
             &self.plan.policy
         } else {
