@@ -118,7 +118,7 @@ pub struct Report {
     pub duplicates: u64,
     /// Snapshots, at any depth, for which not every selection was made.
     pub sampled: u64,
-    /// Recoveries after a kill.
+    /// Distinct recoveries after a kill; where nothing was pending it equals a power cut.
     pub kills: u64,
     /// What went wrong, ordered by trail.
     pub failures: Vec<Failure>,
@@ -213,10 +213,21 @@ impl<S: Scenario> Explorer<'_, S> {
     /// All crashes at one snapshot. `level` counts the crashes before.
     fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
         let deeper = (level as u64) < u64::from(self.plan.depth);
-        self.kills.fetch_add(1, Ordering::Relaxed);
-        let killed = trail.then(snapshot.op(), Crash::Kill);
-        self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
-        let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
+        // With nothing pending, a kill leaves the same as a power cut.
+        if !snapshot.is_clean()
+            && self
+                .is_new(snapshot.hash(), known.fingerprint, level)
+                .is_some()
+        {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+            let killed = trail.then(snapshot.op(), Crash::Kill);
+            self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
+        }
+        let policy = if level == 0 {
+            &self.plan.policy
+        } else {
+            &self.plan.nested_policy
+        };
         let mut images = snapshot.images(policy);
         if !images.is_exhaustive() {
             self.sampled.fetch_add(1, Ordering::Relaxed);
