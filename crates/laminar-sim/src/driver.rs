@@ -214,20 +214,12 @@ impl<S: Scenario> Explorer<'_, S> {
     fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
         let deeper = (level as u64) < u64::from(self.plan.depth);
         // With nothing pending, a kill leaves the same as a power cut.
-        if !snapshot.is_clean()
-            && self
-                .is_new(snapshot.hash(), known.fingerprint, level)
-                .is_some()
-        {
+        if !snapshot.is_clean() && self.is_new(snapshot.hash(), known.fingerprint, level).is_some() {
             self.kills.fetch_add(1, Ordering::Relaxed);
             let killed = trail.then(snapshot.op(), Crash::Kill);
             self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
         }
-        let policy = if level == 0 {
-            &self.plan.policy
-        } else {
-            &self.plan.nested_policy
-        };
+        let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
         let mut images = snapshot.images(policy);
         if !images.is_exhaustive() {
             self.sampled.fetch_add(1, Ordering::Relaxed);

@@ -490,12 +490,7 @@ impl Snapshot {
 
 fn hash_change(change: &DataChange, text: &mut Vec<u8>) {
     match change {
-        DataChange::Atom {
-            offset,
-            data,
-            start,
-            len,
-        } => {
+        DataChange::Atom { offset, data, start, len } => {
             text.push(b'a');
             text.extend_from_slice(&offset.to_le_bytes());
             text.extend_from_slice(&(*len as u64).to_le_bytes());
