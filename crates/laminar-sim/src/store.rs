@@ -5,7 +5,7 @@
 //! core that the default router says, so that the same script works with any number of cores.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::vfs::sim::SimDisk;
@@ -302,11 +302,22 @@ fn text<T>(result: Result<T, StoreError>) -> Result<(), String> {
     result.map(drop).map_err(|e| e.to_string())
 }
 
+/// Keeps the library's helper thread alive between the openings, which would start and end it each time.
+fn keep_helper() {
+    static KEPT: Mutex<Option<Opened>> = Mutex::new(None);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.is_none() {
+        let builder = Store::builder(DIR).settings(small_settings()).vfs(Arc::new(SimDisk::new(0)));
+        *kept = builder.open().ok();
+    }
+}
+
 /// Opens the store on a disk.
 ///
 /// # Errors
 /// As [`laminar_storage::StoreBuilder::open`].
 pub fn open(disk: &SimDisk, cores: u16, settings: &Settings) -> Result<Opened, StoreError> {
+    keep_helper();
     let builder = Store::builder(DIR).cores(usize::from(cores)).settings(settings.clone());
     builder.vfs(Arc::new(disk.clone())).open()
 }
