@@ -31,6 +31,8 @@ pub(crate) struct Segment {
     /// Bytes that hold its header and its frames.
     pub(crate) len: u64,
     pub(crate) file_len: u64,
+    /// Bytes that a later frame testifies to have been synced.
+    pub(crate) proven: u64,
     pub(crate) records: u64,
     pub(crate) min_epoch: Epoch,
     pub(crate) max_epoch: Epoch,
@@ -501,6 +503,7 @@ struct Tally {
     sealed_epoch: Epoch,
     acknowledged: Epoch,
     announces: bool,
+    proven: u64,
 }
 
 impl Tally {
@@ -514,6 +517,7 @@ impl Tally {
             sealed_epoch: header.sealed_epoch,
             acknowledged: Epoch::ZERO,
             announces: false,
+            proven: 0,
         }
     }
 
@@ -542,6 +546,7 @@ impl Tally {
         self.min_epoch = self.min_epoch.min(frame.epoch);
         self.max_epoch = self.max_epoch.max(frame.epoch);
         self.announces = false;
+        self.proven = self.proven.max(frame.synced_len);
         let senseless = || contradiction("a record in a valid frame makes no sense");
         for_each_record(
             frame,
@@ -591,6 +596,7 @@ impl Tally {
             header,
             len,
             file_len,
+            proven: self.proven.min(len),
             records: self.records,
             min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
             max_epoch: self.max_epoch,
