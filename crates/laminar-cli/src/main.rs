@@ -2,12 +2,43 @@
 
 mod agg;
 mod args;
+mod commands;
+mod demo;
 mod engine;
 mod error;
 mod export;
 mod input;
 mod job;
 mod pipeline;
+mod progress;
+mod query;
 mod signals;
+mod summary;
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::engine::{Engine, StateView};
+use crate::error::Kind;
+
+/// Runs the command line over the given store.
+fn laminar<E: Engine, V: StateView>() -> ExitCode {
+    let cli = args::Cli::parse_from(args::join_dead_letter(std::env::args_os()));
+    match commands::run::<E, V>(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if error.kind() != Kind::BrokenPipe {
+                // If even standard error is gone, the exit code still tells.
+                let _ = writeln!(std::io::stderr(), "laminar: {error}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+#[cfg(not(test))]
+fn main() -> ExitCode {
+    laminar::<engine::store::StoreEngine, engine::store::StoreView>()
+}

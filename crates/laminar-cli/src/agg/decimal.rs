@@ -70,6 +70,12 @@ impl fmt::Display for Decimal {
     }
 }
 
+impl From<u64> for Number {
+    fn from(value: u64) -> Self {
+        Self::Exact(Decimal { mantissa: i128::from(value), scale: 0 })
+    }
+}
+
 impl Number {
     /// Reads a number: digits with an optional sign, point and exponent, blanks around it ignored.
     /// `None` for everything else, and for what is too large even for an `f64`.

@@ -162,15 +162,13 @@ pub struct FakeView {
     report: Report,
 }
 
-impl FakeView {
-    pub fn open(dir: &std::path::Path) -> Self {
+impl StateView for FakeView {
+    fn open(dir: &std::path::Path) -> Result<Self> {
         let disk = disk(dir);
         let disk = disk.lock().unwrap();
-        Self { state: disk.state().0, report: disk.report() }
+        Ok(Self { state: disk.state().0, report: disk.report() })
     }
-}
 
-impl StateView for FakeView {
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8])) {
         // Any order but the sorted one, so that nothing relies on it.
         for (key, value) in self.state.iter().rev() {

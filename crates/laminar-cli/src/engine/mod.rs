@@ -144,6 +144,8 @@ pub trait CoreEngine: Send {
 
 /// A store's newest recoverable state, read without changing anything.
 pub trait StateView: Sized {
+    /// Reads the state of a directory.
+    fn open(dir: &std::path::Path) -> Result<Self>;
     /// Calls `visit` for every key and value, in any order.
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8]));
     /// The value of a key.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::args::ExportFormat;
+use crate::engine::StateView;
 use crate::engine::fake::{FakeEngine, FakeView, disk};
 use crate::export::{Meaning, write_all};
 
@@ -72,9 +73,13 @@ impl Bench {
     fn export(&self) -> String {
         let meaning = Meaning::of(&self.settings.state, false).unwrap();
         let mut out = Vec::new();
-        let view = FakeView::open(&self.settings.state);
+        let view = FakeView::open(&self.settings.state).unwrap();
         write_all(&view, &meaning, ExportFormat::Ndjson, &mut out, &CliError::stdout).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    fn epochs(&self) -> Vec<u64> {
+        disk(&self.settings.state).lock().unwrap().epochs()
     }
 
     /// Makes another directory with the same state, as a crash with this recovery point leaves it.
@@ -115,7 +120,7 @@ fn resuming_at_any_epoch_gives_the_same_bytes() {
     assert!(outcome.finished && outcome.after.records == 240, "{outcome:?}");
     let expected = bench.export();
     assert_eq!(expected.lines().count(), 17);
-    let epochs = disk(&bench.settings.state).lock().unwrap().epochs();
+    let epochs = bench.epochs();
     assert!(epochs.len() > 20, "small batches make many epochs");
     for (index, epoch) in std::iter::once(0).chain(epochs).enumerate() {
         let mut again = bench.crashed_at(epoch);
@@ -136,7 +141,7 @@ fn csv_with_embedded_newlines_resumes_anywhere() {
     bench.run().unwrap();
     let expected = bench.export();
     assert!(expected.contains(r#""key":"u 0\n,\"0\"""#), "{expected}");
-    for epoch in disk(&bench.settings.state).lock().unwrap().epochs() {
+    for epoch in bench.epochs() {
         let again = bench.crashed_at(epoch);
         again.run().unwrap();
         assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
@@ -210,7 +215,7 @@ fn dead_letters_stand_in_their_file_once() {
     let expected = fs::read_to_string(&file).unwrap();
     assert_eq!(expected.lines().count(), 14);
     assert!(expected.starts_with("{\"file\":") && expected.contains("\"line\":4,\"offset\":24,") && expected.contains("\"text\":\"bad 3\""), "{expected}");
-    for epoch in std::iter::once(0).chain(disk(&bench.settings.state).lock().unwrap().epochs()) {
+    for epoch in std::iter::once(0).chain(bench.epochs()) {
         // The crash may have left more in the file than the epoch has.
         fs::write(&file, &expected).unwrap();
         let outcome = bench.crashed_at(epoch).run().unwrap();
