@@ -165,7 +165,8 @@ pub fn join_dead_letter(args: impl IntoIterator<Item = std::ffi::OsString>) -> V
     while let Some(arg) = args.next() {
         let after_option = joined.last().is_some_and(|last| last == "--on-error");
         let takes_file = (after_option && arg == "dead-letter") || arg == "--on-error=dead-letter";
-        let file = if takes_file { args.next_if(|next| !next.to_string_lossy().starts_with('-')) } else { None };
+        let file =
+            if takes_file { args.next_if(|next| !next.to_string_lossy().starts_with('-')) } else { None };
         match file {
             Some(file) => {
                 let mut both = arg;
@@ -192,7 +193,9 @@ pub struct StateArg {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  laminar get user-0042 --state ./laminar-state\n\nExit code 1 if there is no such key.")]
+#[command(
+    after_help = "Example:\n  laminar get user-0042 --state ./laminar-state\n\nExit code 1 if there is no such key."
+)]
 pub struct GetArgs {
     /// The key
     pub key: String,
@@ -242,7 +245,9 @@ pub enum ExportFormat {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --format csv --output totals.csv")]
+#[command(
+    after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --format csv --output totals.csv"
+)]
 pub struct ExportArgs {
     /// Format of the output
     #[arg(long, value_enum, default_value_t = ExportFormat::Ndjson)]
@@ -322,7 +327,8 @@ mod tests {
 
     #[test]
     fn aggregates_may_be_repeated_or_separated() {
-        let run = run_args(&["a", "b", "-k", "u", "-a", "count,sum:x", "--agg", "max:y", "--epoch", "5ms"]).unwrap();
+        let run = run_args(&["a", "b", "-k", "u", "-a", "count,sum:x", "--agg", "max:y", "--epoch", "5ms"])
+            .unwrap();
         assert_eq!(run.agg, ["count", "sum:x", "max:y"]);
         assert_eq!(run.epoch, Duration::from_millis(5));
     }

@@ -74,7 +74,8 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let mut exported = None;
     if let (true, Some(path)) = (finished, &args.output) {
         let meaning = Meaning::of(&settings.state, false)?;
-        exported = Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
+        exported =
+            Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
     }
     if args.json || args.json_stream {
         print(&summary::json(&outcome, &settings.state).to_string())?;

@@ -64,8 +64,9 @@ impl CliError {
 
     /// Something that the program's own logic excludes.
     pub fn internal(what: impl fmt::Display) -> Self {
-        Self::failure(format!("internal error: {what}"))
-            .remedy("This is a bug. The state is safe up to the last durable epoch; run the same command again.")
+        Self::failure(format!("internal error: {what}")).remedy(
+            "This is a bug. The state is safe up to the last durable epoch; run the same command again.",
+        )
     }
 
     /// Says what to do now, in full sentences.

@@ -55,10 +55,17 @@ impl Meaning {
             Self::Job { plan, format } => {
                 let outcomes = plan.decode(value).ok_or_else(|| {
                     let key = crate::input::sink::shown(key);
-                    CliError::failure(format!("the stored value of key {key} is not one that this job writes"))
-                        .remedy("Run `laminar verify`; --raw shows the stored bytes.")
+                    CliError::failure(format!(
+                        "the stored value of key {key} is not one that this job writes"
+                    ))
+                    .remedy("Run `laminar verify`; --raw shows the stored bytes.")
                 })?;
-                Ok(plan.aggregates.iter().zip(outcomes).map(|(a, o)| Cell::from_outcome(a.kind, &o, *format)).collect())
+                Ok(plan
+                    .aggregates
+                    .iter()
+                    .zip(outcomes)
+                    .map(|(a, o)| Cell::from_outcome(a.kind, &o, *format))
+                    .collect())
             }
             Self::Bytes => Ok(vec![Cell::from_bytes(value)]),
             Self::Hex => Ok(vec![Cell::text(hex(value))]),
@@ -76,7 +83,8 @@ impl Meaning {
     /// One line of NDJSON, newline included.
     pub fn write_ndjson(&self, out: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<()> {
         // A key that is not text must not be mistaken for one that reads like its digits.
-        let name = if matches!(self, Self::Hex) || std::str::from_utf8(key).is_err() { "key_hex" } else { "key" };
+        let name =
+            if matches!(self, Self::Hex) || std::str::from_utf8(key).is_err() { "key_hex" } else { "key" };
         out.extend_from_slice(b"{\"");
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":");
@@ -210,7 +218,10 @@ pub fn write_all<V: StateView>(
 pub fn to_file<V: StateView>(view: &V, meaning: &Meaning, format: ExportFormat, path: &Path) -> Result<u64> {
     let describe = |e: &std::io::Error| CliError::io("write", path, e);
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".laminar-export").tempfile_in(directory).map_err(|e| describe(&e))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".laminar-export")
+        .tempfile_in(directory)
+        .map_err(|e| describe(&e))?;
     let mut out = BufWriter::new(temporary.as_file());
     let count = write_all(view, meaning, format, &mut out, &describe)?;
     drop(out);

@@ -94,7 +94,11 @@ impl Job {
         let path = Self::path(state);
         let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(e)
+                if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+            {
+                return Ok(None);
+            }
             Err(e) => return Err(CliError::io("read", &path, &e)),
         };
         Self::decode(&text, &path).map(Some)
@@ -182,14 +186,23 @@ impl Job {
     }
 
     /// Refuses a command line that this state does not belong to.
-    pub fn check_same(&self, state: &Path, format: Option<Format>, key: &str, plan: &Plan, inputs: &[String]) -> Result<()> {
+    pub fn check_same(
+        &self,
+        state: &Path,
+        format: Option<Format>,
+        key: &str,
+        plan: &Plan,
+        inputs: &[String],
+    ) -> Result<()> {
         let list = |items: &[String]| items.join(" ");
         let differs = |option: &str, was: &str, is: &str| {
             Err(CliError::failure(format!(
                 "{} belongs to another job: {option} was `{was}`, now it is `{is}`",
                 state.display()
             ))
-            .remedy("Use the same command as before to continue, or another --state directory for the new job."))
+            .remedy(
+                "Use the same command as before to continue, or another --state directory for the new job.",
+            ))
         };
         if let Some(format) = format.filter(|f| *f != self.format) {
             return differs("--format", &self.format.to_string(), &format.to_string());
@@ -255,10 +268,21 @@ mod tests {
         let a = ["a.csv".to_owned()];
         assert!(j.check_same(state, None, "user", &plan, &a).is_ok());
         let text = |r: Result<()>| r.unwrap_err().to_string();
-        assert!(text(j.check_same(state, Some(Format::Tsv), "user", &plan, &a)).contains("--format was `csv`, now it is `tsv`"));
-        assert!(text(j.check_same(state, None, "id", &plan, &a)).contains("--key was `user`, now it is `id`"));
-        assert!(text(j.check_same(state, None, "user", &Plan::parse(&[]).unwrap(), &a)).contains("--agg was `count,sum:x`, now it is `count`"));
-        assert!(text(j.check_same(state, None, "user", &plan, &["b".to_owned()])).contains("the input was `a.csv`"));
+        assert!(
+            text(j.check_same(state, Some(Format::Tsv), "user", &plan, &a))
+                .contains("--format was `csv`, now it is `tsv`")
+        );
+        assert!(
+            text(j.check_same(state, None, "id", &plan, &a)).contains("--key was `user`, now it is `id`")
+        );
+        assert!(
+            text(j.check_same(state, None, "user", &Plan::parse(&[]).unwrap(), &a))
+                .contains("--agg was `count,sum:x`, now it is `count`")
+        );
+        assert!(
+            text(j.check_same(state, None, "user", &plan, &["b".to_owned()]))
+                .contains("the input was `a.csv`")
+        );
     }
 
     #[test]

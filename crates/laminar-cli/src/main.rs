@@ -20,13 +20,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::engine::{Engine, StateView};
+use crate::engine::store::{StoreEngine, StoreView};
 use crate::error::Kind;
 
-/// Runs the command line over the given store.
-fn laminar<E: Engine, V: StateView>() -> ExitCode {
+fn main() -> ExitCode {
     let cli = args::Cli::parse_from(args::join_dead_letter(std::env::args_os()));
-    match commands::run::<E, V>(&cli.command) {
+    match commands::run::<StoreEngine, StoreView>(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if error.kind() != Kind::BrokenPipe {
@@ -36,9 +35,4 @@ fn laminar<E: Engine, V: StateView>() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-#[cfg(not(test))]
-fn main() -> ExitCode {
-    laminar::<engine::store::StoreEngine, engine::store::StoreView>()
 }

@@ -54,7 +54,11 @@ impl Observer for Bar {
     fn opened(&mut self, report: &Report, resumed: &Committed) {
         if report.epoch > 0 {
             let took = HumanDuration(report.took);
-            let took = if report.took.as_secs() > 0 { took.to_string() } else { format!("{:.0} ms", millis(report.took)) };
+            let took = if report.took.as_secs() > 0 {
+                took.to_string()
+            } else {
+                format!("{:.0} ms", millis(report.took))
+            };
             self.bar.println(format!(
                 "Recovered epoch {} in {took}: {} keys, {} log records replayed; continuing after {} records.",
                 report.epoch,
@@ -84,7 +88,8 @@ impl Observer for Bar {
             self.last = (s.elapsed, s.records);
         }
         self.bar.set_position(s.bytes);
-        let skipped = if s.skipped > 0 { format!("  {} skipped", HumanCount(s.skipped)) } else { String::new() };
+        let skipped =
+            if s.skipped > 0 { format!("  {} skipped", HumanCount(s.skipped)) } else { String::new() };
         self.bar.set_message(format!(
             "{}  {:.2} M events/s  lag {} epochs / {:.0} ms  {} checkpoints{skipped}",
             HumanBytes(s.bytes),

@@ -46,8 +46,10 @@ pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
 pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
     let meaning = Meaning::of(&args.state.state, args.state.raw)?;
     let Meaning::Job { plan, .. } = &meaning else {
-        return Err(CliError::usage("top needs the aggregates of a job, and this state was not made by `laminar run`")
-            .remedy("Use `laminar scan`, and leave out --raw."));
+        return Err(CliError::usage(
+            "top needs the aggregates of a job, and this state was not made by `laminar run`",
+        )
+        .remedy("Use `laminar scan`, and leave out --raw."));
     };
     let column = order_column(plan, args.by.as_deref())?;
     let view = V::open(&args.state.state)?;
@@ -58,8 +60,11 @@ pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
         None => damaged = Some(key),
     });
     if let Some(key) = damaged {
-        return Err(CliError::failure(format!("the stored value of key {} is not one that this job writes", shown(key)))
-            .remedy("Run `laminar verify`."));
+        return Err(CliError::failure(format!(
+            "the stored value of key {} is not one that this job writes",
+            shown(key)
+        ))
+        .remedy("Run `laminar verify`."));
     }
     print(&best.into_sorted(), &meaning, args.json, out)
 }
@@ -70,9 +75,9 @@ fn order_column(plan: &Plan, by: Option<&str>) -> Result<usize> {
         format!("This state can be ordered by: {}.", numeric.collect::<Vec<_>>().join(", "))
     };
     let column = match by {
-        Some(by) => plan
-            .position(by)
-            .ok_or_else(|| CliError::usage(format!("--by {by} is not an aggregate of this state")).remedy(choices()))?,
+        Some(by) => plan.position(by).ok_or_else(|| {
+            CliError::usage(format!("--by {by} is not an aggregate of this state")).remedy(choices())
+        })?,
         None => plan.aggregates.iter().position(|a| a.kind != Kind::Last).unwrap_or(0),
     };
     if plan.aggregates.get(column).is_none_or(|a| a.kind == Kind::Last) {

@@ -61,7 +61,6 @@ pub fn json(outcome: &Outcome, state: &Path) -> Value {
         "wal_bytes": outcome.last.stats.wal_bytes,
         "wal_bytes_per_record": bytes_per_record(outcome),
         "checkpoints": outcome.last.stats.checkpoints,
-        "checkpoint_bytes": outcome.last.stats.checkpoint_bytes,
         "last_checkpoint": {
             "id": outcome.checkpoint.id,
             "epoch": outcome.checkpoint.epoch,
@@ -87,7 +86,10 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
     let last = &outcome.last;
     let put = &outcome.put_ns;
     let mut rows = vec![
-        ("records", format!("{} ({} in this run)", HumanCount(outcome.after.records), HumanCount(last.records))),
+        (
+            "records",
+            format!("{} ({} in this run)", HumanCount(outcome.after.records), HumanCount(last.records)),
+        ),
         ("keys", HumanCount(outcome.keys).to_string()),
         ("input", format!("{} in {} lines", HumanBytes(last.bytes), HumanCount(outcome.after.lines))),
     ];
@@ -95,7 +97,10 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
         rows.push(("skipped", HumanCount(outcome.after.skipped).to_string()));
     }
     if last.records > 0 {
-        rows.push(("rate", format!("{:.2} M events/s over {:.2} s", rate(outcome) / 1e6, last.elapsed.as_secs_f64())));
+        rows.push((
+            "rate",
+            format!("{:.2} M events/s over {:.2} s", rate(outcome) / 1e6, last.elapsed.as_secs_f64()),
+        ));
         rows.push((
             "update",
             format!(
@@ -109,12 +114,20 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
         rows.push(("log", format!("{}, {each:.1} bytes per record", HumanBytes(last.stats.wal_bytes))));
     }
     if outcome.report.epoch > 0 {
-        rows.push(("recovery", format!("epoch {} in {:.1} ms", outcome.report.epoch, millis(outcome.report.took))));
+        rows.push((
+            "recovery",
+            format!("epoch {} in {:.1} ms", outcome.report.epoch, millis(outcome.report.took)),
+        ));
     }
     let checkpoint = &outcome.checkpoint;
     rows.push((
         "checkpoint",
-        format!("{} of this run; last: {} in {:.1} ms", last.stats.checkpoints, HumanBytes(checkpoint.bytes), millis(checkpoint.took)),
+        format!(
+            "{} of this run; last: {} in {:.1} ms",
+            last.stats.checkpoints,
+            HumanBytes(checkpoint.bytes),
+            millis(checkpoint.took)
+        ),
     ));
     rows.push(("durable", format!("epoch {} in {}", outcome.epoch, state.display())));
     let mut text = table(&rows).to_string();
@@ -125,9 +138,14 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
         let place = outcome.after.position.map_or_else(String::new, |position| {
             format!(" at line {} of {}", position.line, file_at(&outcome.job, position).display())
         });
-        text.push_str(&format!("\nStopped{place}; everything before it is durable. Run the same command again to continue."));
+        text.push_str(&format!(
+            "\nStopped{place}; everything before it is durable. Run the same command again to continue."
+        ));
     } else if outcome.finished {
-        text.push_str(&format!("\nNext: laminar top --state {0}    laminar export --state {0}", state.display()));
+        text.push_str(&format!(
+            "\nNext: laminar top --state {0}    laminar export --state {0}",
+            state.display()
+        ));
     }
     text
 }

@@ -1,1 +1,23 @@
-//! Simulated-disk scenarios for laminar-storage.
+//! Proof of crash safety by enumeration: scenarios run on the simulated disk, every image that a
+//! crash may leave is recovered, and an oracle says whether the result is allowed.
+//!
+//! A [`Scenario`] says what to do and how to check; [`explore`] crashes it after every operation, in
+//! every way the disk knows, and again inside the recoveries; [`sweep_faults`] makes every operation
+//! fail in every way. A failure names itself in one line that [`replay`] takes.
+//!
+//! It is not a load test and knows nothing of time. It is not published.
+#![deny(missing_docs)]
+
+pub mod driver;
+pub mod faults;
+pub mod log;
+pub mod oracle;
+pub mod registry;
+pub mod toy;
+pub mod trail;
+
+pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
+pub use faults::{FaultReport, sweep_faults};
+pub use log::Log;
+pub use oracle::{Model, Recovered, State};
+pub use trail::{Crash, Step, Trail};

@@ -97,7 +97,9 @@ impl Plan {
         };
         let (word, field) = spec.split_once(':').unwrap_or((spec, ""));
         let kind = match word {
-            "count" if spec == "count" => return Ok(Aggregate { kind: Kind::Count, field: String::new(), slot: 0 }),
+            "count" if spec == "count" => {
+                return Ok(Aggregate { kind: Kind::Count, field: String::new(), slot: 0 });
+            }
             "sum" => Kind::Sum,
             "min" => Kind::Min,
             "max" => Kind::Max,

@@ -122,7 +122,12 @@ impl Plan {
 
     /// Adds one routed record (key already taken from it) to the stored value, if there is one,
     /// and leaves the new value in `out`.
-    pub fn merge(&self, old: Option<&[u8]>, record: &mut Cursor<'_>, out: &mut Vec<u8>) -> Result<(), MergeError> {
+    pub fn merge(
+        &self,
+        old: Option<&[u8]>,
+        record: &mut Cursor<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), MergeError> {
         out.clear();
         let mut old = old.map(Cursor);
         for (index, aggregate) in self.aggregates.iter().enumerate() {
@@ -181,7 +186,11 @@ fn merge_count(stored: Option<&mut Cursor<'_>>, out: &mut Vec<u8>) -> Result<(),
     Ok(())
 }
 
-fn merge_sum(stored: Option<&mut Cursor<'_>>, number: Number, out: &mut Vec<u8>) -> Result<Option<()>, MergeError> {
+fn merge_sum(
+    stored: Option<&mut Cursor<'_>>,
+    number: Number,
+    out: &mut Vec<u8>,
+) -> Result<Option<()>, MergeError> {
     let mut sum = match stored {
         None => Sum::default(),
         Some(cursor) => Sum::read(cursor).ok_or(MergeError::StoredValue)?,
@@ -225,7 +234,10 @@ mod tests {
         for value in values {
             let number = Number::parse(value.as_bytes()).unwrap();
             let mut record = Vec::new();
-            plan.write_record(&[FieldValue { text: value.as_bytes(), raw: value.as_bytes(), number }], &mut record);
+            plan.write_record(
+                &[FieldValue { text: value.as_bytes(), raw: value.as_bytes(), number }],
+                &mut record,
+            );
             let mut cursor = Cursor(&record);
             plan.merge(state.as_deref(), &mut cursor, &mut out)?;
             assert!(cursor.0.is_empty());
@@ -235,11 +247,15 @@ mod tests {
     }
 
     fn shown(plan: &Plan, value: &[u8]) -> Vec<String> {
-        plan.decode(value).unwrap().iter().map(|o| match o {
-            Outcome::Count(n) => n.to_string(),
-            Outcome::Sum(s) => s.to_string(),
-            Outcome::Text(t) => String::from_utf8_lossy(t).into_owned(),
-        }).collect()
+        plan.decode(value)
+            .unwrap()
+            .iter()
+            .map(|o| match o {
+                Outcome::Count(n) => n.to_string(),
+                Outcome::Sum(s) => s.to_string(),
+                Outcome::Text(t) => String::from_utf8_lossy(t).into_owned(),
+            })
+            .collect()
     }
 
     #[test]
@@ -269,7 +285,10 @@ mod tests {
         }
         let longer = [&value[..], b"x"].concat();
         assert_eq!(plan.decode(&longer), None);
-        assert_eq!(plan.merge(Some(&longer), &mut Cursor(&[0, 2]), &mut Vec::new()), Err(MergeError::StoredValue));
+        assert_eq!(
+            plan.merge(Some(&longer), &mut Cursor(&[0, 2]), &mut Vec::new()),
+            Err(MergeError::StoredValue)
+        );
     }
 
     proptest! {

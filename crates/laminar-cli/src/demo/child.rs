@@ -48,10 +48,19 @@ impl Job<'_> {
     pub fn arguments(&self) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
         [
-            "run", &text(self.events), "--key", "user",
-            "--agg", "count,sum:order.amount,min:order.amount,max:order.amount,last:page",
-            "--cores", &self.cores.to_string(), "--state", &text(self.state),
-            "--checkpoint-interval", "400ms", "--json-stream",
+            "run",
+            &text(self.events),
+            "--key",
+            "user",
+            "--agg",
+            "count,sum:order.amount,min:order.amount,max:order.amount,last:page",
+            "--cores",
+            &self.cores.to_string(),
+            "--state",
+            &text(self.state),
+            "--checkpoint-interval",
+            "400ms",
+            "--json-stream",
         ]
         .map(str::to_owned)
         .to_vec()
@@ -59,7 +68,8 @@ impl Job<'_> {
 
     /// Starts the job and sees it to its end, natural or not.
     pub fn live(&self, kill: Kill) -> Result<Life> {
-        let program = std::env::current_exe().map_err(|e| CliError::failure(format!("cannot find this program: {e}")))?;
+        let program = std::env::current_exe()
+            .map_err(|e| CliError::failure(format!("cannot find this program: {e}")))?;
         let start = Instant::now();
         let mut child = Command::new(&program)
             .args(self.arguments())
@@ -77,7 +87,8 @@ impl Job<'_> {
         if let Some(stdout) = stdout {
             watch(&mut child, stdout, kill, &mut life)?;
         }
-        let status = child.wait().map_err(|e| CliError::failure(format!("could not wait for the job: {e}")))?;
+        let status =
+            child.wait().map_err(|e| CliError::failure(format!("could not wait for the job: {e}")))?;
         life.took = start.elapsed();
         if !status.success() && !(status.code().is_none() && life.summary.is_none()) {
             let mut message = String::new();

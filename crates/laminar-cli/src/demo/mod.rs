@@ -62,7 +62,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let state = dir.join("state");
     teller.say(&format!("writing {} events to {}", HumanCount(args.events), events.display()))?;
     let bytes = events::write(&events, args.events, args.seed)?;
-    teller.say(&format!("{} written; starting `laminar run` on it, {} cores", HumanBytes(bytes), args.cores))?;
+    teller.say(&format!(
+        "{} written; starting `laminar run` on it, {} cores",
+        HumanBytes(bytes),
+        args.cores
+    ))?;
     let job = Job { events: &events, state: &state, cores: args.cores };
     let mut random = Random::new(args.seed ^ 0x6b69_6c6c);
     let (story, summary) = live_through(args, &job, &teller, &mut random)?;
@@ -72,7 +76,10 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let export = dir.join("result.ndjson");
     export_state(&state, &export)?;
     truth::compare(&truth, &export)?;
-    teller.say(&format!("the result is EXACT: all {} keys agree in every value", HumanCount(truth.len() as u64)))?;
+    teller.say(&format!(
+        "the result is EXACT: all {} keys agree in every value",
+        HumanCount(truth.len() as u64)
+    ))?;
 
     let rows = rows(args, bytes, &story, &summary);
     let mut text = format!("\n{}\n", table(&rows));
@@ -92,7 +99,12 @@ pub fn run(args: &DemoArgs) -> Result<()> {
 }
 
 /// Starts the job again and again until it ends by itself.
-fn live_through(args: &DemoArgs, job: &Job<'_>, teller: &Teller, random: &mut Random) -> Result<(Story, Value)> {
+fn live_through(
+    args: &DemoArgs,
+    job: &Job<'_>,
+    teller: &Teller,
+    random: &mut Random,
+) -> Result<(Story, Value)> {
     let mut story = Story::default();
     for number in 0..=args.kills {
         let kill = plan_kill(number, args.kills, random);
@@ -101,7 +113,8 @@ fn live_through(args: &DemoArgs, job: &Job<'_>, teller: &Teller, random: &mut Ra
         match life.summary {
             Some(summary) => {
                 if number < args.kills {
-                    teller.say("  it was finished before it could be killed; more --events give more time")?;
+                    teller
+                        .say("  it was finished before it could be killed; more --events give more time")?;
                 }
                 teller.say(&format!("  finished after {:.2} s", life.took.as_secs_f64()))?;
                 return Ok((story, summary));
@@ -156,7 +169,8 @@ fn tell_start(life: &Life, teller: &Teller, story: &mut Story) -> Result<()> {
 
 /// Exports in another process, as anybody would, from what is on disk.
 fn export_state(state: &Path, export: &PathBuf) -> Result<()> {
-    let program = std::env::current_exe().map_err(|e| CliError::failure(format!("cannot find this program: {e}")))?;
+    let program =
+        std::env::current_exe().map_err(|e| CliError::failure(format!("cannot find this program: {e}")))?;
     let output = std::process::Command::new(&program)
         .args(["export", "--state"])
         .arg(state)
@@ -202,7 +216,12 @@ fn rows(args: &DemoArgs, bytes: u64, story: &Story, summary: &Value) -> Vec<(&'s
         ("log bytes per put", format!("{:.1}", at("/wal_bytes_per_record"))),
         (
             "checkpoints, last life",
-            format!("{} with {}; the last: {} in {:.1} ms", at("/checkpoints"), size(at("/checkpoint_bytes")), size(at("/last_checkpoint/bytes")), at("/last_checkpoint/ms")),
+            format!(
+                "{}; the last: {} in {:.1} ms",
+                at("/checkpoints"),
+                size(at("/last_checkpoint/bytes")),
+                at("/last_checkpoint/ms")
+            ),
         ),
         ("result", "identical to the truth".to_owned()),
     ]

@@ -75,7 +75,8 @@ fn lines(path: &Path, mut each: impl FnMut(&str, u64) -> Result<()>) -> Result<(
 /// Cents of an amount with at most two decimal places.
 fn cents(text: &str) -> Option<i64> {
     let negative = text.starts_with('-');
-    let (whole, part) = text.trim_start_matches('-').split_once('.').unwrap_or((text.trim_start_matches('-'), ""));
+    let (whole, part) =
+        text.trim_start_matches('-').split_once('.').unwrap_or((text.trim_start_matches('-'), ""));
     let part: i64 = match part.len() {
         0 => 0,
         1 => part.parse::<i64>().ok()? * 10,
@@ -102,7 +103,8 @@ pub fn compute(path: &Path) -> Result<Truth> {
                 event.page.as_ref().clone_into(&mut user.last);
             }
             None => {
-                let user = User { count: 1, sum: amount, min: amount, max: amount, last: event.page.into_owned() };
+                let user =
+                    User { count: 1, sum: amount, min: amount, max: amount, last: event.page.into_owned() };
                 truth.insert(event.user.into_owned(), user);
             }
         }
@@ -115,7 +117,9 @@ pub fn compute(path: &Path) -> Result<Truth> {
 pub fn compare(truth: &Truth, export: &Path) -> Result<()> {
     let mut seen = 0usize;
     lines(export, |line, number| {
-        let differs = |why: String| CliError::failure(format!("the result is WRONG: {} line {number}: {why}", export.display()));
+        let differs = |why: String| {
+            CliError::failure(format!("the result is WRONG: {} line {number}: {why}", export.display()))
+        };
         let found: Exported<'_> = serde_json::from_str(line).map_err(|e| differs(e.to_string()))?;
         let amounts = [found.sum, found.min, found.max].map(|raw| cents(raw.get()));
         let [Some(sum), Some(min), Some(max)] = amounts else {
@@ -129,7 +133,10 @@ pub fn compare(truth: &Truth, export: &Path) -> Result<()> {
         }
     })?;
     if seen != truth.len() {
-        return Err(CliError::failure(format!("the result is WRONG: it has {seen} keys, expected {}", truth.len())));
+        return Err(CliError::failure(format!(
+            "the result is WRONG: it has {seen} keys, expected {}",
+            truth.len()
+        )));
     }
     Ok(())
 }
@@ -153,10 +160,14 @@ mod tests {
         let events = dir.path().join("e.ndjson");
         super::super::events::write(&events, 1000, 7).unwrap();
         let truth = compute(&events).unwrap();
-        let amount = |c: i64| format!("{}{}.{:02}", if c < 0 { "-" } else { "" }, c.abs() / 100, c.abs() % 100);
+        let amount =
+            |c: i64| format!("{}{}.{:02}", if c < 0 { "-" } else { "" }, c.abs() / 100, c.abs() % 100);
         let line = |(k, u): (&String, &User)| {
             let (sum, min, max) = (amount(u.sum), amount(u.min), amount(u.max));
-            format!("{{\"key\":\"{k}\",\"count\":{},\"sum:order.amount\":{sum},\"min:order.amount\":{min},\"max:order.amount\":{max},\"last:page\":\"{}\"}}\n", u.count, u.last)
+            format!(
+                "{{\"key\":\"{k}\",\"count\":{},\"sum:order.amount\":{sum},\"min:order.amount\":{min},\"max:order.amount\":{max},\"last:page\":\"{}\"}}\n",
+                u.count, u.last
+            )
         };
         let good: Vec<String> = truth.iter().map(line).collect();
         let export = dir.path().join("x.ndjson");

@@ -80,7 +80,9 @@ impl Engine for FakeEngine {
     fn open(options: &OpenOptions) -> Result<Opened<Self>> {
         let disk = disk(&options.dir);
         let cores = options.cores;
-        let router = Router::new(cores, move |key| usize::try_from(xxhash_rust::xxh3::xxh3_64(key) % cores as u64).unwrap());
+        let router = Router::new(cores, move |key| {
+            usize::try_from(xxhash_rust::xxh3::xxh3_64(key) % cores as u64).unwrap()
+        });
         let (state, _) = disk.lock().unwrap().state();
         let report = disk.lock().unwrap().report();
         let mut made: Vec<FakeCore> = (0..cores)
@@ -105,7 +107,10 @@ impl Engine for FakeEngine {
     }
 
     fn wait_durable(&self, epoch: u64) -> Result<()> {
-        assert!(self.disk.lock().unwrap().epochs.keys().all(|e| *e <= epoch), "nothing is sealed after the last mark");
+        assert!(
+            self.disk.lock().unwrap().epochs.keys().all(|e| *e <= epoch),
+            "nothing is sealed after the last mark"
+        );
         Ok(())
     }
 

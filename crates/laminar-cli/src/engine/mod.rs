@@ -14,6 +14,7 @@ use crate::error::Result;
 
 #[cfg(test)]
 pub mod fake;
+pub mod store;
 
 /// Which core owns a key. The store's own function, so that what is routed here is what the store
 /// re-shards by when the number of cores changes.
@@ -96,8 +97,6 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Bytes written to the log since it was opened.
     pub wal_bytes: u64,
-    /// Bytes written for checkpoints since it was opened.
-    pub checkpoint_bytes: u64,
 }
 
 /// An open store.

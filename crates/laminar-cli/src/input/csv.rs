@@ -128,7 +128,14 @@ pub struct Columns {
 impl Columns {
     /// Reads the header at the front of `bytes`, the start of a file. `None` if it is not complete;
     /// `at_end` says that no more bytes follow. `file` is named in errors.
-    pub fn read(bytes: &[u8], at_end: bool, delimiter: u8, key: &str, fields: &[String], file: &str) -> Result<Option<Self>> {
+    pub fn read(
+        bytes: &[u8],
+        at_end: bool,
+        delimiter: u8,
+        key: &str,
+        fields: &[String],
+        file: &str,
+    ) -> Result<Option<Self>> {
         let skipped = if bytes.starts_with(BOM) { BOM.len() } else { 0 };
         let header = &bytes[skipped..];
         let mut ranges = Vec::new();
@@ -137,16 +144,20 @@ impl Columns {
             End::Bytes if at_end => header.len(),
             _ if !at_end => return Ok(None),
             _ => {
-                return Err(CliError::failure(format!("{file}: the header has a quoted name that is never closed"))
-                    .remedy("Check the first line, or give --format."));
+                return Err(CliError::failure(format!(
+                    "{file}: the header has a quoted name that is never closed"
+                ))
+                .remedy("Check the first line, or give --format."));
             }
         };
         let names: Vec<String> =
             ranges.iter().map(|r| String::from_utf8_lossy(&r.text(header)).trim().to_owned()).collect();
         let find = |wanted: &str| {
             names.iter().position(|n| n == wanted).ok_or_else(|| {
-                CliError::failure(format!("{file}: the header has no column `{wanted}`"))
-                    .remedy(format!("Its columns are: {}. Name one of them in --key and --agg.", names.join(", ")))
+                CliError::failure(format!("{file}: the header has no column `{wanted}`")).remedy(format!(
+                    "Its columns are: {}. Name one of them in --key and --agg.",
+                    names.join(", ")
+                ))
             })
         };
         let lines = memchr::memchr_iter(b'\n', &header[..len]).count();
@@ -183,7 +194,8 @@ impl CsvParser {
             let result = if end == End::InQuotes {
                 Err("a quoted field is not closed before the end of the file".into())
             } else if stray {
-                Err("a closing quote is followed by more text; quotes inside a quoted field are doubled".into())
+                Err("a closing quote is followed by more text; quotes inside a quoted field are doubled"
+                    .into())
             } else if !checked && std::str::from_utf8(record).is_err() {
                 Err("the record is not valid UTF-8".into())
             } else {

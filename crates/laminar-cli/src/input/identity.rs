@@ -39,8 +39,9 @@ pub fn open(path: &Path) -> Result<File> {
             .remedy(format!("Name files, or a pattern in quotes: '{}/*'.", path.display())));
     }
     if !metadata.is_file() {
-        return Err(CliError::usage(format!("{} is not a regular file", path.display()))
-            .remedy("A job must be able to read its input again from any position; write it to a file first."));
+        return Err(CliError::usage(format!("{} is not a regular file", path.display())).remedy(
+            "A job must be able to read its input again from any position; write it to a file first.",
+        ));
     }
     Ok(file)
 }

@@ -72,7 +72,9 @@ impl Format {
             return Some(Self::Ndjson);
         }
         let Some(key) = key else { return Some(Self::Words) };
-        let has_column = |delimiter: u8| line.split(|b| *b == delimiter).any(|c| c.trim_ascii().trim_quotes() == key.as_bytes());
+        let has_column = |delimiter: u8| {
+            line.split(|b| *b == delimiter).any(|c| c.trim_ascii().trim_quotes() == key.as_bytes())
+        };
         [Self::Tsv, Self::Csv].into_iter().find(|f| f.delimiter().is_some_and(has_column))
     }
 

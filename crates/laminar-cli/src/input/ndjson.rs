@@ -48,7 +48,9 @@ impl NdjsonParser {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let result = match std::str::from_utf8(line) {
                 Ok(text) => self.line(text, sink),
-                Err(error) if !checked => Err(format!("byte {} is not valid UTF-8", error.valid_up_to() + 1).into()),
+                Err(error) if !checked => {
+                    Err(format!("byte {} is not valid UTF-8", error.valid_up_to() + 1).into())
+                }
                 Err(_) => Ok(()),
             };
             if let Err(reason) = result
@@ -79,7 +81,11 @@ impl NdjsonParser {
         let Some((key, fields)) = tokens.split_first() else { return Ok(()) };
         let key = key.ok_or_else(|| missing(&self.key))?;
         if key.starts_with(['{', '[']) {
-            return Err(format!("key `{}` is an object or array; a key is a string, number or boolean", self.key).into());
+            return Err(format!(
+                "key `{}` is an object or array; a key is a string, number or boolean",
+                self.key
+            )
+            .into());
         }
         let key = contents(key)?;
         let mut texts: Vec<Cow<'_, [u8]>> = recycle(std::mem::take(&mut self.texts));
@@ -200,7 +206,9 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_, '_, 'de> {
             }
             if !child.children.is_empty() && token.starts_with('{') {
                 let visitor = ObjectVisitor { node: child, tokens: &mut *self.tokens };
-                serde_json::Deserializer::from_str(token).deserialize_map(visitor).map_err(de::Error::custom)?;
+                serde_json::Deserializer::from_str(token)
+                    .deserialize_map(visitor)
+                    .map_err(de::Error::custom)?;
             }
         }
         Ok(())
@@ -248,7 +256,8 @@ mod tests {
             tree.add(path, slot);
         }
         let mut tokens = vec![None; 5];
-        tree.walk(r#"{"a": {"b": 1, "c": {"d": [1, 2]}}, "q": [{"b": 3}], "x": "y", "x": "z"}"#, &mut tokens).unwrap();
+        tree.walk(r#"{"a": {"b": 1, "c": {"d": [1, 2]}}, "q": [{"b": 3}], "x": "y", "x": "z"}"#, &mut tokens)
+            .unwrap();
         assert_eq!(tokens[0], Some("1"));
         assert_eq!(tokens[1], Some(r#"{"b": 1, "c": {"d": [1, 2]}}"#));
         assert_eq!(tokens[2], Some(r#""z""#), "the last of two equal names counts");
@@ -260,7 +269,17 @@ mod tests {
     fn what_is_not_an_object_is_refused() {
         let mut tree = PathTree::default();
         tree.add("a", 0);
-        for bad in ["[1]", "1", "{\"a\":1", "{\"a\":1} x", "{\"a\":01}", "{\"a\":1,}", "{\"b\":tru}", "{'a':1}", "{\"b\":\"\\x\"}"] {
+        for bad in [
+            "[1]",
+            "1",
+            "{\"a\":1",
+            "{\"a\":1} x",
+            "{\"a\":01}",
+            "{\"a\":1,}",
+            "{\"b\":tru}",
+            "{'a':1}",
+            "{\"b\":\"\\x\"}",
+        ] {
             assert!(tree.walk(bad, &mut [None]).is_err(), "{bad}");
         }
     }

@@ -60,8 +60,9 @@ pub fn detect(paths: &[String], key: Option<&str>) -> Result<Format> {
     }
     found.map(|(format, _)| format).ok_or_else(|| {
         let names = paths.first().map_or("the input", String::as_str);
-        CliError::usage(format!("cannot tell the format of {names} from its name or first line"))
-            .remedy("Give --format ndjson, csv, tsv or words; for csv and tsv, --key must be a column of the header.")
+        CliError::usage(format!("cannot tell the format of {names} from its name or first line")).remedy(
+            "Give --format ndjson, csv, tsv or words; for csv and tsv, --key must be a column of the header.",
+        )
     })
 }
 
@@ -90,8 +91,11 @@ pub fn extend(job: &mut Job, read: Option<ReadUpTo>, follow: bool) -> Result<boo
     let before = job.clone();
     let paths = expand(&job.inputs)?;
     if follow && paths.len() != 1 {
-        return Err(CliError::usage(format!("--follow reads one file, but the input is {} files", paths.len()))
-            .remedy("Name one file."));
+        return Err(CliError::usage(format!(
+            "--follow reads one file, but the input is {} files",
+            paths.len()
+        ))
+        .remedy("Name one file."));
     }
     for index in 0..job.files.len() {
         plan_known(job, index, read, follow)?;
@@ -161,7 +165,9 @@ fn after_last_line(path: &Path, end: u64, len: u64) -> Result<u64> {
                 "{} cannot be followed: its last line has no newline and is already counted as it is",
                 path.display()
             ))
-            .remedy("Run without --follow once the file has grown, or start over with a new --state directory."));
+            .remedy(
+                "Run without --follow once the file has grown, or start over with a new --state directory.",
+            ));
         }
         [_, b'\n', ..] => end + 1,
         [_, b'\r', b'\n'] => end + 2,

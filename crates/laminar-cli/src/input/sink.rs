@@ -98,7 +98,12 @@ impl Sink {
     /// Checks one field and gives it the number that aggregates need.
     pub fn field<'a>(&self, slot: usize, text: &'a [u8], raw: &'a [u8]) -> Result<FieldValue<'a>, Reason> {
         if raw.len() > FIELD_LEN_MAX {
-            return Err(format!("field `{}` has {} bytes; the limit is {FIELD_LEN_MAX}", self.field_name(slot), raw.len()).into());
+            return Err(format!(
+                "field `{}` has {} bytes; the limit is {FIELD_LEN_MAX}",
+                self.field_name(slot),
+                raw.len()
+            )
+            .into());
         }
         let number = if self.numeric.get(slot).copied().unwrap_or(false) {
             Number::parse(text).ok_or_else(|| self.not_a_number(slot, text))?

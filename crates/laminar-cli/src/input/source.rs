@@ -82,7 +82,9 @@ impl Source {
     pub fn next(&mut self, mut spare: Vec<u8>) -> Result<Next> {
         let mut target = self.batch_len;
         loop {
-            let Some(to) = self.job.steps.get(self.position.step as usize).map(|s| s.to) else { return Ok(Next::End) };
+            let Some(to) = self.job.steps.get(self.position.step as usize).map(|s| s.to) else {
+                return Ok(Next::End);
+            };
             // A finished step is passed without opening its file, which may be gone by now.
             if self.pending.is_empty() && to == Some(self.position.offset) {
                 self.next_step();
@@ -205,7 +207,9 @@ impl Source {
             open.path.display(),
             to.unwrap_or(at)
         ))
-        .remedy("Restore the file and run the same command again, or start over with a new --state directory."))
+        .remedy(
+            "Restore the file and run the same command again, or start over with a new --state directory.",
+        ))
     }
 
     /// Lengthens the current step if its file has grown past it; the step's last record may go on.
@@ -243,7 +247,9 @@ impl Source {
             RECORD_LEN_MAX >> 20
         ))
         .remedy(match self.job.format {
-            Format::Csv | Format::Tsv => "A quote may not be closed there; or --format is not what the file has.",
+            Format::Csv | Format::Tsv => {
+                "A quote may not be closed there; or --format is not what the file has."
+            }
             _ => "Check that the file is text in this --format.",
         })
     }

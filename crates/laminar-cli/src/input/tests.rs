@@ -22,7 +22,13 @@ struct All {
     lines: u64,
 }
 
-fn parse_all(format: Format, bytes: &[u8], batch_len: usize, key: &str, aggs: &[&str]) -> crate::error::Result<All> {
+fn parse_all(
+    format: Format,
+    bytes: &[u8],
+    batch_len: usize,
+    key: &str,
+    aggs: &[&str],
+) -> crate::error::Result<All> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("input");
     std::fs::write(&path, bytes).unwrap();
@@ -82,7 +88,16 @@ fn each_bad_json_line_has_its_place_and_reason() {
     let all = parse_all(Format::Ndjson, text, 16, "k", &["sum:v"]).unwrap();
     assert_eq!(all.count, 1);
     let found = reasons(&all);
-    let wanted = ["not a JSON object", "`k` is missing", "`v` is \"x\", which is not a number", "is an object", "not valid UTF-8", "`v` is missing or null", "cannot be decoded", "is empty"];
+    let wanted = [
+        "not a JSON object",
+        "`k` is missing",
+        "`v` is \"x\", which is not a number",
+        "is an object",
+        "not valid UTF-8",
+        "`v` is missing or null",
+        "cannot be decoded",
+        "is empty",
+    ];
     assert_eq!(found.len(), wanted.len(), "{found:?}");
     for ((line, offset, reason), (index, wanted)) in found.iter().zip(wanted.iter().enumerate()) {
         assert!(reason.contains(wanted), "{reason}");

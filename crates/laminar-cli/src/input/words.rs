@@ -4,7 +4,7 @@
 //! A batch may begin in the middle of a line (a file without newlines is still many words), so
 //! everything here is decided word by word.
 
-use super::{Batch, BOM, Sink};
+use super::{BOM, Batch, Sink};
 
 /// Parses a batch.
 pub fn parse(batch: &Batch, sink: &mut Sink) {

@@ -61,14 +61,18 @@ impl Committed {
         let mut offsets = Vec::with_capacity(5 + self.dead_letters.len());
         if let Some(Position { step, offset, line }) = self.position {
             if offset >> OFFSET_BITS != 0 || step >> (64 - OFFSET_BITS) != 0 {
-                return Err(CliError::failure(format!("step {step} at byte {offset} is past what a job can count"))
-                    .remedy("A job reads at most 16 TiB per file and a million files; split it into several."));
+                return Err(CliError::failure(format!(
+                    "step {step} at byte {offset} is past what a job can count"
+                ))
+                .remedy("A job reads at most 16 TiB per file and a million files; split it into several."));
             }
             let step = u64::from(step) << OFFSET_BITS;
             offsets.push(("input.position".to_owned(), step | offset));
             offsets.push(("input.line".to_owned(), step | line));
         }
-        for (name, value) in [("run.records", self.records), ("run.skipped", self.skipped), ("run.lines", self.lines)] {
+        for (name, value) in
+            [("run.records", self.records), ("run.skipped", self.skipped), ("run.lines", self.lines)]
+        {
             offsets.push((name.to_owned(), value));
         }
         offsets.extend(self.dead_letters.iter().map(|(index, len)| (format!("dead-letter.{index}"), *len)));
@@ -92,7 +96,8 @@ mod tests {
         let offsets = committed.to_offsets().unwrap().into_iter().collect();
         assert_eq!(Committed::from_offsets(&offsets), committed);
         assert_eq!(Committed::from_offsets(&BTreeMap::new()), Committed::default());
-        let too_far = Committed { position: Some(Position { step: 0, offset: 1 << 44, line: 1 }), ..committed };
+        let too_far =
+            Committed { position: Some(Position { step: 0, offset: 1 << 44, line: 1 }), ..committed };
         assert!(too_far.to_offsets().is_err());
     }
 }

@@ -54,8 +54,11 @@ impl DeadLetter {
             // Ours is at least named in job.json; still, nothing of it was ever committed.
             let first = crate::input::identity::bytes_at(path, 0, 8)?;
             if first != b"{\"file\":" {
-                return Err(CliError::usage(format!("the dead-letter file {} exists and is something else", path.display()))
-                    .remedy("Name a new file."));
+                return Err(CliError::usage(format!(
+                    "the dead-letter file {} exists and is something else",
+                    path.display()
+                ))
+                .remedy("Name a new file."));
             }
         }
         file.set_len(committed).map_err(io("cut back the dead-letter file"))?;

@@ -138,7 +138,11 @@ pub struct Outcome {
 const TICK: Duration = Duration::from_millis(50);
 
 /// Runs a job until its input is read, `stop` is set, or something fails.
-pub fn run<E: Engine>(settings: &Settings, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Outcome> {
+pub fn run<E: Engine>(
+    settings: &Settings,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
     let (mut job, known) = load_job(settings)?;
     let opened: Opened<E> = E::open(&OpenOptions {
         dir: settings.state.clone(),
@@ -165,9 +169,16 @@ pub fn run<E: Engine>(settings: &Settings, stop: &AtomicBool, observer: &mut dyn
         job: job.clone(),
     };
     let start = Instant::now();
-    let view = View { engine: &engine, live: &live, start, bytes_before: bytes_read(&job, &before), total: planned(&job) };
+    let view = View {
+        engine: &engine,
+        live: &live,
+        start,
+        bytes_before: bytes_read(&job, &before),
+        total: planned(&job),
+    };
     let stages = stages::Stages { setup: &setup, live: &live, stop };
-    let (sequenced, finals) = stages.run(source, cores, before.clone(), dead_letter, &mut || observer.tick(&view.snapshot()))?;
+    let (sequenced, finals) =
+        stages.run(source, cores, before.clone(), dead_letter, &mut || observer.tick(&view.snapshot()))?;
     let last = view.snapshot();
     observer.tick(&last);
     if let Some(error) = live.take_failure() {
@@ -204,7 +215,13 @@ pub fn run<E: Engine>(settings: &Settings, stop: &AtomicBool, observer: &mut dyn
 fn load_job(settings: &Settings) -> Result<(Job, bool)> {
     let key = settings.key.as_deref();
     if let Some(job) = Job::load(&settings.state)? {
-        job.check_same(&settings.state, settings.format, key.unwrap_or_default(), &settings.plan, &settings.inputs)?;
+        job.check_same(
+            &settings.state,
+            settings.format,
+            key.unwrap_or_default(),
+            &settings.plan,
+            &settings.inputs,
+        )?;
         return Ok((job, true));
     }
     let format = match settings.format {
@@ -221,12 +238,15 @@ fn load_job(settings: &Settings) -> Result<(Job, bool)> {
 
 fn check_options(format: Format, settings: &Settings) -> Result<()> {
     match (format, &settings.key) {
-        (Format::Words, Some(_)) => Err(CliError::usage("--key has no meaning for words: each word is its own key")
-            .remedy("Leave out --key, or give --format ndjson, csv or tsv.")),
-        (Format::Words, None) if !settings.plan.fields.is_empty() => {
-            Err(CliError::usage(format!("--agg {} needs fields, but words have none", settings.plan.specs().join(",")))
-                .remedy("Use --agg count, or give --format ndjson, csv or tsv."))
+        (Format::Words, Some(_)) => {
+            Err(CliError::usage("--key has no meaning for words: each word is its own key")
+                .remedy("Leave out --key, or give --format ndjson, csv or tsv."))
         }
+        (Format::Words, None) if !settings.plan.fields.is_empty() => Err(CliError::usage(format!(
+            "--agg {} needs fields, but words have none",
+            settings.plan.specs().join(",")
+        ))
+        .remedy("Use --agg count, or give --format ndjson, csv or tsv.")),
         (Format::Ndjson | Format::Csv | Format::Tsv, None) => {
             Err(CliError::usage(format!("--key is missing: which field of the {format} input is the key?"))
                 .remedy("For example --key user_id, or --key user.id for a nested field."))
@@ -237,7 +257,12 @@ fn check_options(format: Format, settings: &Settings) -> Result<()> {
 
 /// Plans what is left to read and opens the dead-letter file; all of it durable in `job.json`
 /// before anything is read.
-fn plan_rest(settings: &Settings, job: &mut Job, known: bool, before: &Committed) -> Result<Option<(usize, DeadLetter)>> {
+fn plan_rest(
+    settings: &Settings,
+    job: &mut Job,
+    known: bool,
+    before: &Committed,
+) -> Result<Option<(usize, DeadLetter)>> {
     let mut changed = false;
     if known {
         let read = before.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset });

@@ -127,7 +127,8 @@ impl Stages<'_> {
             for (index, core) in cores.into_iter().enumerate() {
                 let (sender, receiver) = sync_channel(PARTS_WAITING);
                 core_senders.push(sender);
-                let worker = CoreWorker { index, core, plan: &self.setup.plan, base, last_epoch, live: self.live };
+                let worker =
+                    CoreWorker { index, core, plan: &self.setup.plan, base, last_epoch, live: self.live };
                 let put_ns = new_histogram()?;
                 core_threads.push(scope.spawn(move || worker.run(&receiver, parts, put_ns)));
             }
@@ -145,17 +146,20 @@ impl Stages<'_> {
             let sequencer = scope.spawn(move || sequencer.run(&turn_receivers, buffers, parts));
             let mut ticked = Instant::now();
             // Both kinds of threads end by themselves; the cores once the sequencer has.
-            while !(sequencer.is_finished() && core_threads.iter().all(thread::ScopedJoinHandle::is_finished)) {
+            while !(sequencer.is_finished() && core_threads.iter().all(thread::ScopedJoinHandle::is_finished))
+            {
                 thread::park_timeout(Duration::from_millis(2));
                 if ticked.elapsed() >= super::TICK {
                     tick();
                     ticked = Instant::now();
                 }
             }
-            let mut sequenced = sequencer.join().map_err(|_| CliError::internal("the sequencer thread panicked"))?;
+            let mut sequenced =
+                sequencer.join().map_err(|_| CliError::internal("the sequencer thread panicked"))?;
             let mut finals = Finals { keys: 0, put_ns: new_histogram()? };
             for thread in core_threads {
-                let (keys, put_ns) = thread.join().map_err(|_| CliError::internal("a core's thread panicked"))?;
+                let (keys, put_ns) =
+                    thread.join().map_err(|_| CliError::internal("a core's thread panicked"))?;
                 finals.keys += keys;
                 let _ = finals.put_ns.add(&put_ns);
             }
@@ -240,7 +244,8 @@ impl Sequencer<'_> {
         {
             stop = later;
         }
-        let mut sequenced = Sequenced { first_bad: self.first_bad, committed: self.committed, ..Sequenced::default() };
+        let mut sequenced =
+            Sequenced { first_bad: self.first_bad, committed: self.committed, ..Sequenced::default() };
         match stop {
             Stop::End { finished } => sequenced.finished = finished,
             Stop::Fault(error) => sequenced.error = Some(error),
@@ -265,7 +270,9 @@ impl Sequencer<'_> {
                 Turn::End { finished } => Err(Stop::End { finished }),
                 Turn::Failed(error) => Err(Stop::Fault(error)),
             };
-            let done = done.and_then(|()| if self.last_mark.elapsed() >= self.setup.epoch { self.mark() } else { Ok(()) });
+            let done = done.and_then(|()| {
+                if self.last_mark.elapsed() >= self.setup.epoch { self.mark() } else { Ok(()) }
+            });
             if let Err(stop) = done {
                 return stop;
             }
@@ -273,7 +280,14 @@ impl Sequencer<'_> {
         Stop::Fault(CliError::internal("a job without cores"))
     }
 
-    fn batch(&mut self, parsed: Parsed, batch: &Batch, end: Position, lines: u64, pool: &Pool<Part>) -> Result<(), Stop> {
+    fn batch(
+        &mut self,
+        parsed: Parsed,
+        batch: &Batch,
+        end: Position,
+        lines: u64,
+        pool: &Pool<Part>,
+    ) -> Result<(), Stop> {
         for (core, part) in self.cores.iter().zip(parsed.parts) {
             if part.records == 0 {
                 pool.give(part);
@@ -367,7 +381,12 @@ struct CoreWorker<'a, C> {
 }
 
 impl<C: CoreEngine> CoreWorker<'_, C> {
-    fn run(mut self, receiver: &Receiver<ToCore>, pool: &Pool<Part>, mut put_ns: Histogram<u64>) -> (u64, Histogram<u64>) {
+    fn run(
+        mut self,
+        receiver: &Receiver<ToCore>,
+        pool: &Pool<Part>,
+        mut put_ns: Histogram<u64>,
+    ) -> (u64, Histogram<u64>) {
         let mut value = Vec::new();
         for message in receiver {
             let result = match message {
@@ -430,7 +449,9 @@ impl<C: CoreEngine> CoreWorker<'_, C> {
                 CliError::failure(format!("the stored value of key {key} is not one that this job writes"))
                     .remedy("Run `laminar verify` on the state directory.")
             }
-            MergeError::Record => CliError::internal(format!("the routed record of key {key} is not readable")),
+            MergeError::Record => {
+                CliError::internal(format!("the routed record of key {key} is not readable"))
+            }
         }
     }
 

@@ -56,7 +56,12 @@ impl Bench {
 
     fn append(&self, name: &str, text: &str) {
         use std::io::Write;
-        fs::OpenOptions::new().append(true).open(self.path(name)).unwrap().write_all(text.as_bytes()).unwrap();
+        fs::OpenOptions::new()
+            .append(true)
+            .open(self.path(name))
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
     }
 
     fn run(&self) -> Result<Outcome> {
@@ -100,7 +105,14 @@ fn events(count: usize) -> String {
     for i in 0..count {
         let n = i * 7919 % 1000;
         let tail = if i % 13 == 0 { "\r\n\n" } else { "\n" };
-        write!(text, "{{\"user\":{{\"id\":\"u{}\"}},\"amount\":{}.{:02},\"page\":\"p{i}\"}}{tail}", n % 17, n as i64 - 500, n % 100).unwrap();
+        write!(
+            text,
+            "{{\"user\":{{\"id\":\"u{}\"}},\"amount\":{}.{:02},\"page\":\"p{i}\"}}{tail}",
+            n % 17,
+            n as i64 - 500,
+            n % 100
+        )
+        .unwrap();
     }
     text
 }
@@ -115,7 +127,11 @@ const AGGS: &[&str] = &["count", "sum:amount", "min:amount", "max:amount", "last
 #[test]
 fn resuming_at_any_epoch_gives_the_same_bytes() {
     let text = events(120);
-    let bench = Bench::new(&[("a.ndjson", &text), ("empty.ndjson", ""), ("b.ndjson", text.trim_end())], Some("user.id"), AGGS);
+    let bench = Bench::new(
+        &[("a.ndjson", &text), ("empty.ndjson", ""), ("b.ndjson", text.trim_end())],
+        Some("user.id"),
+        AGGS,
+    );
     let outcome = bench.run().unwrap();
     assert!(outcome.finished && outcome.after.records == 240, "{outcome:?}");
     let expected = bench.export();
@@ -129,7 +145,10 @@ fn resuming_at_any_epoch_gives_the_same_bytes() {
         let resumed = again.run().unwrap();
         assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
         assert_eq!(resumed.after.records, 240);
-        assert_eq!((resumed.after.lines, resumed.after.position), (outcome.after.lines, outcome.after.position));
+        assert_eq!(
+            (resumed.after.lines, resumed.after.position),
+            (outcome.after.lines, outcome.after.position)
+        );
         assert_eq!(resumed.last.bytes, outcome.last.bytes);
     }
 }
@@ -137,7 +156,8 @@ fn resuming_at_any_epoch_gives_the_same_bytes() {
 #[test]
 fn csv_with_embedded_newlines_resumes_anywhere() {
     let text = csv_rows(60);
-    let bench = Bench::new(&[("a.csv", &text), ("b.csv", &text)], Some("who"), &["count", "sum:amount", "last:note"]);
+    let bench =
+        Bench::new(&[("a.csv", &text), ("b.csv", &text)], Some("who"), &["count", "sum:amount", "last:note"]);
     bench.run().unwrap();
     let expected = bench.export();
     assert!(expected.contains(r#""key":"u 0\n,\"0\"""#), "{expected}");
@@ -152,7 +172,10 @@ fn csv_with_embedded_newlines_resumes_anywhere() {
 fn words_and_a_second_run_without_news() {
     let bench = Bench::new(&[("a.txt", "to be or\nnot to be")], None, &["count"]);
     assert_eq!(bench.run().unwrap().after.lines, 1, "the last line has no newline");
-    assert_eq!(bench.export(), "{\"key\":\"be\",\"count\":2}\n{\"key\":\"not\",\"count\":1}\n{\"key\":\"or\",\"count\":1}\n{\"key\":\"to\",\"count\":2}\n");
+    assert_eq!(
+        bench.export(),
+        "{\"key\":\"be\",\"count\":2}\n{\"key\":\"not\",\"count\":1}\n{\"key\":\"or\",\"count\":1}\n{\"key\":\"to\",\"count\":2}\n"
+    );
     let again = bench.run().unwrap();
     assert_eq!((again.last.records, again.after.records, again.finished), (0, 6, true));
 }
@@ -166,7 +189,10 @@ fn what_is_appended_is_read_next_time() {
     bench.append("b.csv", "\nb,20\n");
     fs::write(bench.path("c.csv"), "v,k\n7,d\n").unwrap();
     bench.run().unwrap();
-    assert_eq!(bench.export(), "{\"key\":\"a\",\"sum:v\":11}\n{\"key\":\"b\",\"sum:v\":21}\n{\"key\":\"c\",\"sum:v\":5}\n{\"key\":\"d\",\"sum:v\":7}\n");
+    assert_eq!(
+        bench.export(),
+        "{\"key\":\"a\",\"sum:v\":11}\n{\"key\":\"b\",\"sum:v\":21}\n{\"key\":\"c\",\"sum:v\":5}\n{\"key\":\"d\",\"sum:v\":7}\n"
+    );
     bench.append("a.csv", "00\n");
     let error = bench.error();
     assert!(error.contains("incomplete line") && error.contains("a.csv"), "{error}");
@@ -190,12 +216,20 @@ fn changed_and_truncated_input_is_refused() {
 
 #[test]
 fn a_bad_record_stops_before_itself_and_can_be_skipped_later() {
-    let mut bench = Bench::new(&[("a.ndjson", "{\"k\":1}\n{\"k\":2}\n{oops\n{\"k\":1}\n{}\n{\"k\":1}\n")], Some("k"), &["count"]);
+    let mut bench = Bench::new(
+        &[("a.ndjson", "{\"k\":1}\n{\"k\":2}\n{oops\n{\"k\":1}\n{}\n{\"k\":1}\n")],
+        Some("k"),
+        &["count"],
+    );
     for _ in 0..2 {
         let outcome = bench.run().unwrap();
         assert!(!outcome.finished);
         let error = outcome.stopped_by.unwrap().to_string();
-        assert!(error.contains("a.ndjson: line 3 (byte 16): not a JSON object") && error.contains("--on-error skip"), "{error}");
+        assert!(
+            error.contains("a.ndjson: line 3 (byte 16): not a JSON object")
+                && error.contains("--on-error skip"),
+            "{error}"
+        );
         assert_eq!((outcome.after.records, outcome.after.lines), (2, 2));
     }
     bench.settings.on_error = OnError::Skip;
@@ -207,14 +241,21 @@ fn a_bad_record_stops_before_itself_and_can_be_skipped_later() {
 
 #[test]
 fn dead_letters_stand_in_their_file_once() {
-    let text: String = (0..100).map(|i| if i % 7 == 3 { format!("bad {i}\n") } else { format!("{{\"k\":{}}}\n", i % 3) }).collect();
+    let text: String = (0..100)
+        .map(|i| if i % 7 == 3 { format!("bad {i}\n") } else { format!("{{\"k\":{}}}\n", i % 3) })
+        .collect();
     let mut bench = Bench::new(&[("a.ndjson", &text)], Some("k"), &["count"]);
     let file = bench.path("dead.ndjson");
     bench.settings.on_error = OnError::DeadLetter(file.clone());
     assert_eq!(bench.run().unwrap().after.skipped, 14);
     let expected = fs::read_to_string(&file).unwrap();
     assert_eq!(expected.lines().count(), 14);
-    assert!(expected.starts_with("{\"file\":") && expected.contains("\"line\":4,\"offset\":24,") && expected.contains("\"text\":\"bad 3\""), "{expected}");
+    assert!(
+        expected.starts_with("{\"file\":")
+            && expected.contains("\"line\":4,\"offset\":24,")
+            && expected.contains("\"text\":\"bad 3\""),
+        "{expected}"
+    );
     for epoch in std::iter::once(0).chain(bench.epochs()) {
         // The crash may have left more in the file than the epoch has.
         fs::write(&file, &expected).unwrap();

@@ -3,8 +3,29 @@
 //! The digest of a core is the wrapping sum of [`record_digest`] over its live keys, so that a change
 //! adds the new record's digest and subtracts the old one's, and digests of several cores add up.
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Digest of a core's live state and how many keys it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// Wrapping sum of [`record_digest`] over the live keys.
+    pub digest: u64,
+    /// Number of live keys.
+    pub live_keys: u64,
+}
+
+impl StateDigest {
+    /// The digest of two states without a key in common, taken together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            digest: self.digest.wrapping_add(other.digest),
+            live_keys: self.live_keys.saturating_add(other.live_keys),
+        }
+    }
+}
 
 /// Records up to this many bytes are hashed from the stack in one go.
 const ON_STACK: usize = 240;

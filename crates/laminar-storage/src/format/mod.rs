@@ -3,7 +3,14 @@
 //! `docs/FORMAT.md` draws the same structures as boxes. Every integer is fixed-width little-endian.
 
 pub mod checksum;
+pub mod current;
 pub mod digest;
+pub mod fields;
+pub mod frame;
+pub mod manifest;
+pub mod record;
+pub mod segment_header;
+pub mod state_file;
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = u16::MAX as usize;

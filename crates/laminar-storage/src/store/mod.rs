@@ -1,1 +1,183 @@
-//! What people use: `Store`, its builder, its cores and its reports.
+//! What people use: a store, its cores, its settings and its reports.
+//!
+//! A [`Store`] is built from [`crate::incremental`] and [`crate::per_core_wal`] and adds what makes
+//! them one thing: Ring 0 with a [`CoreStore`] per thread, the Ring 1 thread, automatic checkpoints
+//! and recovery. It is not a SQL engine, not a multi-writer transaction store, not a network server.
+
+mod builder;
+mod checkpointer;
+mod core_store;
+mod drain;
+mod durable;
+mod error;
+mod open;
+mod reader;
+mod rebuild;
+mod router;
+mod settings;
+mod shared;
+mod stats;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use builder::StoreBuilder;
+pub use checkpointer::CheckpointReceipt;
+pub use core_store::{CoreStore, Pairs};
+pub use error::StoreError;
+pub use reader::StateReader;
+pub use router::Router;
+pub use settings::Settings;
+pub use stats::{Health, Stats};
+
+use self::open::StoreLock;
+use self::shared::Shared;
+use crate::ids::Epoch;
+use crate::report::RecoveryReport;
+
+/// What [`StoreBuilder::open`] returns.
+#[derive(Debug)]
+pub struct Opened {
+    /// The handle for durability, checkpoints and health; may be shared between threads.
+    pub store: Store,
+    /// One per core, in order, each to be moved to its own thread.
+    pub cores: Vec<CoreStore>,
+    /// What recovery did.
+    pub report: RecoveryReport,
+}
+
+/// A store: says what is durable, makes checkpoints, and ends in order.
+///
+/// Its cores ([`CoreStore`]) change the state; one background thread writes and syncs the logs of all
+/// of them, another makes checkpoints. Dropping it drains and syncs what was sealed, as
+/// [`Self::close`] does, but cannot say whether that succeeded.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    dir: PathBuf,
+    /// Released last, after the threads have ended.
+    _lock: StoreLock,
+}
+
+/// What [`Store::close`] returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseReceipt {
+    /// Everything up to this epoch is durable.
+    pub durable_epoch: Epoch,
+    /// Changes that no seal followed; they are not durable.
+    pub unsealed_changes: u64,
+}
+
+impl Store {
+    /// Starts opening the store in the directory `path`, which is created when missing.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), laminar_storage::StoreError> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path();
+    /// use laminar_storage::{Opened, Store};
+    /// let Opened { store, mut cores, report } = Store::builder(path).cores(1).open()?;
+    /// assert_eq!(report.recovery_point.get(), 0);
+    /// cores[0].put(b"key", b"value")?;
+    /// let epoch = cores[0].seal_epoch()?;
+    /// store.wait_durable(epoch)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(path: impl AsRef<Path>) -> StoreBuilder {
+        StoreBuilder::new(path.as_ref())
+    }
+
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        threads: Vec<JoinHandle<()>>,
+        lock: StoreLock,
+        dir: PathBuf,
+    ) -> Self {
+        Self { shared, threads, dir, _lock: lock }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Everything up to this epoch, on all cores, survives any crash.
+    #[must_use]
+    pub fn durable_epoch(&self) -> Epoch {
+        self.shared.durable.epoch()
+    }
+
+    /// Waits until `epoch` is durable. That needs every core to seal it: the caller must not hold back
+    /// a core that has not.
+    ///
+    /// # Errors
+    /// `Poisoned` when a write or sync failed; `Closed` when a core was dropped without sealing it, or
+    /// the store was closed.
+    pub fn wait_durable(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.shared.wait_durable(epoch, None).map(drop)
+    }
+
+    /// As [`Self::wait_durable`], but for at most `at_most`; false when the time is over first.
+    ///
+    /// # Errors
+    /// As [`Self::wait_durable`].
+    pub fn wait_durable_for(&self, epoch: Epoch, at_most: Duration) -> Result<bool, StoreError> {
+        self.shared.wait_durable(epoch, Some(at_most))
+    }
+
+    /// Calls `callback` whenever a later epoch has become durable, with that epoch, on the thread that
+    /// synced it. Epochs between two calls became durable together. It must be quick and must not
+    /// call back into the store.
+    pub fn on_durable(&self, callback: impl Fn(Epoch) + Send + Sync + 'static) {
+        self.shared.durable.on_durable(Box::new(callback));
+    }
+
+    /// Makes a checkpoint of the durable epoch now, on the calling thread, and cuts the log as far as
+    /// the checkpoint before allows. The cores are not held up. When nothing became durable since the
+    /// newest checkpoint, returns that one.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be written, `Corruption` when the log cannot be read back. The log goes on,
+    /// what is durable stays durable; no further checkpoint is made until the store is reopened.
+    pub fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
+        self.shared.checkpoint()
+    }
+
+    /// Is the store in order?
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match (self.shared.durable.check(), self.shared.checkpoint_failure()) {
+            (Err(cause), _) => Health::Poisoned(cause),
+            (Ok(()), Some(error)) => Health::CheckpointsFailing(error),
+            (Ok(()), None) => Health::Running,
+        }
+    }
+
+    /// Figures since the store was opened.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::of(&self.shared.counters, self.durable_epoch())
+    }
+
+    /// Drains and syncs everything that was sealed, and ends the background threads. Cores that are
+    /// still in use get [`StoreError::Closed`] from then on.
+    ///
+    /// # Errors
+    /// `Poisoned` or `Io` when something that was sealed could not be made durable.
+    pub fn close(mut self) -> Result<CloseReceipt, StoreError> {
+        let unsealed_changes = self.shared.close(&mut self.threads)?;
+        Ok(CloseReceipt { durable_epoch: self.durable_epoch(), unsealed_changes })
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Whoever wants to know calls close.
+        let _ = self.shared.close(&mut self.threads);
+    }
+}

@@ -93,6 +93,10 @@ pub trait Vfs: Debug + Send + Sync {
     fn sync_many(&self, files: &[Arc<dyn VfsFile>]) -> Vec<io::Result<()>> {
         files.iter().map(|file| file.sync_data()).collect()
     }
+    /// May several threads use it at once? A simulation says no, to stay deterministic.
+    fn parallel(&self) -> bool {
+        true
+    }
     /// Wall clock, nanoseconds since the Unix epoch. Never used to order or to decide, only to label.
     fn now_ns(&self) -> u64;
     /// A random number, for identities.

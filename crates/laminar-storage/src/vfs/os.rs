@@ -1,5 +1,193 @@
-//! The operating system.
+//! The operating system: files, directories, locks, clock and randomness.
+//!
+//! Files are created with mode 0600 and directories with 0700, are closed on `exec`, and a symbolic
+//! link is never followed to a file, nor is anything but a regular file ever opened. Several files
+//! are made durable at the same time by a few threads that wait for work; a device answers to
+//! parallel flushes in less time than to the same flushes one after another.
 
-/// The operating system's files and clock.
+use std::fmt::Debug;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{Access, FileKind, Vfs, VfsFile};
+
+mod pool;
+#[cfg(test)]
+mod tests;
+
+/// The operating system's files and clock. Clones share one set of sync threads, which end with
+/// the last clone.
+#[derive(Clone, Debug, Default)]
+pub struct OsVfs {
+    pool: Arc<pool::SyncPool>,
+}
+
+impl OsVfs {
+    /// The operating system. Starts no thread: those come with the first [`Vfs::sync_many`] of
+    /// more than one file.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// An open file of the operating system.
 #[derive(Debug)]
-pub struct OsVfs;
+struct OsFile(File);
+
+impl VfsFile for OsFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// Opens without following a symbolic link in the last component, and only a regular file.
+fn open_regular(path: &Path, flags: OFlags) -> io::Result<File> {
+    // NONBLOCK so that a FIFO put in our way cannot hang the open; it means nothing to regular files.
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() {
+        Ok(file)
+    } else if kind.is_dir() {
+        Err(io::ErrorKind::IsADirectory.into())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+    }
+}
+
+fn kind_of(metadata: &std::fs::Metadata) -> FileKind {
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        FileKind::File { len: metadata.len() }
+    } else if kind.is_dir() {
+        FileKind::Dir
+    } else {
+        FileKind::Other
+    }
+}
+
+impl Vfs for OsVfs {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        Ok(Arc::new(OsFile(open_regular(path, flags)?)))
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn VfsFile>> {
+        let flags = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        Ok(Arc::new(OsFile(open_regular(path, flags)?)))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::DirBuilder::new().mode(0o700).create(path)
+    }
+
+    fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            match entry.metadata() {
+                Ok(metadata) => entries.push((name, kind_of(&metadata))),
+                // Removed between the listing and the look at it: it is not there.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(entries)
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) => Ok(Some(kind_of(&metadata))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir(path)
+    }
+
+    fn hard_link(&self, existing: &Path, new: &Path) -> io::Result<()> {
+        std::fs::hard_link(existing, new)
+    }
+
+    /// A symbolic link to a directory is followed here: a store may well live below one, and what
+    /// is synced is the directory that the entries really are in.
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        File::from(rustix::fs::open(path, flags, Mode::empty())?).sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
+        let file = match open_regular(path, OFlags::RDWR | OFlags::CREATE) {
+            // A read-only file system still has readers to keep apart from each other's repairs.
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => open_regular(path, OFlags::RDONLY)?,
+            other => other?,
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(file)),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn sync_many(&self, files: &[Arc<dyn VfsFile>]) -> Vec<io::Result<()>> {
+        self.pool.sync(files)
+    }
+
+    fn now_ns(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn random_u64(&self) -> u64 {
+        use rustix::rand::{GetRandomFlags, getrandom};
+        let mut bytes = [0_u8; 8];
+        match getrandom(&mut bytes, GetRandomFlags::empty()) {
+            Ok(8) => u64::from_le_bytes(bytes),
+            // A kernel that refuses: the standard library's hasher keys are random as well.
+            _ => {
+                use std::hash::{BuildHasher, RandomState};
+                RandomState::new().hash_one(self.now_ns())
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! All scenarios by name, for the command line and for tests that run every one of them.
+
+use laminar_storage::vfs::sim::ImagePolicy;
+
+use crate::driver::{Plan, Report, Scenario, explore, replay};
+use crate::faults::{ALL_FAULTS, FaultReport, sweep_faults};
+use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
+use crate::trail::Trail;
+
+/// A scenario whatever its model is.
+pub trait AnyScenario: Sync {
+    /// As [`Scenario::name`].
+    fn name(&self) -> String;
+    /// As [`explore`].
+    fn explore(&self, seed: u64, plan: &Plan) -> Report;
+    /// As [`replay`].
+    ///
+    /// # Errors
+    /// As [`replay`].
+    fn replay(&self, seed: u64, trail: &Trail) -> Result<String, String>;
+    /// As [`sweep_faults`] with all faults.
+    fn sweep_faults(&self, seed: u64, policy: &ImagePolicy) -> FaultReport;
+}
+
+impl<S: Scenario> AnyScenario for S {
+    fn name(&self) -> String {
+        Scenario::name(self)
+    }
+
+    fn explore(&self, seed: u64, plan: &Plan) -> Report {
+        explore(self, seed, plan)
+    }
+
+    fn replay(&self, seed: u64, trail: &Trail) -> Result<String, String> {
+        replay(self, seed, trail)
+    }
+
+    fn sweep_faults(&self, seed: u64, policy: &ImagePolicy) -> FaultReport {
+        sweep_faults(self, seed, ALL_FAULTS, policy)
+    }
+}
+
+/// A scenario and what is expected of it.
+pub struct Entry {
+    /// The scenario.
+    pub scenario: Box<dyn AnyScenario>,
+    /// Whether it has a mistake in it that must be found.
+    pub broken: bool,
+}
+
+/// Every scenario there is.
+#[must_use]
+pub fn all() -> Vec<Entry> {
+    let toy = |mistake: Mistake| Entry {
+        scenario: Box::new(Toy::new(mistake)),
+        broken: mistake != Mistake::None,
+    };
+    let mistakes = CRASH_MISTAKES.iter().chain(FAULT_MISTAKES);
+    [Mistake::None]
+        .iter()
+        .chain(mistakes)
+        .map(|m| toy(*m))
+        .collect()
+}

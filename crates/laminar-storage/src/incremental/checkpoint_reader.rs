@@ -1,0 +1,185 @@
+//! Reads a checkpoint's directory, whoever wrote it and wherever it was copied to.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::error::IncrementalCheckpointError;
+use super::layout::MANIFEST_NAME;
+use super::merge::{Merge, Source};
+use super::metadata::IncrementalCheckpointMetadata;
+use super::state_file::StateFileReader;
+use super::state_map::StateMap;
+use crate::error::Detail;
+use crate::format::digest::record_digest;
+use crate::format::manifest::MAX_MANIFEST_LEN;
+use crate::format::state_file::StateRecord;
+use crate::ids::{CoreId, StoreId};
+use crate::vfs::{Vfs, read_small_file};
+
+type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
+
+/// A checkpoint that is open for reading: its manifest is checked, and of every file that it is the
+/// one the manifest means. Blocks are checked as they are read.
+///
+/// All methods take `&self`, so that several threads can each read another core.
+#[derive(Debug)]
+pub struct CheckpointReader {
+    dir: PathBuf,
+    metadata: IncrementalCheckpointMetadata,
+    cores: Vec<Vec<Arc<StateFileReader>>>,
+}
+
+/// Reads and checks only the manifest of a checkpoint's directory.
+///
+/// # Errors
+/// `NotFound` when there is no manifest, `Corruption`, `ChecksumMismatch`, `UnsupportedVersion`, `Io`.
+pub fn read_manifest(vfs: &dyn Vfs, dir: &Path) -> Result<IncrementalCheckpointMetadata> {
+    let path = dir.join(MANIFEST_NAME);
+    let bytes = read_small_file(vfs, &path, MAX_MANIFEST_LEN).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            let what = "the checkpoint has no manifest";
+            IncrementalCheckpointError::NotFound(Box::new(Detail::new(what).at_path(&path)))
+        }
+        std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
+            IncrementalCheckpointError::corruption(
+                Detail::new("the manifest cannot be read").at_path(&path).caused_by(e),
+            )
+        }
+        _ => IncrementalCheckpointError::io("could not read the manifest", &path, e),
+    })?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| {
+        IncrementalCheckpointError::corruption(Detail::new("the manifest is not text").at_path(&path))
+    })?;
+    IncrementalCheckpointMetadata::decode(text, &Detail::new("").at_path(&path))
+}
+
+impl CheckpointReader {
+    /// Opens the checkpoint in `dir`, which need not have the name it was published under.
+    ///
+    /// # Errors
+    /// As [`read_manifest`]; `Corruption` and `ChecksumMismatch`, naming the file, when one of the
+    /// files is missing or not exactly the one the manifest lists.
+    pub fn open(vfs: &dyn Vfs, dir: &Path) -> Result<Self> {
+        let metadata = read_manifest(vfs, dir)?;
+        let mut cores: Vec<Vec<_>> = (0..metadata.core_count).map(|_| Vec::new()).collect();
+        for file in &metadata.files {
+            let reader = StateFileReader::open(vfs, dir, file, StoreId(metadata.store_id))?;
+            // The manifest was checked: no file belongs to a core that there is not.
+            if let Some(chain) = cores.get_mut(usize::from(file.core)) {
+                chain.push(Arc::new(reader));
+            }
+        }
+        Ok(Self { dir: dir.to_path_buf(), metadata, cores })
+    }
+
+    /// What the checkpoint says about itself.
+    #[must_use]
+    pub fn metadata(&self) -> &IncrementalCheckpointMetadata {
+        &self.metadata
+    }
+
+    /// The directory it was opened from.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The cores the files are laid out for.
+    pub fn cores(&self) -> impl Iterator<Item = CoreId> + use<> {
+        (0..self.metadata.core_count).map(CoreId)
+    }
+
+    /// The files of one core, oldest first; none for a core there is not.
+    #[must_use]
+    pub fn files(&self, core: CoreId) -> &[Arc<StateFileReader>] {
+        self.cores.get(core.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every record of one core, file by file from the oldest to the newest, and in key order within
+    /// a file. Applying them in this order, deletions too, gives the state. Holds one block in memory.
+    ///
+    /// # Errors
+    /// The first error of `apply`; `Io`, `ChecksumMismatch`, `Corruption` of what is read.
+    pub fn for_each_record<E, F>(&self, core: CoreId, mut apply: F) -> std::result::Result<(), E>
+    where
+        E: From<IncrementalCheckpointError>,
+        F: FnMut(StateRecord<'_>) -> std::result::Result<(), E>,
+    {
+        for file in self.files(core) {
+            let mut cursor = file.cursor();
+            while cursor.advance()? {
+                if let Some(record) = cursor.current() {
+                    apply(record)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every live key of one core with its value, in key order. Holds one block of each file.
+    ///
+    /// # Errors
+    /// As [`Self::for_each_record`].
+    pub fn for_each_live<E, F>(&self, core: CoreId, mut apply: F) -> std::result::Result<(), E>
+    where
+        E: From<IncrementalCheckpointError>,
+        F: FnMut(&[u8], &[u8]) -> std::result::Result<(), E>,
+    {
+        let sources = self.files(core).iter().map(|file| Source::File(file.cursor())).collect();
+        let mut merge = Merge::new(sources)?;
+        while let Some(record) = merge.next_record()? {
+            if let Some(value) = record.value {
+                apply(record.key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole state in memory.
+    ///
+    /// # Errors
+    /// As [`Self::for_each_record`].
+    pub fn load(&self) -> Result<StateMap> {
+        let mut state = StateMap::new();
+        for core in self.cores() {
+            self.for_each_live(core, |key, value| {
+                state.apply(key, Some(value));
+                Ok::<_, IncrementalCheckpointError>(())
+            })?;
+        }
+        Ok(state)
+    }
+
+    /// Reads every byte and checks it, the number of live keys, and the digests if there are any.
+    ///
+    /// # Errors
+    /// `Io`, `ChecksumMismatch`, `Corruption`.
+    pub fn verify(&self) -> Result<()> {
+        let mut total = 0_u64;
+        for core in self.cores() {
+            let (mut digest, mut live) = (0_u64, 0_u64);
+            self.for_each_live(core, |key, value| {
+                digest = digest.wrapping_add(record_digest(key, value));
+                live += 1;
+                Ok::<_, IncrementalCheckpointError>(())
+            })?;
+            total += live;
+            let expected = self.metadata.digests.get(core.index());
+            if let Some(expected) = expected.filter(|e| e.digest != digest || e.live_keys != live) {
+                return Err(self.contradiction(format!(
+                    "core {core} has {live} live keys with digest {digest:016x}, the manifest says {} with {:016x}",
+                    expected.live_keys, expected.digest
+                )));
+            }
+        }
+        if total != self.metadata.key_count {
+            let said = self.metadata.key_count;
+            return Err(self.contradiction(format!("{total} live keys, the manifest says {said}")));
+        }
+        Ok(())
+    }
+
+    fn contradiction(&self, what: String) -> IncrementalCheckpointError {
+        IncrementalCheckpointError::corruption(Detail::new(what).at_path(self.dir.join(MANIFEST_NAME)))
+    }
+}

@@ -1,0 +1,470 @@
+//! The one way to a checkpoint: write, sync, publish.
+//!
+//! | step | on disk | a crash after it |
+//! |---|---|---|
+//! | write | `checkpoint_N.tmp` with new files, links to older ones, manifest | is swept |
+//! | sync | the same, durable: files, manifest, directory | is swept |
+//! | publish | renamed to `checkpoint_N`, parent synced, read back | the checkpoint is there |
+//!
+//! The log may be cut only after the last step, and only up to the checkpoint before, which is why
+//! only [`Published`] says how far.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::checkpoint_reader::{CheckpointReader, read_manifest};
+use super::error::IncrementalCheckpointError;
+use super::layout::MANIFEST_NAME;
+use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
+use super::merge::{Merge, Source};
+use super::metadata::{CheckpointFile, IncrementalCheckpointMetadata};
+use super::overlay::Overlay;
+use super::spill::Spill;
+use super::state_file::StateFileReader;
+use super::tokens::{Draft, DraftFile, Published, Synced, WalFloor, Written};
+use crate::error::Detail;
+use crate::format::manifest::MAX_MANIFEST_LEN;
+use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId, WalPosition};
+use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
+
+/// Bytes copied at a time where links are refused.
+const COPY_LEN: usize = 1 << 20;
+
+impl IncrementalCheckpointManager {
+    /// Makes a checkpoint of everything up to now: durable, read back, and older ones beyond
+    /// `max_retained` removed. `wal_position` is only noted in it.
+    ///
+    /// # Errors
+    /// `EpochMismatch` when the epoch is before that of the newest checkpoint; `Poisoned`; and any
+    /// failure to write, sync or read back, which poisons the manager. The newest checkpoint then
+    /// is still the one before, on disk and for this manager.
+    pub fn create_checkpoint(&mut self, wal_position: u64) -> Result<IncrementalCheckpointMetadata> {
+        let id = self.next_checkpoint_id()?;
+        let published = self.create_checkpoint_as(id, WalPosition(wal_position))?;
+        Ok(published.into_metadata())
+    }
+
+    /// As [`Self::create_checkpoint`], with an id of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Self::create_checkpoint`]; `AlreadyExists` for an id that is not larger than every id
+    /// ever used.
+    pub fn create_checkpoint_as(&mut self, id: CheckpointId, wal_position: WalPosition) -> Result<Published> {
+        let written = self.write(id, wal_position)?;
+        let synced = self.sync(written)?;
+        let published = self.publish(synced)?;
+        // The checkpoint is there whatever happens to old ones; a failure stops the next call.
+        if let Err(error) = self.cleanup_old_checkpoints() {
+            tracing::warn!(%error, "could not remove old checkpoints");
+        }
+        Ok(published)
+    }
+
+    /// The id the next checkpoint gets: one more than any that was ever used.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when all ids are used up.
+    pub fn next_checkpoint_id(&self) -> Result<CheckpointId> {
+        match self.highest_id {
+            None => Ok(CheckpointId(1)),
+            Some(highest) if highest < CheckpointId::MAX => Ok(highest.next()),
+            Some(_) => Err(already_exists("the largest possible checkpoint id is used".into())),
+        }
+    }
+
+    /// First step: writes everything under a temporary name. Changes made after it go into the
+    /// checkpoint after this one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for an id that was used, or while another checkpoint is in flight;
+    /// `EpochMismatch`; `InvalidConfig` when the manager is bound to a log and has no cuts of it;
+    /// `Poisoned`. Every other failure poisons the manager.
+    pub fn write(&mut self, id: CheckpointId, wal_position: WalPosition) -> Result<Written> {
+        self.check_usable()?;
+        self.check_nothing_in_flight()?;
+        self.check_id(id)?;
+        self.check_epoch()?;
+        if self.bound && self.wal_cuts.is_empty() {
+            let what = "no WAL cuts were given for this checkpoint";
+            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+        }
+        self.in_flight = Some(id);
+        let changes = std::mem::replace(&mut self.overlay, Overlay::new(self.chains.len()));
+        let written = self.try_write(id, wal_position, &changes);
+        self.frozen = Some(changes);
+        self.poison_on_error(written.map(Written))
+    }
+
+    /// Second step: makes everything durable under the temporary name.
+    ///
+    /// # Errors
+    /// `Io`, which poisons the manager; a sync is never tried again. `Poisoned`, `InvalidConfig` for
+    /// a token of another manager.
+    pub fn sync(&mut self, written: Written) -> Result<Synced> {
+        self.check_usable()?;
+        let draft = written.0;
+        self.check_token(&draft)?;
+        let synced = self.try_sync(&draft);
+        self.poison_on_error(synced.map(|()| Synced(draft)))
+    }
+
+    /// Third step: gives the checkpoint its final name, durably, and reads it back. Old checkpoints
+    /// stay; [`Self::cleanup_old_checkpoints`] removes them.
+    ///
+    /// # Errors
+    /// `Io`, `Corruption` or `ChecksumMismatch` when what is read back is not what was written; all
+    /// poison the manager. `Poisoned`, `InvalidConfig` for a token of another manager.
+    pub fn publish(&mut self, synced: Synced) -> Result<Published> {
+        self.check_usable()?;
+        let draft = synced.0;
+        self.check_token(&draft)?;
+        let published = self.try_publish(draft);
+        self.poison_on_error(published)
+    }
+
+    fn check_id(&self, id: CheckpointId) -> Result<()> {
+        match self.highest_id {
+            Some(highest) if id <= highest => Err(already_exists(format!(
+                "checkpoint id {id} cannot be used, ids only grow and {highest} was used already"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_epoch(&self) -> Result<()> {
+        let (epoch, latest) = (self.current_epoch(), self.latest.as_ref());
+        match latest {
+            Some(latest) if epoch.get() < latest.epoch => {
+                let what = format!("checkpoint {} holds epoch {} already", latest.id, latest.epoch);
+                let detail = Detail::new(what).in_epoch(epoch).remedy("Epochs only grow.");
+                Err(IncrementalCheckpointError::EpochMismatch(Box::new(detail)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn check_nothing_in_flight(&self) -> Result<()> {
+        match self.in_flight {
+            None => Ok(()),
+            Some(id) => Err(already_exists(format!("checkpoint {id} is written and not published yet"))),
+        }
+    }
+
+    fn check_token(&self, draft: &Draft) -> Result<()> {
+        let ours = self.in_flight == Some(CheckpointId(draft.metadata.id))
+            && draft.pending_dir.parent() == Some(self.config.checkpoint_dir.as_path());
+        if ours {
+            return Ok(());
+        }
+        let what = format!("checkpoint {} is not in flight here", draft.metadata.id);
+        Err(IncrementalCheckpointError::invalid(Detail::new(what)))
+    }
+}
+
+/// Write.
+impl IncrementalCheckpointManager {
+    fn try_write(&mut self, id: CheckpointId, wal_position: WalPosition, changes: &Overlay) -> Result<Draft> {
+        let mut spill = match self.spill.take() {
+            Some(spill) => spill,
+            None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?,
+        };
+        spill.rename(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?;
+        let mut files = Vec::with_capacity(self.chains.len());
+        let mut all_rewritten = true;
+        for core in self.cores() {
+            let first = self.first_to_merge(core, changes);
+            all_rewritten &= first == 0;
+            files.push(self.write_core(core, first, changes, &mut spill)?);
+        }
+        let mut metadata = self.describe(id, wal_position, &files);
+        metadata.key_count = self.count_keys(&metadata, all_rewritten, changes)?;
+        let manifest = metadata.to_json()?;
+        let manifest_path = spill.dir.join(MANIFEST_NAME);
+        let manifest_file = self
+            .vfs
+            .create_new(&manifest_path)
+            .and_then(|file| write_all_at(file.as_ref(), manifest.as_bytes(), 0).map(|()| file))
+            .map_err(Self::io("could not write the manifest", &manifest_path))?;
+        let pending_dir = spill.dir.clone();
+        self.wal_cuts.clear();
+        self.digests.clear();
+        Ok(Draft { metadata, manifest, pending_dir, manifest_file, unsynced: spill.into_unsynced(), files })
+    }
+
+    fn first_to_merge(&self, core: CoreId, changes: &Overlay) -> usize {
+        let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
+        if self.rewrite_all || !self.config.incremental {
+            return 0;
+        }
+        let weights: Vec<_> = chain.iter().map(ChainFile::weight).collect();
+        let changed = changes.cores().get(core.index()).map(|core| core.weight()).unwrap_or_default();
+        self.options.merge.first_to_merge(&weights, changed)
+    }
+
+    /// Writes one core's part: older files are linked, those from `first` on merged with the changes.
+    fn write_core(
+        &self,
+        core: CoreId,
+        first: usize,
+        changes: &Overlay,
+        spill: &mut Spill,
+    ) -> Result<Vec<DraftFile>> {
+        let vfs = self.vfs.as_ref();
+        let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
+        let (kept, merged) = chain.split_at_checked(first).unwrap_or((chain, &[]));
+        let mut files = Vec::with_capacity(kept.len() + 1);
+        for file in kept {
+            if file.spilled {
+                files.push(DraftFile::New(file.reader.meta().clone()));
+            } else {
+                self.link(file, spill)?;
+                files.push(DraftFile::Open(file.clone()));
+            }
+        }
+        let changes = changes.cores().get(core.index()).filter(|core| !core.changes().is_empty());
+        if merged.is_empty() && changes.is_none() {
+            return Ok(files);
+        }
+        let older = merged.iter().map(|file| Source::File(file.reader.cursor()));
+        let newest = changes.map(|core| Source::Memory(core.changes().iter().peekable()));
+        let merge = Merge::new(older.chain(newest).collect())?;
+        let identity = spill.next_identity(self.store_id, core)?;
+        if let Some(finished) = spill.write(vfs, identity, merge, kept.is_empty())? {
+            files.push(DraftFile::New(finished.meta));
+        }
+        for file in merged.iter().filter(|file| file.spilled) {
+            spill.discard(vfs, &file.reader.meta().name)?;
+        }
+        Ok(files)
+    }
+
+    /// Gives a file of the newest checkpoint a second name in the new one, or copies it where the
+    /// file system has no links or no room for another.
+    fn link(&self, file: &ChainFile, spill: &mut Spill) -> Result<()> {
+        let Some(latest) = &self.latest else {
+            return Ok(());
+        };
+        let name = &file.reader.meta().name;
+        let target = spill.dir.join(name);
+        let source = latest.checkpoint_path(&self.config.checkpoint_dir).join(name);
+        match self.vfs.hard_link(&source, &target) {
+            Ok(()) => Ok(()),
+            Err(e) if links_are_refused(&e) => {
+                let copy = copy_file(self.vfs.as_ref(), &file.reader, &target)?;
+                spill.track(name.clone(), copy);
+                Ok(())
+            }
+            Err(e) => Err(IncrementalCheckpointError::io("could not link the state file", &source, e)),
+        }
+    }
+
+    fn describe(
+        &self,
+        id: CheckpointId,
+        wal_position: WalPosition,
+        files: &[Vec<DraftFile>],
+    ) -> IncrementalCheckpointMetadata {
+        let mut metadata = IncrementalCheckpointMetadata::new(id.get(), self.epoch());
+        metadata.timestamp = self.vfs.now_ns() / 1_000_000;
+        metadata.wal_position = wal_position.get();
+        metadata.source_offsets = self.source_offsets.clone();
+        metadata.watermark = self.watermark;
+        metadata.core_offsets = self.core_offsets.clone();
+        metadata.parent_id = self.latest.as_ref().map(|latest| latest.id);
+        metadata.store_id = self.store_id.get();
+        metadata.bound_to_wal = self.bound;
+        metadata.core_count = u16::try_from(self.chains.len()).unwrap_or(u16::MAX);
+        metadata.wal_cuts = if self.bound { self.wal_cuts.clone() } else { Vec::new() };
+        metadata.digests = self.digests.clone();
+        metadata.files = files
+            .iter()
+            .flatten()
+            .map(|file| match file {
+                DraftFile::Open(file) => file.reader.meta().clone(),
+                DraftFile::New(meta) => meta.clone(),
+            })
+            .collect();
+        metadata.sst_files = metadata.files.iter().map(|file| file.name.clone()).collect();
+        metadata.size_bytes = metadata.files.iter().map(|file| file.len).sum();
+        let linked = files.iter().flatten().any(|file| matches!(file, DraftFile::Open(_)));
+        let parent_had_files = self.latest.as_ref().is_some_and(|latest| !latest.files.is_empty());
+        metadata.is_incremental =
+            self.config.incremental && self.latest.is_some() && (linked || !parent_had_files);
+        metadata
+    }
+
+    /// Live keys of the new checkpoint, by the cheapest way that is exact.
+    fn count_keys(
+        &self,
+        metadata: &IncrementalCheckpointMetadata,
+        all_rewritten: bool,
+        changes: &Overlay,
+    ) -> Result<u64> {
+        if !metadata.digests.is_empty() {
+            return Ok(metadata.digests.iter().map(|core| core.live_keys).sum());
+        }
+        if all_rewritten {
+            return Ok(metadata.files.iter().map(|file| file.records).sum());
+        }
+        if let Some(live) = self.live_keys_with(changes)? {
+            return Ok(live);
+        }
+        let mut live = 0;
+        for (chain, changes) in self.chains.iter().zip(changes.cores()) {
+            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
+            let memory = Source::Memory(changes.changes().iter().peekable());
+            let mut merge = Merge::new(files.chain([memory]).collect())?;
+            while let Some(record) = merge.next_record()? {
+                live += u64::from(record.value.is_some());
+            }
+        }
+        Ok(live)
+    }
+}
+
+/// Sync and publish.
+impl IncrementalCheckpointManager {
+    fn try_sync(&self, draft: &Draft) -> Result<()> {
+        let dir = &draft.pending_dir;
+        for result in self.vfs.sync_many(&draft.unsynced) {
+            result.map_err(Self::io("could not sync a state file of", dir))?;
+        }
+        let manifest_path = dir.join(MANIFEST_NAME);
+        draft.manifest_file.sync_data().map_err(Self::io("could not sync the manifest", &manifest_path))?;
+        self.vfs.sync_dir(dir).map_err(Self::io("could not sync the checkpoint directory", dir))
+    }
+
+    fn try_publish(&mut self, draft: Draft) -> Result<Published> {
+        let parent = self.config.checkpoint_dir.clone();
+        let dir = draft.metadata.checkpoint_path(&parent);
+        // A rename would silently replace an empty directory.
+        let taken = self.vfs.kind(&dir).map_err(Self::io("could not look at", &dir))?;
+        if taken.is_some() {
+            return Err(already_exists(format!("{} appeared by another hand", dir.display())));
+        }
+        self.vfs
+            .rename(&draft.pending_dir, &dir)
+            .map_err(Self::io("could not give the checkpoint its name", &dir))?;
+        self.vfs
+            .sync_dir(&parent)
+            .map_err(Self::io("could not sync the directory of checkpoints", &parent))?;
+        let chains = self.read_back(&dir, &draft)?;
+        let floor = self.wal_floor();
+        let id = CheckpointId(draft.metadata.id);
+        self.chains = chains;
+        self.live_keys = Some(draft.metadata.key_count);
+        self.latest = Some(draft.metadata.clone());
+        self.highest_id = Some(id);
+        self.rewrite_all = false;
+        self.frozen = None;
+        self.in_flight = None;
+        self.since_ns = self.vfs.now_ns();
+        self.epoch.fetch_max(draft.metadata.epoch, Ordering::SeqCst);
+        Ok(Published { metadata: draft.metadata, floor })
+    }
+
+    /// Checks under the final name that everything is there and as it was written, new files to the
+    /// last byte, and opens them.
+    fn read_back(&self, dir: &Path, draft: &Draft) -> Result<Vec<Vec<ChainFile>>> {
+        let vfs = self.vfs.as_ref();
+        let path = dir.join(MANIFEST_NAME);
+        let manifest = read_small_file(vfs, &path, MAX_MANIFEST_LEN)
+            .map_err(Self::io("could not read the manifest back", &path))?;
+        if manifest != draft.manifest.as_bytes() || read_manifest(vfs, dir)? != draft.metadata {
+            let what = "the manifest reads back different from what was written";
+            return Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)));
+        }
+        let mut chains = Vec::with_capacity(draft.files.len());
+        for files in &draft.files {
+            let mut chain = Vec::with_capacity(files.len());
+            for file in files {
+                let reader = match file {
+                    DraftFile::New(meta) => self.read_file_back(dir, meta)?,
+                    DraftFile::Open(file) => {
+                        check_linked(vfs, dir, file.reader.meta())?;
+                        Arc::new(file.reader.renamed(dir))
+                    }
+                };
+                chain.push(ChainFile { reader, spilled: false });
+            }
+            chains.push(chain);
+        }
+        Ok(chains)
+    }
+
+    fn read_file_back(&self, dir: &Path, meta: &CheckpointFile) -> Result<Arc<StateFileReader>> {
+        let reader = Arc::new(StateFileReader::open(self.vfs.as_ref(), dir, meta, self.store_id)?);
+        reader.verify()?;
+        Ok(reader)
+    }
+
+    /// How far the log is not needed even if the checkpoint just published should turn out damaged:
+    /// up to the one before, if that is still good and of the same log.
+    fn wal_floor(&self) -> Option<WalFloor> {
+        let before = self.latest.as_ref()?;
+        if !self.bound || !before.bound_to_wal || before.store_id != self.store_id.get() {
+            return None;
+        }
+        let dir = before.checkpoint_path(&self.config.checkpoint_dir);
+        match CheckpointReader::open(self.vfs.as_ref(), &dir) {
+            Ok(found) if found.metadata() == before => Some(WalFloor {
+                checkpoint: CheckpointId(before.id),
+                store_id: StoreId(before.store_id),
+                epoch: Epoch(before.epoch),
+                cuts: before.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
+            }),
+            Ok(_) => {
+                tracing::warn!(checkpoint = before.id, "the log is kept: the checkpoint before changed");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(checkpoint = before.id, %error, "the log is kept: the checkpoint before is damaged");
+                None
+            }
+        }
+    }
+}
+
+fn already_exists(what: String) -> IncrementalCheckpointError {
+    IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what)))
+}
+
+fn links_are_refused(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::CrossesDevices
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::Unsupported
+            | io::ErrorKind::TooManyLinks
+    )
+}
+
+fn check_linked(vfs: &dyn Vfs, dir: &Path, meta: &CheckpointFile) -> Result<()> {
+    let path = dir.join(&meta.name);
+    let kind = vfs.kind(&path).map_err(IncrementalCheckpointManager::io("could not look at", &path))?;
+    if kind == Some(FileKind::File { len: meta.len }) {
+        return Ok(());
+    }
+    let what = format!("a linked file of {} bytes reads back as {kind:?}", meta.len);
+    Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)))
+}
+
+/// Copies an open state file; the copy must be synced.
+fn copy_file(vfs: &dyn Vfs, reader: &StateFileReader, target: &Path) -> Result<Arc<dyn VfsFile>> {
+    let copied = || -> io::Result<Arc<dyn VfsFile>> {
+        let copy = vfs.create_new(target)?;
+        let mut buf = vec![0; COPY_LEN];
+        let mut at = 0;
+        loop {
+            let n = read_up_to_at(reader.file(), &mut buf, at)?;
+            if n == 0 {
+                return Ok(copy);
+            }
+            write_all_at(copy.as_ref(), buf.get(..n).unwrap_or_default(), at)?;
+            at += n as u64;
+        }
+    };
+    copied().map_err(IncrementalCheckpointManager::io("could not copy the state file to", target))
+}

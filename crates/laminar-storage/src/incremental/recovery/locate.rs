@@ -1,0 +1,136 @@
+//! Finding the state: the newest checkpoint that is good, and the log that continues it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::ids::{CheckpointId, Epoch, Sequence, StoreId};
+use crate::incremental::layout::EntryName;
+use crate::incremental::{
+    CheckpointReader, IncrementalCheckpointError, IncrementalCheckpointMetadata, Listing,
+};
+use crate::per_core_wal::PerCoreWalError;
+use crate::per_core_wal::recovery::plan::{Base, Plan, Wanted};
+use crate::vfs::Vfs;
+
+/// Where a state is, and what to replay on it. Nothing was changed to find this out.
+#[derive(Debug)]
+pub(crate) struct Located {
+    /// The checkpoint to start from.
+    pub(crate) checkpoint: Option<CheckpointReader>,
+    /// What to replay.
+    pub(crate) plan: Plan,
+    /// Newer checkpoints that are damaged.
+    pub(crate) skipped: Vec<CheckpointId>,
+}
+
+impl Located {
+    pub(crate) fn metadata(&self) -> Option<&IncrementalCheckpointMetadata> {
+        self.checkpoint.as_ref().map(CheckpointReader::metadata)
+    }
+}
+
+/// Why a state was not found or not loaded.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Checkpoint(IncrementalCheckpointError),
+    Log(PerCoreWalError),
+}
+
+impl From<IncrementalCheckpointError> for Failure {
+    fn from(error: IncrementalCheckpointError) -> Self {
+        Self::Checkpoint(error)
+    }
+}
+
+impl From<PerCoreWalError> for Failure {
+    fn from(error: PerCoreWalError) -> Self {
+        Self::Log(error)
+    }
+}
+
+/// Finds the newest state that `load` can load. When a checkpoint is damaged, wherever that shows, the
+/// one before is tried: it is as good as the newest as long as the log reaches back to it, which the
+/// plan checks. When no checkpoint will do, the error of the newest is returned.
+pub(crate) fn locate<T, E>(
+    vfs: &Arc<dyn Vfs>,
+    checkpoint_dir: &Path,
+    wal_dir: &Path,
+    wanted: Wanted,
+    mut load: impl FnMut(&Located) -> Result<T, E>,
+) -> Result<(Located, T), E>
+where
+    E: From<IncrementalCheckpointError> + From<PerCoreWalError> + IsDamagedCheckpoint,
+{
+    let listing = Listing::read(vfs.as_ref(), checkpoint_dir)?;
+    let mut skipped = Vec::new();
+    let mut first_error = None;
+    for id in listing.checkpoints.iter().rev() {
+        let dir = EntryName::Checkpoint(*id).path(checkpoint_dir);
+        let attempt = (|| {
+            let reader = CheckpointReader::open(vfs.as_ref(), &dir).map_err(|error| match error {
+                // The directory is there, so a manifest that is not is damage.
+                IncrementalCheckpointError::NotFound(d) => IncrementalCheckpointError::Corruption(d),
+                other => other,
+            })?;
+            let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone())?;
+            let loaded = load(&located)?;
+            Ok((located, loaded))
+        })();
+        match attempt {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                let error: E = error;
+                let damaged = error.is_damaged_checkpoint();
+                // Behind a damaged checkpoint, whatever an older one fails with matters less.
+                let first = first_error.unwrap_or(error);
+                if !damaged {
+                    return Err(first);
+                }
+                tracing::warn!(checkpoint = %id, "the checkpoint is damaged; trying the one before");
+                first_error = Some(first);
+                skipped.push(*id);
+            }
+        }
+    }
+    let attempt = plan(vfs, wal_dir, wanted, None, skipped).map_err(E::from).and_then(|located| {
+        let loaded = load(&located)?;
+        Ok((located, loaded))
+    });
+    match (attempt, first_error) {
+        (Ok(found), _) => Ok(found),
+        (Err(_), Some(first)) => Err(first),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// Is the error about the contents of a checkpoint, so that another one may do?
+pub(crate) trait IsDamagedCheckpoint {
+    fn is_damaged_checkpoint(&self) -> bool;
+}
+
+impl IsDamagedCheckpoint for Failure {
+    fn is_damaged_checkpoint(&self) -> bool {
+        matches!(self, Self::Checkpoint(error) if error.is_corruption())
+    }
+}
+
+fn plan(
+    vfs: &Arc<dyn Vfs>,
+    wal_dir: &Path,
+    wanted: Wanted,
+    checkpoint: Option<CheckpointReader>,
+    skipped: Vec<CheckpointId>,
+) -> Result<Located, PerCoreWalError> {
+    let base = checkpoint.as_ref().map(|reader| base_of(reader.metadata()));
+    let plan = Plan::make(vfs, wal_dir, base, wanted)?;
+    Ok(Located { checkpoint, plan, skipped })
+}
+
+fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
+    Base {
+        epoch: Epoch(metadata.epoch),
+        log: metadata.bound_to_wal.then_some(StoreId(metadata.store_id)),
+        cuts: metadata.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
+        core_count: metadata.core_count,
+    }
+}

@@ -1,0 +1,398 @@
+//! Recovering a state from checkpoints and a log: `Checkpoint(epoch) + WAL.replay(epoch..)`.
+//!
+//! Nothing here writes, unless a repair is asked for. [`crate::Store`] recovers through the same
+//! [`locate`], only into its cores' memory instead of into a map.
+
+pub(crate) mod locate;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::locate::{Failure, Located, locate};
+use super::error::IncrementalCheckpointError;
+use super::state_map::StateMap;
+use crate::ids::{CoreId, Epoch};
+use crate::incremental::CoreOffsets;
+use crate::per_core_wal::recovery::cursor::CoreCursor;
+use crate::per_core_wal::recovery::plan::Wanted;
+use crate::per_core_wal::recovery::repair::repair_segments;
+use crate::per_core_wal::{MergedEntries, PerCoreWalError, RecoveryMode, WalOperation};
+use crate::report::{CoreReport, RecoveryReport};
+use crate::vfs::{OsVfs, Vfs};
+
+/// Where to recover from, and how.
+#[derive(Clone, Debug)]
+pub struct RecoveryConfig {
+    /// Directory of the checkpoints.
+    pub checkpoint_dir: PathBuf,
+    /// Directory of the log's segments, of one core or of many.
+    pub wal_path: PathBuf,
+    /// Cut torn tails off the files. Default false: they are only passed over, and reported.
+    pub repair_wal: bool,
+    /// Keep a list of every change replayed. Default false.
+    pub collect_state_changes: bool,
+    /// Stop after that many changes, in the log's total order. Default: all.
+    pub max_wal_entries: u64,
+    /// Which records count. Default [`RecoveryMode::AllSynced`].
+    pub mode: RecoveryMode,
+    vfs: Arc<dyn Vfs>,
+}
+
+impl RecoveryConfig {
+    /// Recovers every synced record on top of the newest checkpoint.
+    #[must_use]
+    pub fn new(checkpoint_dir: &Path, wal_path: &Path) -> Self {
+        Self {
+            checkpoint_dir: checkpoint_dir.to_path_buf(),
+            wal_path: wal_path.to_path_buf(),
+            repair_wal: false,
+            collect_state_changes: false,
+            max_wal_entries: u64::MAX,
+            mode: RecoveryMode::AllSynced,
+            vfs: Arc::new(OsVfs::new()),
+        }
+    }
+
+    /// Sets [`Self::repair_wal`]. The log must not be in use.
+    #[must_use]
+    pub fn with_repair_wal(mut self, repair: bool) -> Self {
+        self.repair_wal = repair;
+        self
+    }
+
+    /// Sets [`Self::collect_state_changes`].
+    #[must_use]
+    pub fn with_collect_state_changes(mut self, collect: bool) -> Self {
+        self.collect_state_changes = collect;
+        self
+    }
+
+    /// Sets [`Self::max_wal_entries`]. A state that was cut short like that is not the one to go on
+    /// from; it is for looking at how it came to be.
+    #[must_use]
+    pub fn with_max_wal_entries(mut self, max: u64) -> Self {
+        self.max_wal_entries = max;
+        self
+    }
+
+    /// Sets [`Self::mode`].
+    #[must_use]
+    pub fn with_mode(mut self, mode: RecoveryMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Uses another outside world than the operating system.
+    #[must_use]
+    pub fn with_vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
+        self.vfs = vfs;
+        self
+    }
+
+    /// The outside world in use.
+    #[must_use]
+    pub fn vfs(&self) -> &Arc<dyn Vfs> {
+        &self.vfs
+    }
+}
+
+/// A change that was replayed from the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayedChange {
+    /// The key.
+    pub key: Vec<u8>,
+    /// Its new value; `None` when it was deleted.
+    pub value: Option<Vec<u8>>,
+    /// Epoch of the change.
+    pub epoch: u64,
+    /// Core that wrote it.
+    pub core_id: usize,
+}
+
+/// A recovered state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredState {
+    /// Epoch that the state is of; 0 when there was nothing.
+    pub epoch: u64,
+    /// Bytes of all cores' logs that the state contains, or what the checkpoint noted where that is
+    /// more.
+    pub wal_position: u64,
+    /// Puts and deletes replayed.
+    pub wal_entries_replayed: u64,
+    /// Where to go on reading each source.
+    pub source_offsets: BTreeMap<String, u64>,
+    /// The smallest watermark of the cores that have one.
+    pub watermark: Option<i64>,
+    /// The checkpoint it started from.
+    pub checkpoint_id: Option<u64>,
+    /// Every change replayed, in order, where that was asked for.
+    pub state_changes: Vec<ReplayedChange>,
+    /// The state itself.
+    pub state: StateMap,
+    /// What recovery did.
+    pub report: RecoveryReport,
+}
+
+impl RecoveredState {
+    /// No state, at epoch 0.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// Was there anything: a checkpoint, a change, an offset?
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.checkpoint_id.is_some() || self.wal_entries_replayed > 0 || !self.source_offsets.is_empty()
+    }
+
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        self.state.get(key)
+    }
+
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.state.len()
+    }
+
+    /// Are there no keys?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.state.is_empty()
+    }
+
+    /// Keys and values, in key order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.state.iter()
+    }
+}
+
+/// Recovers a state: the newest good checkpoint, and the log on top of it.
+#[derive(Clone, Debug)]
+pub struct RecoveryManager {
+    config: RecoveryConfig,
+}
+
+impl RecoveryManager {
+    /// A manager that recovers as `config` says.
+    #[must_use]
+    pub fn new(config: RecoveryConfig) -> Self {
+        Self { config }
+    }
+
+    /// Recovers. Directories that do not exist yet are an empty state at epoch 0. Recovering again
+    /// gives the same.
+    ///
+    /// # Errors
+    /// `Corruption` when what is there is damaged in a way that could lose something acknowledged,
+    /// `UnsupportedVersion`, `Io`. Nothing was changed then.
+    pub fn recover(&self) -> Result<RecoveredState, IncrementalCheckpointError> {
+        Ok(recover_parts(&self.config)?.whole())
+    }
+
+    /// Recovers with the default settings.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    pub fn recover_simple(
+        checkpoint_dir: &Path,
+        wal_path: &Path,
+    ) -> Result<RecoveredState, IncrementalCheckpointError> {
+        Self::new(RecoveryConfig::new(checkpoint_dir, wal_path)).recover()
+    }
+
+    /// Recovers, keeping the list of changes.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    pub fn recover_with_changes(
+        checkpoint_dir: &Path,
+        wal_path: &Path,
+    ) -> Result<RecoveredState, IncrementalCheckpointError> {
+        Self::new(RecoveryConfig::new(checkpoint_dir, wal_path).with_collect_state_changes(true)).recover()
+    }
+}
+
+/// Checkpoint and changes, not yet put together.
+pub(crate) struct Parts {
+    /// The checkpoint's state; everything but `state` is that of the end.
+    pub(crate) state: RecoveredState,
+    pub(crate) changes: Vec<ReplayedChange>,
+    /// Per core, bytes of its log that count.
+    pub(crate) positions: Vec<u64>,
+    collect: bool,
+}
+
+impl Parts {
+    fn whole(mut self) -> RecoveredState {
+        for change in &self.changes {
+            self.state.state.apply(&change.key, change.value.as_deref());
+        }
+        self.state.report.keys = self.state.state.len() as u64;
+        if self.collect {
+            self.state.state_changes = self.changes;
+        }
+        self.state
+    }
+}
+
+impl From<Failure> for IncrementalCheckpointError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Checkpoint(error) => error,
+            Failure::Log(error) => error.into(),
+        }
+    }
+}
+
+impl From<PerCoreWalError> for IncrementalCheckpointError {
+    fn from(error: PerCoreWalError) -> Self {
+        let detail = Box::new(error.detail().clone());
+        match error {
+            PerCoreWalError::Io(_) | PerCoreWalError::Locked(_) => Self::Io(detail),
+            PerCoreWalError::ChecksumMismatch(_) => Self::ChecksumMismatch(detail),
+            PerCoreWalError::NewerFormat(_) => Self::UnsupportedVersion(detail),
+            PerCoreWalError::EpochMismatch(_) => Self::EpochMismatch(detail),
+            PerCoreWalError::Poisoned(_) => Self::Poisoned(detail),
+            PerCoreWalError::InvalidCore(_) | PerCoreWalError::InvalidInput(_) => Self::InvalidConfig(detail),
+            PerCoreWalError::TornWrite(_)
+            | PerCoreWalError::Corrupted(_)
+            | PerCoreWalError::SegmentNotFound(_)
+            | PerCoreWalError::Checkpoint(_) => Self::Corruption(detail),
+        }
+    }
+}
+
+/// Recovers what whoever wrote the directories acknowledged: what opening a store would recover.
+pub(crate) fn recover_acknowledged(
+    vfs: &Arc<dyn Vfs>,
+    checkpoint_dir: &Path,
+    wal_path: &Path,
+) -> Result<RecoveredState, Failure> {
+    let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
+    Ok(recover_wanted(&config, Wanted::Acknowledged)?.whole())
+}
+
+/// Recovers checkpoint and changes.
+pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
+    recover_wanted(config, Wanted::Mode(config.mode))
+}
+
+fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Failure> {
+    let started = Instant::now();
+    let (located, mut state) =
+        locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, |located| {
+            let state = match &located.checkpoint {
+                Some(reader) => base_state(reader)?,
+                None => RecoveredState::empty(),
+            };
+            Ok::<_, Failure>(state)
+        })?;
+    if config.repair_wal {
+        repair_segments(&config.vfs, &config.wal_path, &located.plan.survey)?;
+    }
+    let (changes, offsets) = replay(config, &located)?;
+    (state.source_offsets, state.watermark) = super::flatten(&offsets);
+    state.epoch = located.plan.point.0.max(state.epoch);
+    state.wal_entries_replayed = changes.len() as u64;
+    let positions = positions(&located);
+    state.wal_position = state.wal_position.max(positions.iter().sum());
+    state.report = report(&located, &state, &changes);
+    state.report.phases.recover = started.elapsed();
+    Ok(Parts { state, changes, positions, collect: config.collect_state_changes })
+}
+
+fn base_state(reader: &super::CheckpointReader) -> Result<RecoveredState, IncrementalCheckpointError> {
+    let metadata = reader.metadata();
+    Ok(RecoveredState {
+        epoch: metadata.epoch,
+        wal_position: metadata.wal_position,
+        checkpoint_id: Some(metadata.id),
+        state: reader.load()?,
+        ..RecoveredState::default()
+    })
+}
+
+/// The changes that count, in the total order, and every core's offsets and watermark after them.
+fn replay(
+    config: &RecoveryConfig,
+    located: &Located,
+) -> Result<(Vec<ReplayedChange>, Vec<CoreOffsets>), PerCoreWalError> {
+    let plan = &located.plan;
+    let logs = plan.survey.cores.iter().map(|log| log.core);
+    let cursors = logs.map(|core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)));
+    let mut offsets = located.metadata().map_or_else(Vec::new, |metadata| {
+        let flat = CoreOffsets { offsets: metadata.source_offsets.clone(), watermark: metadata.watermark };
+        if metadata.core_offsets.is_empty() { vec![flat] } else { metadata.core_offsets.clone() }
+    });
+    let mut changes = Vec::new();
+    for entry in MergedEntries::new(cursors.collect()) {
+        let entry = entry?;
+        let (epoch, core_id) = (entry.epoch, entry.core_id);
+        let (key, value) = match entry.operation {
+            WalOperation::Put { key, value } => (key, Some(value)),
+            WalOperation::Delete { key } => (key, None),
+            WalOperation::Commit { offsets: absolute, watermark } => {
+                if offsets.len() <= core_id {
+                    offsets.resize_with(core_id + 1, CoreOffsets::default);
+                }
+                if let Some(core) = offsets.get_mut(core_id) {
+                    core.offsets.extend(absolute);
+                    core.watermark = watermark.or(core.watermark);
+                }
+                continue;
+            }
+            WalOperation::Checkpoint { .. } | WalOperation::EpochBarrier { .. } => continue,
+        };
+        if changes.len() as u64 >= config.max_wal_entries {
+            break;
+        }
+        changes.push(ReplayedChange { key, value, epoch, core_id });
+    }
+    Ok((changes, offsets))
+}
+
+fn positions(located: &Located) -> Vec<u64> {
+    let survey = &located.plan.survey;
+    (0..survey.core_count()).map(|core| survey.core(CoreId(core)).map_or(0, |log| log.position())).collect()
+}
+
+fn report(located: &Located, state: &RecoveredState, changes: &[ReplayedChange]) -> RecoveryReport {
+    let mut report = RecoveryReport::of(located);
+    report.recovery_point = Epoch(state.epoch);
+    report.source_offsets.clone_from(&state.source_offsets);
+    report.watermark = state.watermark;
+    for core in &mut report.cores {
+        let id = core.core.index();
+        core.replayed = changes.iter().filter(|change| change.core_id == id).count() as u64;
+    }
+    report
+}
+
+impl RecoveryReport {
+    /// What is known before anything is replayed.
+    pub(crate) fn of(located: &Located) -> Self {
+        let cores = located.plan.survey.cores.iter().map(|log| {
+            let last = log.segments.last();
+            CoreReport {
+                core: log.core,
+                replayed: 0,
+                dropped_bytes: log.segments.iter().map(|segment| segment.dropped).sum(),
+                sealed_epoch: log.sealed_epoch,
+                case: last.map(|segment| segment.case),
+            }
+        });
+        Self {
+            recovery_point: located.plan.point,
+            checkpoint: located.metadata().map(|m| crate::ids::CheckpointId(m.id)),
+            checkpoints_skipped: located.skipped.clone(),
+            cores: cores.collect(),
+            ..Self::default()
+        }
+    }
+}

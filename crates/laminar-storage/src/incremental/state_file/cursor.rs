@@ -1,0 +1,127 @@
+//! Walks over all records of a state file, one block in memory at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::reader::StateFileReader;
+use crate::format::state_file::{Fault, RECORD_HEADER_LEN, StateRecord};
+use crate::incremental::error::IncrementalCheckpointError;
+
+type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
+
+/// A position between the records of a state file; starts before the first.
+#[derive(Debug)]
+pub struct FileCursor {
+    reader: Arc<StateFileReader>,
+    /// The next block to read.
+    next_block: usize,
+    bytes: Vec<u8>,
+    /// Where the next record starts in `bytes`.
+    at: usize,
+    /// Where key and value of the current record are in `bytes`.
+    current: Option<(Range<usize>, Option<Range<usize>>)>,
+    /// Records of the block that are still to come, as the index promises.
+    left_in_block: u32,
+    tombstones: u64,
+    /// Last key of the block before.
+    border: Option<Vec<u8>>,
+}
+
+impl FileCursor {
+    pub(super) fn new(reader: Arc<StateFileReader>) -> Self {
+        Self {
+            reader,
+            next_block: 0,
+            bytes: Vec::new(),
+            at: 0,
+            current: None,
+            left_in_block: 0,
+            tombstones: 0,
+            border: None,
+        }
+    }
+
+    /// The record the cursor is on; `None` before the first and after the last.
+    #[must_use]
+    pub fn current(&self) -> Option<StateRecord<'_>> {
+        let (key, value) = self.current.as_ref()?;
+        Some(StateRecord {
+            key: self.bytes.get(key.clone())?,
+            value: match value {
+                Some(value) => Some(self.bytes.get(value.clone())?),
+                None => None,
+            },
+        })
+    }
+
+    /// Goes to the next record; false after the last.
+    ///
+    /// # Errors
+    /// `Io`; `ChecksumMismatch` and `Corruption`, naming file and offset. The cursor is then at
+    /// its end.
+    pub fn advance(&mut self) -> Result<bool> {
+        let done = self.step();
+        if done.is_err() {
+            self.current = None;
+            self.at = self.bytes.len();
+            self.next_block = self.reader.blocks();
+            self.left_in_block = 0;
+        }
+        done
+    }
+
+    fn step(&mut self) -> Result<bool> {
+        if self.at == self.bytes.len() && !self.load_block()? {
+            return Ok(false);
+        }
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let (record, after) = StateRecord::decode(rest).map_err(|f| self.fault(&f))?;
+        let in_order = match &self.current {
+            Some((key, _)) => self.bytes.get(key.clone()).is_some_and(|previous| previous < record.key),
+            None => self.border.as_deref().is_none_or(|border| border < record.key),
+        };
+        if !in_order || self.left_in_block == 0 {
+            return Err(self.fault(&Fault::Damaged("a block has records its index entry does not allow")));
+        }
+        let key_start = self.at + RECORD_HEADER_LEN;
+        let key = key_start..key_start + record.key.len();
+        let value = record.value.map(|value| key.end..key.end + value.len());
+        self.tombstones += u64::from(value.is_none());
+        self.at = self.bytes.len() - after.len();
+        self.current = Some((key, value));
+        self.left_in_block -= 1;
+        Ok(true)
+    }
+
+    /// Reads the next block; false when there is none, after checking that all is accounted for.
+    fn load_block(&mut self) -> Result<bool> {
+        if self.left_in_block != 0 {
+            return Err(self.fault(&Fault::Damaged("a block has fewer records than its index entry says")));
+        }
+        if let Some((key, _)) = self.current.take() {
+            self.border = self.bytes.get(key).map(<[u8]>::to_vec);
+        }
+        let Some((records, first_key)) = self.reader.promise(self.next_block) else {
+            let finished = std::mem::take(&mut self.border).is_some();
+            if finished && self.tombstones != self.reader.meta().tombstones {
+                return Err(self.fault(&Fault::Damaged("another number of tombstones than the footer says")));
+            }
+            return Ok(false);
+        };
+        self.reader.read_block(self.next_block, &mut self.bytes)?;
+        self.at = 0;
+        self.left_in_block = records;
+        self.next_block += 1;
+        let (first, _) = StateRecord::decode(&self.bytes).map_err(|f| self.fault(&f))?;
+        if first.key != first_key {
+            return Err(
+                self.fault(&Fault::Damaged("a block starts with another key than its index entry says"))
+            );
+        }
+        Ok(true)
+    }
+
+    fn fault(&self, fault: &Fault) -> IncrementalCheckpointError {
+        self.reader.fault(fault, self.next_block.saturating_sub(1))
+    }
+}

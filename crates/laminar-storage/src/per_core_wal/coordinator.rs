@@ -1,0 +1,181 @@
+//! Log and checkpoints together, for programs that drive them themselves.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::apply::{Applied, apply_incarnation, checkpoint_error};
+use super::error::PerCoreWalError;
+use super::manager::PerCoreWalManager;
+use super::recovery::plan::Span;
+use super::recovery::survey::Survey;
+use crate::error::Detail;
+use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
+use crate::incremental::{
+    CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, IncrementalCheckpointMetadata,
+};
+
+/// Makes checkpoints of a log: closes an epoch on all cores, syncs them, applies their records in
+/// order to the state, publishes the checkpoint, and only then cuts the log.
+#[derive(Debug)]
+pub struct CheckpointCoordinator {
+    wal: PerCoreWalManager,
+    checkpoints: IncrementalCheckpointManager,
+    /// Per core, the last record that the checkpoint manager has.
+    applied: Vec<Sequence>,
+    truncate: bool,
+}
+
+impl CheckpointCoordinator {
+    /// Brings a log and a directory of checkpoints together. The checkpoints must have been made from
+    /// this log, or without any.
+    ///
+    /// # Errors
+    /// `Checkpoint` when the checkpoints cannot be opened or belong to another log.
+    pub fn new(wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
+        let truncate = config.truncate_wal;
+        let vfs = wal.config().vfs().clone();
+        let mut checkpoints =
+            IncrementalCheckpointManager::with_vfs(config, vfs).map_err(checkpoint_error)?;
+        let latest = checkpoints.find_latest_checkpoint().map_err(checkpoint_error)?;
+        checkpoints.bind_wal(wal.store_id()).map_err(checkpoint_error)?;
+        let cuts = latest.filter(|m| m.bound_to_wal).map_or_else(Vec::new, |m| m.wal_cuts);
+        let applied = cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
+        Ok(Self { wal, checkpoints, applied, truncate })
+    }
+
+    /// Makes checkpoint `id` of everything appended so far, and cuts the log as far as the checkpoint
+    /// before allows. When this returns, the checkpoint is durable.
+    ///
+    /// # Errors
+    /// `Checkpoint` for an id that is not larger than every one used, and when the checkpoint cannot
+    /// be written; `Io` when the log cannot be synced. The state on disk is the one before, then.
+    pub fn create_checkpoint(&mut self, id: u64) -> Result<IncrementalCheckpointMetadata, PerCoreWalError> {
+        let truncate = self.truncate;
+        self.checkpoint(CheckpointId(id), truncate)
+    }
+
+    /// As [`Self::create_checkpoint`], leaving the log as it is.
+    ///
+    /// # Errors
+    /// As [`Self::create_checkpoint`].
+    pub fn create_checkpoint_no_truncate(
+        &mut self,
+        id: u64,
+    ) -> Result<IncrementalCheckpointMetadata, PerCoreWalError> {
+        self.checkpoint(CheckpointId(id), false)
+    }
+
+    fn checkpoint(
+        &mut self,
+        id: CheckpointId,
+        truncate: bool,
+    ) -> Result<IncrementalCheckpointMetadata, PerCoreWalError> {
+        // Before anything is written: an id that cannot be used must not cost an epoch.
+        let next = self.checkpoints.next_checkpoint_id().map_err(checkpoint_error)?;
+        if id < next {
+            let what = format!("checkpoint {id} was given, ids up to {} are used", next.0 - 1);
+            return Err(checkpoint_error(IncrementalCheckpointError::AlreadyExists(Box::new(
+                Detail::new(what).remedy("Give a larger id."),
+            ))));
+        }
+        let epoch = Epoch(self.wal.advance_epoch()?);
+        self.wal.write_epoch_barrier_all()?;
+        self.wal.sync_all()?;
+        let applied = self.apply(epoch)?;
+        self.checkpoints.set_epoch(epoch.0);
+        self.checkpoints.set_wal_cuts(&self.applied).map_err(checkpoint_error)?;
+        let position = WalPosition(self.wal.synced_positions().iter().sum());
+        tracing::debug!(%id, %epoch, changes = applied.changes, "checkpoint");
+        let published = self.checkpoints.create_checkpoint_as(id, position).map_err(checkpoint_error)?;
+        if truncate {
+            self.wal.truncate_before(&published)?;
+        }
+        for core in 0..self.wal.num_cores() {
+            self.wal.writer_checked(core)?.append_checkpoint(id.0)?;
+        }
+        Ok(published.into_metadata())
+    }
+
+    /// Applies every record that the checkpoint manager does not have yet, up to `epoch`.
+    fn apply(&mut self, epoch: Epoch) -> Result<Applied, PerCoreWalError> {
+        let vfs = self.wal.config().vfs().clone();
+        let after = |core: CoreId| self.applied.get(core.index()).copied().unwrap_or(Sequence::ZERO);
+        let survey = Survey::up_to(&vfs, self.wal.base_dir(), &after, &self.wal.ends())?;
+        let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: epoch };
+        let mut applied = Applied { cuts: self.applied.clone(), ..Applied::default() };
+        applied.barriers.resize(applied.cuts.len(), (Epoch::ZERO, None));
+        for incarnation in survey.incarnations() {
+            apply_incarnation(&vfs, &survey, incarnation, span, &mut self.checkpoints, &mut applied)?;
+        }
+        self.applied.clone_from(&applied.cuts);
+        Ok(applied)
+    }
+
+    /// Makes everything appended so far durable, without a checkpoint.
+    ///
+    /// # Errors
+    /// `Io` when the log cannot be synced.
+    pub fn flush(&mut self) -> Result<(), PerCoreWalError> {
+        self.wal.sync_all()
+    }
+
+    /// The epoch that new records belong to.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.wal.epoch()
+    }
+
+    /// Source offsets as of the last checkpoint.
+    #[must_use]
+    pub fn source_offsets(&self) -> &BTreeMap<String, u64> {
+        self.checkpoints.source_offsets()
+    }
+
+    /// Watermark as of the last checkpoint.
+    #[must_use]
+    pub fn watermark(&self) -> Option<i64> {
+        self.checkpoints.watermark()
+    }
+
+    /// All checkpoints, newest first.
+    ///
+    /// # Errors
+    /// `Checkpoint` when the directory cannot be read.
+    pub fn list_checkpoints(&self) -> Result<Vec<IncrementalCheckpointMetadata>, PerCoreWalError> {
+        self.checkpoints.list_checkpoints().map_err(checkpoint_error)
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn wal_manager(&self) -> &PerCoreWalManager {
+        &self.wal
+    }
+
+    /// The log, to append to.
+    pub fn wal_manager_mut(&mut self) -> &mut PerCoreWalManager {
+        &mut self.wal
+    }
+
+    /// The checkpoints.
+    #[must_use]
+    pub fn checkpoint_manager(&self) -> &IncrementalCheckpointManager {
+        &self.checkpoints
+    }
+
+    /// The checkpoints, to change the state of the next one.
+    pub fn checkpoint_manager_mut(&mut self) -> &mut IncrementalCheckpointManager {
+        &mut self.checkpoints
+    }
+
+    /// Appends source offsets and watermark to the log of core 0, so that the next checkpoint and any
+    /// recovery have them.
+    ///
+    /// # Errors
+    /// As [`super::CoreWalWriter::append_commit`].
+    pub fn commit(
+        &mut self,
+        offsets: HashMap<String, u64>,
+        watermark: Option<i64>,
+    ) -> Result<(), PerCoreWalError> {
+        self.wal.writer_checked(0)?.append_commit(offsets, watermark).map(drop)
+    }
+}

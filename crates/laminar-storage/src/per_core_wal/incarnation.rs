@@ -1,0 +1,127 @@
+//! Beginning a new incarnation of a log: fresh segments for all cores, nothing appended to old ones.
+//!
+//! Order (invariants I2, I5, I6): what the survey exposed is synced; every core's first segment is
+//! created and synced; the directory is synced; `CURRENT` is replaced. Only then may a record be
+//! written. A crash at any point leaves the same recovery point as before, because until `CURRENT` is
+//! replaced the new segments hold no record, and their headers say the same cut.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::error::PerCoreWalError;
+use super::recovery::survey::{CURRENT, CoreLog, Survey};
+use super::segment::create_segment;
+use super::writer::{CoreWalWriter, SegmentPolicy};
+use crate::format::current::Current;
+use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
+use crate::ids::{CoreId, Epoch, StoreId, WalPosition};
+use crate::vfs::{Access, replace_file_durably};
+
+/// What a new incarnation starts from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beginning {
+    pub(crate) core_count: u16,
+    pub(crate) mode: WalMode,
+    /// Epoch of the first record.
+    pub(crate) epoch: Epoch,
+    /// Everything of earlier incarnations above this epoch is void from now on.
+    pub(crate) void_above: Epoch,
+    /// Forget every earlier segment: the log starts anew.
+    pub(crate) reset: bool,
+}
+
+/// Makes durable what a survey found, before anything is built on it.
+pub(crate) fn make_durable(policy: &SegmentPolicy, survey: &Survey) -> Result<(), PerCoreWalError> {
+    let mut files = Vec::new();
+    for log in &survey.cores {
+        // Older segments were synced before their successor was created.
+        if let Some(segment) = log.segments.last() {
+            let io = |e| PerCoreWalError::io("could not open the segment to sync it", &segment.path, e);
+            files.push((segment, policy.vfs.open(&segment.path, Access::ReadWrite).map_err(io)?));
+        }
+    }
+    let handles: Vec<_> = files.iter().map(|(_, file)| Arc::clone(file)).collect();
+    for ((segment, _), result) in files.iter().zip(policy.vfs.sync_many(&handles)) {
+        result.map_err(|e| PerCoreWalError::io("could not sync the segment", &segment.path, e))?;
+    }
+    policy
+        .vfs
+        .sync_dir(&policy.dir)
+        .map_err(|e| PerCoreWalError::io("could not sync the directory", &policy.dir, e))
+}
+
+/// Creates the first segments of a new incarnation and hands out one writer per core.
+pub(crate) fn begin(
+    policy: &SegmentPolicy,
+    survey: &Survey,
+    beginning: Beginning,
+) -> Result<Vec<CoreWalWriter>, PerCoreWalError> {
+    let vfs = policy.vfs.as_ref();
+    let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
+    let incarnation = survey.max_incarnation.next();
+    let mut writers = Vec::with_capacity(usize::from(beginning.core_count));
+    for core in (0..beginning.core_count).map(CoreId) {
+        let header = first_header(survey, beginning, store_id, core);
+        let (path, file) = create_segment(vfs, &policy.dir, &header, policy.preallocation)
+            .map_err(|e| PerCoreWalError::io("could not create a segment", &policy.dir, e))?;
+        writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
+    }
+    let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
+    vfs.sync_dir(&policy.dir).map_err(io)?;
+    let current = Current { store_id, incarnation, core_count: beginning.core_count };
+    replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
+    sweep(policy, survey, beginning.reset)?;
+    Ok(writers)
+}
+
+fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: CoreId) -> SegmentHeader {
+    // All cores start above everything that any core ever used, so that sequences can be compared
+    // even when the number of cores changes.
+    let (last_epoch, last_sequence, last_timestamp) = survey.high_water();
+    let log = survey.core(core);
+    let last = log.and_then(|log| log.segments.last()).filter(|_| !beginning.reset);
+    SegmentHeader {
+        store_id,
+        incarnation: survey.max_incarnation.next(),
+        number: survey.max_number.next(),
+        core,
+        core_count: beginning.core_count,
+        mode: beginning.mode,
+        base_position: WalPosition(last.and(log).map_or(0, CoreLog::position)),
+        last_sequence,
+        last_epoch,
+        last_timestamp,
+        sealed_epoch: match beginning.mode {
+            WalMode::Epochs => beginning.void_above,
+            WalMode::Plain => log.map_or(Epoch::ZERO, |log: &CoreLog| log.sealed_epoch),
+        },
+        void_above: beginning.void_above,
+        previous: last.map_or_else(Predecessor::default, |segment| Predecessor {
+            incarnation: segment.header.incarnation,
+            number: segment.header.number,
+            len: segment.len,
+        }),
+    }
+}
+
+/// Removes files that were never completely created, and after a reset everything older.
+fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), PerCoreWalError> {
+    let segments = survey.cores.iter().flat_map(|log| &log.segments).map(|segment| segment.path.as_path());
+    let old: Vec<&Path> = if reset { segments.collect() } else { Vec::new() };
+    let unborn = survey.leftovers.iter().map(std::path::PathBuf::as_path);
+    let mut removed = false;
+    for path in old.into_iter().chain(unborn) {
+        removed = true;
+        match policy.vfs.remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(PerCoreWalError::io("could not remove an obsolete segment", path, e));
+            }
+            _ => {}
+        }
+    }
+    if removed {
+        let io = |e| PerCoreWalError::io("could not sync the directory", &policy.dir, e);
+        policy.vfs.sync_dir(&policy.dir).map_err(io)?;
+    }
+    Ok(())
+}

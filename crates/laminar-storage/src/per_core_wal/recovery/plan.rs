@@ -1,0 +1,222 @@
+//! Where recovery lands, and which records it replays.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::survey::Survey;
+use crate::error::Detail;
+use crate::format::segment_header::WalMode;
+use crate::ids::{CoreId, Epoch, Sequence, StoreId};
+use crate::per_core_wal::error::PerCoreWalError;
+use crate::vfs::Vfs;
+
+/// Which records count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecoveryMode {
+    /// Only epochs that were closed and durable on all cores. What `Store` uses.
+    CompleteEpochs,
+    /// Every valid record, whether or not its epoch was closed: the plain view of the log.
+    #[default]
+    AllSynced,
+}
+
+/// How to decide which records count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What the caller says.
+    Mode(RecoveryMode),
+    /// What whoever wrote the log acknowledged: complete epochs for a `Store`, every synced record
+    /// for the low-level functions.
+    Acknowledged,
+}
+
+/// The checkpoint that recovery starts from.
+#[derive(Clone, Debug)]
+pub(crate) struct Base {
+    pub(crate) epoch: Epoch,
+    /// The log it was made from; `None` for a checkpoint that was made without one.
+    pub(crate) log: Option<StoreId>,
+    /// Per core, the last sequence it contains; cores beyond the list use the largest.
+    pub(crate) cuts: Vec<Sequence>,
+    /// Cores of the layout it was written with.
+    pub(crate) core_count: u16,
+}
+
+impl Base {
+    /// Every record of `core` up to this sequence is in the checkpoint.
+    pub(crate) fn cut(&self, core: CoreId) -> Sequence {
+        if self.log.is_none() {
+            return Sequence::ZERO;
+        }
+        let largest = || self.cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
+        self.cuts.get(core.index()).copied().unwrap_or_else(largest)
+    }
+}
+
+/// Which records of a core to replay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Only records with a larger sequence.
+    pub(crate) after: Sequence,
+    /// Only epochs from here on.
+    pub(crate) from_epoch: Epoch,
+    /// Only epochs up to here.
+    pub(crate) up_to: Epoch,
+}
+
+/// The decision of recovery, made before anything is replayed or changed.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) survey: Survey,
+    pub(crate) base: Option<Base>,
+    pub(crate) mode: RecoveryMode,
+    /// The epoch that recovery lands on.
+    pub(crate) point: Epoch,
+}
+
+impl Plan {
+    /// Surveys the log in `wal_dir` as far as `base` does not cover it, and decides.
+    pub(crate) fn make(
+        vfs: &Arc<dyn Vfs>,
+        wal_dir: &Path,
+        base: Option<Base>,
+        wanted: Wanted,
+    ) -> Result<Self, PerCoreWalError> {
+        let survey =
+            Survey::of(vfs, wal_dir, &|core| base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)))?;
+        let mode = match wanted {
+            Wanted::Mode(mode) => mode,
+            Wanted::Acknowledged if survey.mode() == Some(WalMode::Plain) => RecoveryMode::AllSynced,
+            Wanted::Acknowledged => RecoveryMode::CompleteEpochs,
+        };
+        let mut plan = Self { survey, base, mode, point: Epoch::ZERO };
+        plan.check_identity(wal_dir)?;
+        plan.check_coverage(wal_dir)?;
+        plan.point = plan.find_point(wal_dir)?;
+        Ok(plan)
+    }
+
+    /// Which records of `core` to replay.
+    pub(crate) fn span(&self, core: CoreId) -> Span {
+        let up_to = match self.mode {
+            RecoveryMode::CompleteEpochs => self.point,
+            RecoveryMode::AllSynced => Epoch::MAX,
+        };
+        match &self.base {
+            None => Span { after: Sequence::ZERO, from_epoch: Epoch::ZERO, up_to },
+            // Replaying the checkpoint's own epoch again changes nothing; leaving it out could lose
+            // what was written in it after the checkpoint.
+            Some(base) if base.log.is_none() => Span { after: Sequence::ZERO, from_epoch: base.epoch, up_to },
+            Some(base) => Span { after: base.cut(core), from_epoch: Epoch::ZERO, up_to },
+        }
+    }
+
+    /// A checkpoint made from a log needs that very log.
+    fn check_identity(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
+        let Some(expected) = self.base.as_ref().and_then(|base| base.log) else { return Ok(()) };
+        match self.survey.store_id {
+            Some(found) if found == expected => Ok(()),
+            Some(found) => Err(PerCoreWalError::corrupted(
+                Detail::new(format!(
+                    "the checkpoint was made from log {:016x}, this is log {:016x}",
+                    expected.0, found.0
+                ))
+                .at_path(wal_dir)
+                .remedy("Put the log and the checkpoints of the same store together; nothing was changed."),
+            )),
+            None => Err(PerCoreWalError::SegmentNotFound(Box::new(
+                Detail::new("the checkpoint was made from a log, and there is none here")
+                    .at_path(wal_dir)
+                    .remedy(
+                        "Restore the log directory; without it changes after the checkpoint would be lost.",
+                    ),
+            ))),
+        }
+    }
+
+    /// Every core's log must reach back to the checkpoint, or to its beginning.
+    fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
+        let base_cores =
+            self.base.as_ref().filter(|base| base.log.is_some()).map_or(0, |base| base.core_count);
+        for core in (0..self.survey.core_count().max(base_cores)).map(CoreId) {
+            let missing = |what: String, epoch: Epoch| {
+                Err(PerCoreWalError::SegmentNotFound(Box::new(
+                    Detail::new(what)
+                        .at_path(wal_dir)
+                        .on_core(core)
+                        .in_epoch(epoch)
+                        .remedy("Restore the missing checkpoint or segment; nothing was changed."),
+                )))
+            };
+            let Some(oldest) = self.survey.core(core).and_then(|log| log.segments.first()) else {
+                // An interrupted first start leaves some cores without a segment, and no record on any.
+                let bound = self.base.as_ref().is_some_and(|base| base.log.is_some());
+                if self.survey.current.is_none() && !bound && !self.has_records() {
+                    continue;
+                }
+                return missing("this core has no segment at all".to_owned(), Epoch::ZERO);
+            };
+            let header = &oldest.header;
+            let reaches = match &self.base {
+                None => false,
+                Some(base) if base.log.is_none() => header.last_epoch <= base.epoch,
+                Some(base) => header.last_sequence <= base.cut(core),
+            };
+            if header.previous.exists() && !reaches {
+                let from = self.base.as_ref().map_or_else(
+                    || "there is no checkpoint".to_owned(),
+                    |base| format!("the checkpoint ends with epoch {}", base.epoch),
+                );
+                return missing(
+                    format!("this core's log begins after epoch {}, but {from}", header.last_epoch),
+                    header.last_epoch,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn has_records(&self) -> bool {
+        self.survey.cores.iter().flat_map(|log| &log.segments).any(|segment| segment.records > 0)
+    }
+
+    fn find_point(&self, wal_dir: &Path) -> Result<Epoch, PerCoreWalError> {
+        let base = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
+        if self.mode == RecoveryMode::AllSynced {
+            let newest = self
+                .survey
+                .cores
+                .iter()
+                .flat_map(|log| &log.segments)
+                .map(|segment| segment.max_epoch.min(self.survey.void_above(segment.header.incarnation)));
+            return Ok(newest.max().unwrap_or(Epoch::ZERO).max(base));
+        }
+        let cores = (0..self.survey.core_count()).map(CoreId);
+        let sealed =
+            cores.map(|core| self.survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch)).min();
+        let point = sealed.unwrap_or(Epoch::ZERO).max(base);
+        self.check_acknowledged(wal_dir, point)?;
+        Ok(point)
+    }
+
+    /// No core's records may testify to an acknowledged epoch that another core cannot deliver.
+    fn check_acknowledged(&self, wal_dir: &Path, point: Epoch) -> Result<(), PerCoreWalError> {
+        let Some(witness) = self.survey.cores.iter().max_by_key(|log| log.acknowledged) else {
+            return Ok(());
+        };
+        if witness.acknowledged <= point {
+            return Ok(());
+        }
+        let short = self.survey.cores.iter().min_by_key(|log| log.sealed_epoch).unwrap_or(witness);
+        Err(PerCoreWalError::corrupted(
+            Detail::new(format!(
+                "epoch {} was acknowledged, as core {} testifies, but this core's log ends with epoch {}",
+                witness.acknowledged, witness.core, short.sealed_epoch
+            ))
+            .at_path(wal_dir)
+            .on_core(short.core)
+            .in_epoch(short.sealed_epoch)
+            .remedy("The end of this core's log was damaged or replaced; restore it. Nothing was changed."),
+        ))
+    }
+}

@@ -1,0 +1,591 @@
+//! The first pass over a log: finds every segment that counts, checks every byte of it, and learns
+//! where each core's log ends. Changes nothing.
+//!
+//! Each core is walked from its newest segment back along the chain of predecessors, as far as the
+//! caller needs: to the first segment that a checkpoint covers completely.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cases::{Case, End, Facts, Verdict};
+use crate::error::Detail;
+use crate::format::current::{CURRENT_LEN, Current, CurrentFault};
+use crate::format::record::Record;
+use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
+use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
+use crate::per_core_wal::error::PerCoreWalError;
+use crate::per_core_wal::frames::{FrameReader, Step};
+use crate::per_core_wal::reader::{for_each_record, header_error, open_segment, read_header};
+use crate::per_core_wal::segment::{SegmentName, list_segments};
+use crate::vfs::{FileKind, Vfs, read_small_file};
+
+/// Name of the file that names the established incarnation.
+pub(crate) const CURRENT: &str = "CURRENT";
+
+/// One segment that counts.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    pub(crate) path: PathBuf,
+    pub(crate) header: SegmentHeader,
+    /// Bytes that hold its header and its frames.
+    pub(crate) len: u64,
+    pub(crate) file_len: u64,
+    pub(crate) records: u64,
+    pub(crate) min_epoch: Epoch,
+    pub(crate) max_epoch: Epoch,
+    /// The case of the truth table, and what was cut off.
+    pub(crate) case: char,
+    pub(crate) dropped: u64,
+}
+
+/// One core's log.
+#[derive(Clone, Debug)]
+pub(crate) struct CoreLog {
+    pub(crate) core: CoreId,
+    /// A chain without gaps, oldest first. Never empty.
+    pub(crate) segments: Vec<Segment>,
+    /// Where the log ends, everything discarded included, so that nothing is used twice.
+    pub(crate) last_sequence: Sequence,
+    pub(crate) last_timestamp: TimestampNs,
+    pub(crate) last_epoch: Epoch,
+    /// Last epoch closed on this core.
+    pub(crate) sealed_epoch: Epoch,
+    /// Epochs up to this one were acknowledged, as records of this core testify.
+    pub(crate) acknowledged: Epoch,
+}
+
+impl CoreLog {
+    /// Bytes of the log up to its end, over all its segments.
+    pub(crate) fn position(&self) -> u64 {
+        self.segments
+            .last()
+            .map_or(0, |segment| segment.header.base_position.0 + (segment.len - SEGMENT_HEADER_LEN as u64))
+    }
+}
+
+/// Everything the first pass learned.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Survey {
+    pub(crate) store_id: Option<StoreId>,
+    pub(crate) current: Option<Current>,
+    pub(crate) cores: Vec<CoreLog>,
+    /// Files of interrupted creations, and segments that a reset left behind.
+    pub(crate) leftovers: Vec<PathBuf>,
+    /// Largest incarnation and segment number in any file name.
+    pub(crate) max_incarnation: Incarnation,
+    pub(crate) max_number: SegmentNumber,
+}
+
+/// How far back a core's log is needed: records up to this sequence are covered by a checkpoint.
+pub(crate) type Covered<'a> = &'a (dyn Fn(CoreId) -> Sequence + Sync);
+
+/// Where a core's log ends, for whoever reads it while it grows: the segment in use, and how much of
+/// it is durable.
+pub(crate) type LogEnd = (SegmentNumber, u64);
+
+impl Survey {
+    /// Surveys the log in `dir`; a missing directory is an empty log.
+    pub(crate) fn of(vfs: &Arc<dyn Vfs>, dir: &Path, covered: Covered<'_>) -> Result<Self, PerCoreWalError> {
+        Self::up_to(vfs, dir, covered, &[])
+    }
+
+    /// Surveys a log that is being written, up to the given ends of its cores.
+    pub(crate) fn up_to(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        covered: Covered<'_>,
+        ends: &[LogEnd],
+    ) -> Result<Self, PerCoreWalError> {
+        let io = |action, e| PerCoreWalError::io(action, dir, e);
+        match vfs.kind(dir).map_err(|e| io("could not look at the log directory", e))? {
+            None => return Ok(Self::default()),
+            Some(FileKind::Dir) => {}
+            Some(_) => {
+                return Err(io("could not open the log directory", std::io::ErrorKind::NotADirectory.into()));
+            }
+        }
+        let names =
+            list_segments(vfs.as_ref(), dir).map_err(|e| io("could not list the log directory", e))?;
+        let current = read_current(vfs.as_ref(), dir)?;
+        let mut survey = Self { store_id: current.map(|c| c.store_id), current, ..Self::default() };
+        for name in &names {
+            survey.max_incarnation = survey.max_incarnation.max(name.incarnation);
+            survey.max_number = survey.max_number.max(name.number);
+        }
+        survey.max_incarnation =
+            survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
+        let store_id = survey.find_store_id(vfs, dir, &names)?;
+        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id };
+        survey.store_id = walk.store_id;
+        let mut per_core: Vec<Vec<SegmentName>> = Vec::new();
+        for name in names {
+            match per_core.last_mut() {
+                Some(core) if core.first().is_some_and(|first| first.core == name.core) => core.push(name),
+                _ => per_core.push(vec![name]),
+            }
+        }
+        for result in in_parallel(vfs.as_ref(), &per_core, |names| walk.core(names)) {
+            let (log, leftovers) = result?;
+            survey.leftovers.extend(leftovers);
+            survey.cores.extend(log);
+        }
+        survey.require_established(dir)?;
+        Ok(survey)
+    }
+
+    /// The log of a core.
+    pub(crate) fn core(&self, core: CoreId) -> Option<&CoreLog> {
+        self.cores.iter().find(|log| log.core == core)
+    }
+
+    /// Header of the newest segment of the newest incarnation, of any core.
+    pub(crate) fn newest(&self) -> Option<&SegmentHeader> {
+        self.cores
+            .iter()
+            .filter_map(|log| log.segments.last())
+            .map(|segment| &segment.header)
+            .max_by_key(|header| header.incarnation)
+    }
+
+    /// Header of a segment of the newest incarnation that has records, where there is one.
+    fn newest_used(&self) -> Option<&SegmentHeader> {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.filter(|s| s.records > 0).map(|s| &s.header).max_by_key(|header| header.incarnation)
+    }
+
+    /// Cores of the newest incarnation that could take records; 0 for an empty log. An incarnation
+    /// whose start was interrupted has none, and does not count.
+    pub(crate) fn core_count(&self) -> u16 {
+        match (self.current, self.newest_used()) {
+            (Some(current), Some(used)) if used.incarnation > current.incarnation => used.core_count,
+            (Some(current), _) => current.core_count,
+            (None, used) => used.or(self.newest()).map_or(0, |header| header.core_count),
+        }
+    }
+
+    /// Who acknowledges in the newest incarnation that has records.
+    pub(crate) fn mode(&self) -> Option<WalMode> {
+        self.newest_used().or(self.newest()).map(|header| header.mode)
+    }
+
+    /// Largest epoch of a record of this incarnation that later incarnations let stand.
+    pub(crate) fn void_above(&self, incarnation: Incarnation) -> Epoch {
+        self.cores
+            .iter()
+            .flat_map(|log| &log.segments)
+            .filter(|segment| segment.header.incarnation > incarnation)
+            .map(|segment| segment.header.void_above)
+            .min()
+            .unwrap_or(Epoch::MAX)
+    }
+
+    /// The incarnations that have segments here, oldest first.
+    pub(crate) fn incarnations(&self) -> Vec<Incarnation> {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.map(|segment| segment.header.incarnation).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Header of any segment of an incarnation.
+    pub(crate) fn header_of(&self, incarnation: Incarnation) -> Option<&SegmentHeader> {
+        let mut segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.find(|segment| segment.header.incarnation == incarnation).map(|segment| &segment.header)
+    }
+
+    /// Largest epoch, sequence and timestamp seen anywhere, discarded or not.
+    pub(crate) fn high_water(&self) -> (Epoch, Sequence, TimestampNs) {
+        self.cores.iter().fold(Default::default(), |(epoch, sequence, timestamp), log| {
+            (epoch.max(log.last_epoch), sequence.max(log.last_sequence), timestamp.max(log.last_timestamp))
+        })
+    }
+
+    /// Every core of an established incarnation must have a segment of it, or of a later one.
+    fn require_established(&self, dir: &Path) -> Result<(), PerCoreWalError> {
+        let Some(current) = self.current else { return Ok(()) };
+        for core in (0..current.core_count).map(CoreId) {
+            let newest = self.core(core).and_then(|log| log.segments.last());
+            if newest.is_none_or(|segment| segment.header.incarnation < current.incarnation) {
+                return Err(PerCoreWalError::SegmentNotFound(Box::new(
+                    Detail::new(format!(
+                        "core {core} has no segment wal-{core}.{:08x}.*.log, but {CURRENT} says that one was written",
+                        current.incarnation.0
+                    ))
+                    .at_path(dir)
+                    .on_core(core)
+                    .remedy("Restore the missing file; without it acknowledged changes would be lost."),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The identity to expect in every header: that of `CURRENT`, or of any segment before there is one.
+    fn find_store_id(
+        &self,
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        names: &[SegmentName],
+    ) -> Result<Option<StoreId>, PerCoreWalError> {
+        if self.store_id.is_some() {
+            return Ok(self.store_id);
+        }
+        for name in names.iter().rev() {
+            if let Ok(header) = read_header(vfs.as_ref(), &dir.join(name.file_name()))? {
+                return Ok(Some(header.store_id));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
+/// segments, and losing it alone loses nothing.
+fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
+    let path = dir.join(CURRENT);
+    let bytes = match read_small_file(vfs, &path, CURRENT_LEN as u64 * 16) {
+        Ok(bytes) => bytes,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(PerCoreWalError::io("could not read the log's identity", &path, e)),
+    };
+    match Current::decode(&bytes) {
+        Ok(current) => Ok(Some(current)),
+        Err(CurrentFault::Damaged) => {
+            tracing::warn!(path = %path.display(), "damaged; going by the segment headers instead");
+            Ok(None)
+        }
+        Err(CurrentFault::Newer { version }) => Err(header_error(&path, HeaderFault::Newer { version })),
+    }
+}
+
+/// Runs `work` for every item, on a thread each where the outside world allows it.
+pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
+    vfs: &dyn Vfs,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Vec<Result<R, E>> {
+    if items.len() < 2 || !vfs.parallel() {
+        return items.iter().map(work).collect();
+    }
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
+        let died = || {
+            let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
+            Err(PerCoreWalError::corrupted(detail).into())
+        };
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| died())).collect()
+    })
+}
+
+/// What the walk over a core needs to know.
+struct Walk<'a> {
+    vfs: &'a dyn Vfs,
+    dir: &'a Path,
+    current: Option<Current>,
+    covered: Covered<'a>,
+    ends: &'a [LogEnd],
+    store_id: Option<StoreId>,
+}
+
+impl Walk<'_> {
+    /// Walks one core's segments, newest first.
+    fn core(&self, names: &[SegmentName]) -> Result<(Option<CoreLog>, Vec<PathBuf>), PerCoreWalError> {
+        let mut leftovers = Vec::new();
+        let mut log: Option<CoreLog> = None;
+        for (index, name) in names.iter().enumerate().rev() {
+            let successor = log.as_ref().and_then(|log| log.segments.last()).map(|segment| segment.header);
+            if let Some(next) = &successor {
+                let wanted = (next.previous.incarnation, next.previous.number);
+                if !next.previous.exists() {
+                    // A reset: whatever is older was given up then.
+                    leftovers.push(self.dir.join(name.file_name()));
+                    continue;
+                }
+                if next.last_sequence <= (self.covered)(name.core) {
+                    break;
+                }
+                if wanted != (name.incarnation, name.number) {
+                    return Err(self.gap(next));
+                }
+            }
+            let first = index
+                .checked_sub(1)
+                .and_then(|i| names.get(i))
+                .is_none_or(|p| p.incarnation != name.incarnation);
+            let required =
+                first && self.current.is_some_and(|current| name.incarnation <= current.incarnation);
+            match self.segment(*name, required, successor.as_ref(), &mut log)? {
+                Some(segment) => {
+                    if let Some(log) = &mut log {
+                        log.segments.push(segment);
+                    }
+                }
+                None => leftovers.push(self.dir.join(name.file_name())),
+            }
+        }
+        if let Some(log) = &mut log {
+            log.segments.reverse();
+        }
+        Ok((log, leftovers))
+    }
+
+    /// Checks one segment. `None` when it was never completely created.
+    fn segment(
+        &self,
+        name: SegmentName,
+        required: bool,
+        successor: Option<&SegmentHeader>,
+        log: &mut Option<CoreLog>,
+    ) -> Result<Option<Segment>, PerCoreWalError> {
+        let path = self.dir.join(name.file_name());
+        let file = open_segment(self.vfs, &path)?;
+        let read = |e| PerCoreWalError::io("could not read the segment", &path, e);
+        let file_len = file.size().map_err(read)?;
+        let header = match read_header(self.vfs, &path)? {
+            Ok(header) => header,
+            Err(fault @ HeaderFault::Newer { .. }) => return Err(header_error(&path, fault)),
+            Err(_) => return self.unreadable(name, required, successor.is_some(), file_len, &path),
+        };
+        if self.store_id.is_some_and(|expected| expected != header.store_id) {
+            return Err(foreign(&path, &header));
+        }
+        let growing = self.ends.get(name.core.index()).filter(|(number, _)| *number == name.number);
+        let limit = match (successor, growing) {
+            (Some(next), _) => next.previous.len,
+            (None, Some((_, len))) => *len,
+            (None, None) => file_len,
+        };
+        let salt = header.salt();
+        let mut frames =
+            FrameReader::new(file, salt, header.core, SEGMENT_HEADER_LEN as u64, limit.min(file_len));
+        let mut tally = Tally::new(&header);
+        let fault = loop {
+            match frames.step().map_err(read)? {
+                Step::Frame(frame, payload) => tally.frame(&frame, payload, &path)?,
+                Step::End => break None,
+                Step::Fault(fault) => break Some(fault),
+            }
+        };
+        let len = frames.offset();
+        let rest = frames.examine_rest().map_err(read)?;
+        let end = match (&fault, rest.witness) {
+            _ if limit > file_len => End::Torn,
+            (None, _) => End::Clean,
+            (Some(_), Some(_)) => End::Damaged,
+            // Zeros written ahead, but only where the segment may still be growing.
+            (Some(_), None) if !rest.written && successor.is_none() => End::Clean,
+            (Some(_), None) => End::Torn,
+        };
+        let announced = tally.announces;
+        let facts = Facts {
+            header_sound: true,
+            required,
+            frames: tally.records > 0,
+            successor: successor.is_some(),
+            end,
+            announced,
+        };
+        let case = Case::of(&facts);
+        if case.verdict == Verdict::Refuse {
+            let what = fault.map_or_else(String::new, |fault| format!(" ({fault})"));
+            return Err(refused(case, &path, len, name.core, tally.max_epoch, &what));
+        }
+        if log.is_none() {
+            *log = Some(tally.end_of_log(&header, &rest));
+        } else if let Some(log) = log {
+            log.acknowledged = log.acknowledged.max(tally.acknowledged);
+        }
+        let dropped = if case.verdict == Verdict::Cut { file_len - len } else { 0 };
+        Ok(Some(tally.segment(path, header, len, file_len, case.label, dropped)))
+    }
+
+    /// Judges a segment without a readable header.
+    fn unreadable(
+        &self,
+        name: SegmentName,
+        required: bool,
+        successor: bool,
+        file_len: u64,
+        path: &Path,
+    ) -> Result<Option<Segment>, PerCoreWalError> {
+        let start = SEGMENT_HEADER_LEN as u64;
+        let mut found = false;
+        if let Some(store_id) = self.store_id
+            && file_len > start
+        {
+            let salt = frame_salt(store_id, name.incarnation, name.core, name.number);
+            let file = open_segment(self.vfs, path)?;
+            let mut frames = FrameReader::new(file, salt, name.core, start, file_len);
+            let read = |e| PerCoreWalError::io("could not read the segment", path, e);
+            found = matches!(frames.step().map_err(read)?, Step::Frame(..))
+                || frames.examine_rest().map_err(read)?.frames > 0;
+        }
+        let facts = Facts {
+            header_sound: false,
+            required,
+            frames: found,
+            successor,
+            end: End::Clean,
+            announced: false,
+        };
+        let case = Case::of(&facts);
+        if case.verdict == Verdict::Ignore {
+            return Ok(None);
+        }
+        Err(refused(case, path, 0, name.core, Epoch::ZERO, ""))
+    }
+
+    fn gap(&self, next: &SegmentHeader) -> PerCoreWalError {
+        let missing = SegmentName {
+            core: next.core,
+            number: next.previous.number,
+            incarnation: next.previous.incarnation,
+        };
+        PerCoreWalError::SegmentNotFound(Box::new(
+            Detail::new("the segment is missing, although older ones and its successor are there")
+                .at_path(self.dir.join(missing.file_name()))
+                .on_core(next.core)
+                .in_epoch(next.last_epoch)
+                .remedy("Restore the missing file; without it acknowledged changes would be lost."),
+        ))
+    }
+}
+
+fn refused(case: &Case, path: &Path, offset: u64, core: CoreId, epoch: Epoch, what: &str) -> PerCoreWalError {
+    let mut detail = Detail::new(format!("case {}: {}{what}", case.label, case.meaning))
+        .at_path(path)
+        .at_offset(offset)
+        .on_core(core)
+        .remedy(
+            "This is damage, not a crash: restore the file from a copy, or read what is left with \
+             PerCoreWalReader. Nothing was changed.",
+        );
+    if epoch != Epoch::ZERO {
+        detail = detail.in_epoch(epoch);
+    }
+    if case.label == 'F' {
+        return PerCoreWalError::SegmentNotFound(Box::new(detail));
+    }
+    PerCoreWalError::corrupted(detail)
+}
+
+fn foreign(path: &Path, header: &SegmentHeader) -> PerCoreWalError {
+    PerCoreWalError::corrupted(
+        Detail::new(format!("this segment belongs to another log ({:016x})", header.store_id.0))
+            .at_path(path)
+            .at_offset(0)
+            .on_core(header.core)
+            .remedy("Put back the file that belongs here; nothing was changed."),
+    )
+}
+
+/// What the frames of one segment add up to.
+struct Tally {
+    records: u64,
+    min_epoch: Epoch,
+    max_epoch: Epoch,
+    last_sequence: Sequence,
+    last_timestamp: TimestampNs,
+    sealed_epoch: Epoch,
+    acknowledged: Epoch,
+    announces: bool,
+}
+
+impl Tally {
+    fn new(header: &SegmentHeader) -> Self {
+        Self {
+            records: 0,
+            min_epoch: Epoch::MAX,
+            max_epoch: Epoch::ZERO,
+            last_sequence: header.last_sequence,
+            last_timestamp: header.last_timestamp,
+            sealed_epoch: header.sealed_epoch,
+            acknowledged: Epoch::ZERO,
+            announces: false,
+        }
+    }
+
+    fn frame(
+        &mut self,
+        frame: &crate::format::frame::FrameHeader,
+        payload: &[u8],
+        path: &Path,
+    ) -> Result<(), PerCoreWalError> {
+        let contradiction = |what: &'static str| {
+            PerCoreWalError::corrupted(
+                Detail::new(what)
+                    .at_path(path)
+                    .on_core(frame.core)
+                    .in_epoch(frame.epoch)
+                    .remedy("The file was not written by this program; restore it from a copy."),
+            )
+        };
+        if frame.first_sequence <= self.last_sequence || frame.first_timestamp <= self.last_timestamp {
+            return Err(contradiction("a frame's sequence or time goes backwards"));
+        }
+        if self.records > 0 && frame.epoch < self.max_epoch {
+            return Err(contradiction("a frame's epoch goes backwards"));
+        }
+        self.records += u64::from(frame.records);
+        self.min_epoch = self.min_epoch.min(frame.epoch);
+        self.max_epoch = self.max_epoch.max(frame.epoch);
+        self.announces = false;
+        let senseless = || contradiction("a record in a valid frame makes no sense");
+        for_each_record(
+            frame,
+            payload,
+            |record, at| {
+                self.last_sequence = Sequence(at.sequence);
+                self.last_timestamp = TimestampNs(at.timestamp_ns);
+                match record {
+                    Record::Barrier { durable, .. } => {
+                        self.sealed_epoch = self.sealed_epoch.max(frame.epoch);
+                        self.acknowledged = self.acknowledged.max(durable);
+                    }
+                    Record::Confirm { durable } => self.acknowledged = self.acknowledged.max(durable),
+                    Record::SegmentEnd { .. } => self.announces = true,
+                    _ => {}
+                }
+                Ok(())
+            },
+            senseless,
+        )
+    }
+
+    /// The end of a core's log, from its newest segment.
+    fn end_of_log(&self, header: &SegmentHeader, rest: &crate::per_core_wal::frames::Rest) -> CoreLog {
+        CoreLog {
+            core: header.core,
+            segments: Vec::new(),
+            last_sequence: self.last_sequence.max(rest.max_sequence),
+            last_timestamp: self.last_timestamp,
+            last_epoch: self.max_epoch.max(header.last_epoch).max(rest.max_epoch),
+            sealed_epoch: self.sealed_epoch,
+            acknowledged: self.acknowledged,
+        }
+    }
+
+    fn segment(
+        &self,
+        path: PathBuf,
+        header: SegmentHeader,
+        len: u64,
+        file_len: u64,
+        case: char,
+        dropped: u64,
+    ) -> Segment {
+        Segment {
+            path,
+            header,
+            len,
+            file_len,
+            records: self.records,
+            min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
+            max_epoch: self.max_epoch,
+            case,
+            dropped,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Segment files: their names, their creation, and how to find them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::format::MAX_CORES;
+use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::ids::{CoreId, Incarnation, SegmentNumber};
+use crate::vfs::{FileKind, Vfs, VfsFile, write_all_at};
+
+/// The ids that a segment's file name is made of: `wal-{core}.{incarnation}.{number}.log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SegmentName {
+    pub(crate) core: CoreId,
+    pub(crate) number: SegmentNumber,
+    pub(crate) incarnation: Incarnation,
+}
+
+impl SegmentName {
+    pub(crate) fn of(header: &SegmentHeader) -> Self {
+        Self { core: header.core, number: header.number, incarnation: header.incarnation }
+    }
+
+    pub(crate) fn file_name(self) -> String {
+        format!("wal-{}.{:08x}.{:08x}.log", self.core.0, self.incarnation.0, self.number.0)
+    }
+
+    /// The ids of a name that is exactly what [`Self::file_name`] makes of them.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.strip_prefix("wal-")?.strip_suffix(".log")?.split('.');
+        let parsed = Self {
+            core: CoreId(parts.next()?.parse().ok()?),
+            incarnation: Incarnation(u64::from_str_radix(parts.next()?, 16).ok()?),
+            number: SegmentNumber(u32::from_str_radix(parts.next()?, 16).ok()?),
+        };
+        (parsed.file_name() == name && parsed.core.index() < MAX_CORES).then_some(parsed)
+    }
+}
+
+/// All segments of a directory, sorted by core and number. Other names are left out.
+pub(crate) fn list_segments(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<SegmentName>> {
+    let mut names: Vec<_> = vfs
+        .read_dir(dir)?
+        .iter()
+        .filter(|(_, kind)| matches!(kind, FileKind::File { .. }))
+        .filter_map(|(name, _)| SegmentName::parse(name))
+        .collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Creates a segment: header, then zeros up to `preallocation`, all synced. Its directory entry is
+/// not durable yet.
+pub(crate) fn create_segment(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    header: &SegmentHeader,
+    preallocation: u64,
+) -> io::Result<(PathBuf, Arc<dyn VfsFile>)> {
+    let path = dir.join(SegmentName::of(header).file_name());
+    let file = vfs.create_new(&path)?;
+    write_all_at(file.as_ref(), &header.encode(), 0)?;
+    write_zeros(file.as_ref(), SEGMENT_HEADER_LEN as u64, preallocation)?;
+    file.sync_data()?;
+    Ok((path, file))
+}
+
+fn write_zeros(file: &dyn VfsFile, from: u64, to: u64) -> io::Result<()> {
+    const CHUNK: usize = 256 << 10;
+    let mut at = from;
+    let zeros = if to > from { vec![0; CHUNK] } else { Vec::new() };
+    while at < to {
+        let len = usize::try_from(to - at).unwrap_or(CHUNK).min(CHUNK);
+        write_all_at(file, zeros.get(..len).unwrap_or_default(), at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_strangers_are_refused() {
+        let name = SegmentName { core: CoreId(12), number: SegmentNumber(255), incarnation: Incarnation(3) };
+        assert_eq!(name.file_name(), "wal-12.00000003.000000ff.log");
+        assert_eq!(SegmentName::parse(&name.file_name()), Some(name));
+        for bad in [
+            "wal-12.3.ff.log",
+            "wal-012.00000003.000000ff.log",
+            "wal-12.00000003.000000FF.log",
+            "wal-12.00000003.000000ff.log.tmp",
+            "wal-9999.00000003.000000ff.log",
+            "wal-+1.00000003.000000ff.log",
+            "LOCK",
+        ] {
+            assert_eq!(SegmentName::parse(bad), None, "{bad}");
+        }
+    }
+}

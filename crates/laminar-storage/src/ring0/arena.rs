@@ -1,0 +1,229 @@
+//! Where the records are: slots of size classes, bumped from a region and reused through one free
+//! list per class.
+//!
+//! A free list is threaded through the free slots themselves, so that it needs no memory and never
+//! grows by copying. Taking a slot fetches the one after it into the cache for the next caller.
+#![expect(
+    unsafe_code,
+    reason = "owns the free slots and writes records into them"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::Ring0Error;
+use super::bump::Bump;
+use super::class::{CLASSES, Class, UNIT};
+use super::prefault::Prefaulter;
+use super::record::{self, HEADER_LEN, Header, Kind, RecordRef, index};
+use super::region::{Base, Region};
+use super::{KEY_AND_VALUE_FIT, prefetch};
+
+/// A slot that belongs to whoever holds this (R0-4).
+#[derive(Debug)]
+pub(super) struct Slot {
+    at: u64,
+    class: Class,
+}
+
+/// The records of one core, as Ring 0 sees them.
+#[derive(Debug)]
+pub(super) struct Arena {
+    bump: Bump,
+    base: Base,
+    /// Offset of the first free slot of each class, 0 for none.
+    free: [u64; CLASSES],
+    /// Bytes in free slots.
+    free_bytes: usize,
+}
+
+impl Arena {
+    pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
+        let mut bump = Bump::new(region, helper);
+        // Offset 0 means "none", so nothing may live there.
+        bump.take(UNIT * 4)?;
+        Ok(Self {
+            base: bump.base(),
+            bump,
+            free: [0; CLASSES],
+            free_bytes: 0,
+        })
+    }
+
+    pub(super) fn base(&self) -> Base {
+        self.base
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        self.bump.region()
+    }
+
+    /// Bytes in slots that hold something: records, and what waits for the drain.
+    pub(super) fn live_bytes(&self) -> usize {
+        self.bump.used() - self.free_bytes
+    }
+
+    pub(super) fn free_bytes(&self) -> usize {
+        self.free_bytes
+    }
+
+    /// The class for a record, once its lengths have been checked.
+    #[inline]
+    pub(super) fn class_for(key: &[u8], value: &[u8]) -> Result<Class, Ring0Error> {
+        Class::for_size(HEADER_LEN + key.len() + value.len())
+            .ok_or(Ring0Error::ValueTooLong(value.len()))
+    }
+
+    /// A slot that was used before.
+    #[inline]
+    pub(super) fn reuse(&mut self, class: Class) -> Option<Slot> {
+        let at = self.free[class.index()];
+        if at == 0 {
+            return None;
+        }
+        // SAFETY: slots in a free list have been used (R0-3) and are Ring 0's alone (R0-4).
+        let next = unsafe { record::header(self.base, at) }.prev;
+        self.free[class.index()] = next;
+        self.free_bytes -= class.size();
+        if next != 0 {
+            prefetch::range(self.base.at(index(next)), class.size());
+        }
+        Some(Slot { at, class })
+    }
+
+    /// A slot that nobody used yet, or, rather than growing past what the state needs, a free one of
+    /// a larger class.
+    pub(super) fn fresh(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+        let size = class.size();
+        let much_is_free = self.free_bytes > self.bump.used() / 8;
+        if much_is_free && !self.bump.has_ready(size) {
+            if let Some(slot) = self.split_larger(class) {
+                return Ok(slot);
+            }
+        }
+        match self.bump.take(size) {
+            Ok(at) => Ok(Slot {
+                at: at as u64,
+                class,
+            }),
+            Err(full) => self.split_larger(class).ok_or(full),
+        }
+    }
+
+    /// Cuts a slot out of a larger free one; what remains is a free slot again.
+    fn split_larger(&mut self, class: Class) -> Option<Slot> {
+        let larger = class
+            .larger()
+            .find(|larger| self.free[larger.index()] != 0)?;
+        let Slot { at, .. } = self.reuse(larger)?;
+        let mut rest = at + class.size() as u64;
+        let end = at + larger.size() as u64;
+        while rest < end {
+            // The largest class that fits exactly into what is left, from the sizes there are.
+            let left = index(end - rest);
+            let fits = Class::for_size(left + 1).map_or(class, |above| above.smaller());
+            let header = Header {
+                value_len: 0,
+                key_len: 0,
+                class: fits,
+                kind: Kind::Free,
+                prev: 0,
+                digest: AtomicU64::new(0),
+            };
+            if fits.size() < HEADER_LEN.next_multiple_of(UNIT) {
+                // Too small for a header: lost until the store is opened again.
+                break;
+            }
+            // SAFETY: part of a slot that was Ring 0's alone (R0-4), large enough for a header.
+            unsafe { record::write(self.base, rest, header, &[], &[]) };
+            // SAFETY: just written, and nobody else knows it.
+            unsafe { self.free(rest) };
+            rest += fits.size() as u64;
+        }
+        Some(Slot { at, class })
+    }
+
+    /// Fills a slot and says where it is. Nobody else knows the record until Ring 0 publishes it.
+    #[inline]
+    pub(super) fn write(
+        &mut self,
+        slot: Slot,
+        kind: Kind,
+        prev: u64,
+        digest: u64,
+        key: &[u8],
+        value: &[u8],
+    ) -> u64 {
+        let (key_len, value_len) = (u16::try_from(key.len()), u32::try_from(value.len()));
+        let (Ok(key_len), Ok(value_len)) = (key_len, value_len) else {
+            unreachable!("{KEY_AND_VALUE_FIT}")
+        };
+        assert!(
+            HEADER_LEN + key.len() + value.len() <= slot.class.size(),
+            "{KEY_AND_VALUE_FIT}"
+        );
+        let header = Header {
+            value_len,
+            key_len,
+            class: slot.class,
+            kind,
+            prev,
+            digest: AtomicU64::new(digest),
+        };
+        // SAFETY: the slot is the caller's alone (R0-4), lies in committed memory, is aligned to 16
+        // bytes, and has room for all three by the check above.
+        unsafe { record::write(self.base, slot.at, header, key, value) };
+        slot.at
+    }
+
+    /// The record at `at`.
+    ///
+    /// # Safety
+    /// `at` is a record that is not free (R0-3).
+    #[inline]
+    pub(super) unsafe fn record(&self, at: u64) -> RecordRef<'_> {
+        // SAFETY: the caller's promise; only `&mut self` frees or writes slots, and the region
+        // lives as long as `self` (R0-2).
+        unsafe { record::read(self.base, at) }
+    }
+
+    /// Makes a slot available again.
+    ///
+    /// # Safety
+    /// 1. `at` is a slot that has been used and is not free (R0-3).
+    /// 2. Neither the index nor Ring 1 will ever look at it again (R0-5).
+    #[inline]
+    pub(super) unsafe fn free(&mut self, at: u64) {
+        // SAFETY: used by (1); by (2) and `&mut self` nobody else reads it.
+        let header = unsafe { record::header_mut(self.base, at) };
+        let class = header.class;
+        header.kind = Kind::Free;
+        header.prev = self.free[class.index()];
+        self.free[class.index()] = at;
+        self.free_bytes += class.size();
+    }
+
+    /// Makes what a drained changelog entry retired available again.
+    ///
+    /// # Safety
+    /// `retired` came from the retirement queue, after its release (R0-5).
+    #[inline]
+    pub(super) unsafe fn free_retired(&mut self, retired: super::retire::Retired) {
+        if retired.with_prev() {
+            // SAFETY: a tombstone that was published and released; it has been used (R0-3).
+            let prev = unsafe { record::header(self.base, retired.at()) }.prev;
+            if prev != 0 {
+                // SAFETY: it was retired together with its tombstone (R0-5).
+                unsafe { self.free(prev) };
+            }
+        }
+        // SAFETY: the caller's promise (R0-5).
+        unsafe { self.free(retired.at()) };
+    }
+
+    /// Fetches a slot that will be used soon.
+    #[inline]
+    pub(super) fn prefetch(&self, at: u64, bytes: usize) {
+        prefetch::range(self.base.at(index(at)), bytes);
+    }
+}

@@ -1,0 +1,193 @@
+//! The memory of the index: blocks of 32 KiB, which are segments or part of a directory.
+#![expect(unsafe_code, reason = "turns block numbers into references")]
+
+use std::sync::Arc;
+
+use super::Ring0Error;
+use super::bump::Bump;
+use super::prefault::Prefaulter;
+use super::region::{Base, Region};
+use super::segment::{SEGMENT, Segment};
+
+/// Directory entries per block.
+pub(super) const DIRECTORY_BLOCK: usize = SEGMENT / size_of::<u32>();
+
+/// A block that holds an initialised segment. Made only by [`Blocks`], so that having one is proof (R0-6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Block(u32);
+
+/// A block of the directory's entries: the segment, and whether it overflows into others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Pointer(u32);
+
+const CHAINED: u32 = 1 << 31;
+
+impl Pointer {
+    #[inline]
+    pub(super) fn block(self) -> Block {
+        Block(self.0 & !CHAINED)
+    }
+
+    /// Whether the segment has others behind it.
+    #[inline]
+    pub(super) fn is_chained(self) -> bool {
+        self.0 & CHAINED != 0
+    }
+
+    pub(super) fn chained(self) -> Self {
+        Self(self.0 | CHAINED)
+    }
+}
+
+impl Block {
+    pub(super) fn pointer(self) -> Pointer {
+        Pointer(self.0)
+    }
+
+    /// As kept in [`Segment::next`].
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// The blocks of one index. Used by Ring 0 alone.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    bump: Bump,
+    base: Base,
+    /// First free block, threaded through [`Segment::next`]; 0 for none.
+    free: u32,
+    /// Segments in use.
+    segments: u32,
+}
+
+impl Blocks {
+    pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
+        let mut bump = Bump::new(region, helper);
+        // Block 0 means "none".
+        bump.take(SEGMENT)?;
+        Ok(Self {
+            base: bump.base(),
+            bump,
+            free: 0,
+            segments: 0,
+        })
+    }
+
+    /// Segments in use.
+    pub(super) fn segments(&self) -> u32 {
+        self.segments
+    }
+
+    /// Bytes handed out.
+    pub(super) fn used(&self) -> usize {
+        self.bump.used()
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        self.bump.region()
+    }
+
+    #[inline]
+    fn address(&self, block: u32) -> *mut Segment {
+        self.base.at(block as usize * SEGMENT).cast()
+    }
+
+    /// The segment in a block.
+    #[inline]
+    pub(super) fn segment(&self, block: Block) -> &Segment {
+        // SAFETY: a `Block` is an initialised, aligned segment (R0-6), changed only through `&mut self`,
+        // in a region that lives as long as `self` (R0-2).
+        unsafe { &*self.address(block.0) }
+    }
+
+    /// The segment in a block, to change.
+    #[inline]
+    pub(super) fn segment_mut(&mut self, block: Block) -> &mut Segment {
+        // SAFETY: as in `segment`; exclusive because of `&mut self`.
+        unsafe { &mut *self.address(block.0) }
+    }
+
+    /// The segment behind another one.
+    pub(super) fn next(&self, block: Block) -> Option<Block> {
+        // `next` of a segment in use is only ever written with a block's number.
+        Some(self.segment(block).next)
+            .filter(|next| *next != 0)
+            .map(Block)
+    }
+
+    /// An empty segment.
+    pub(super) fn take(&mut self) -> Result<Block, Ring0Error> {
+        let block = if self.free == 0 {
+            let at = self.bump.take(SEGMENT)?;
+            // A fresh block is all zeros, which is what an empty segment is made of.
+            Block(Self::number(at))
+        } else {
+            let block = Block(self.free);
+            self.free = self.segment(block).next;
+            self.segment_mut(block).clear();
+            block
+        };
+        self.segments += 1;
+        Ok(block)
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a region has at most 2^44 bytes, so 2^29 blocks"
+    )]
+    fn number(at: usize) -> u32 {
+        (at / SEGMENT) as u32
+    }
+
+    /// A directory with room for `capacity` pointers, a multiple of [`DIRECTORY_BLOCK`].
+    pub(super) fn directory(&mut self, capacity: usize) -> Result<Directory, Ring0Error> {
+        let at = self.bump.take(capacity * size_of::<u32>())?;
+        Ok(Directory {
+            base: self.base,
+            at,
+            capacity,
+        })
+    }
+
+    /// Turns a directory that is no longer used into free blocks.
+    pub(super) fn recycle(&mut self, directory: Directory) {
+        let first = Self::number(directory.at);
+        for block in first..first + Self::number(directory.capacity * size_of::<u32>()) {
+            // Any bytes are a valid segment, so that this is one; it is cleared when taken.
+            let next = self.free;
+            self.segment_mut(Block(block)).next = next;
+            self.free = block;
+        }
+    }
+}
+
+/// Memory for pointers, all of it zeroed or written. Belongs to the [`Blocks`] it came from and does
+/// not outlive them; not `Clone`, so that there is one owner.
+#[derive(Debug)]
+pub(super) struct Directory {
+    base: Base,
+    at: usize,
+    /// Pointers that fit.
+    pub(super) capacity: usize,
+}
+
+impl Directory {
+    /// The first `len` pointers.
+    #[inline]
+    pub(super) fn pointers(&self, len: usize) -> &[Pointer] {
+        debug_assert!(len <= self.capacity);
+        // SAFETY: committed, aligned to a block and initialised (R0-6); the owner holds the region
+        // as well (R0-2), and changes go through `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.base.at(self.at).cast(), len) }
+    }
+
+    /// The first `len` pointers, to change.
+    pub(super) fn pointers_mut(&mut self, len: usize) -> &mut [Pointer] {
+        assert!(len <= self.capacity);
+        // SAFETY: as in `pointers`; exclusive because of `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(self.base.at(self.at).cast(), len) }
+    }
+}

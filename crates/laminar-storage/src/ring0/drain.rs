@@ -1,0 +1,251 @@
+//! The half of a core that Ring 1 holds.
+//!
+//! Drained entries stay with the drain until [`CoreDrain::release`], and are looked at through it: that
+//! is what makes reading their records safe, whatever the caller does with a copy of an entry.
+#![expect(
+    unsafe_code,
+    reason = "reads the records that changelog entries refer to"
+)]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::prefetch;
+use super::record::{self, RecordRef, index};
+use super::region::Region;
+use super::retire::Released;
+use crate::format::digest::{StateDigest, record_digest};
+use crate::ids::{CoreId, Epoch};
+use crate::incremental::changelog::{ChangelogConsumer, StateChangelogEntry, StateOp};
+
+/// How far ahead records, and half of that far the ones they replaced, are fetched.
+const FETCH_AHEAD: usize = 16;
+
+/// A change, as Ring 1 writes it to the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record<'a> {
+    /// What happened.
+    pub op: StateOp,
+    /// To which key.
+    pub key: &'a [u8],
+    /// The new value; empty for a delete.
+    pub value: &'a [u8],
+}
+
+/// The end of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seal {
+    /// The epoch that is closed. Entries drained since the seal before belong to it, whatever
+    /// smaller epoch they were made in.
+    pub epoch: Epoch,
+    /// What was given to `CoreState::seal`.
+    pub commit: Option<Box<[u8]>>,
+}
+
+/// What one call of [`CoreDrain::drain`] came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// The entries, to be used with [`CoreDrain::entry`] and [`CoreDrain::record`] before the release.
+    pub entries: Range<usize>,
+    /// The end of their epoch, if it was reached.
+    pub seal: Option<Seal>,
+}
+
+/// The changes of one core, for Ring 1. `Send`, not `Sync`.
+#[derive(Debug)]
+pub(crate) struct CoreDrain {
+    core: CoreId,
+    changelog: ChangelogConsumer,
+    /// Keeps the records alive when the state is dropped first.
+    records: Arc<Region>,
+    released: Arc<Released>,
+    /// Popped entries: `..first` released, `first..done` handed out, `done..` not looked at yet.
+    held: Vec<StateChangelogEntry>,
+    first: usize,
+    done: usize,
+    /// Entries handed out since the beginning, seals included.
+    processed: u64,
+    digest: StateDigest,
+}
+
+impl CoreDrain {
+    pub(super) fn new(
+        core: CoreId,
+        records: Arc<Region>,
+        changelog: ChangelogConsumer,
+        released: Arc<Released>,
+    ) -> Self {
+        let digest = StateDigest::default();
+        Self {
+            core,
+            changelog,
+            records,
+            released,
+            held: Vec::new(),
+            first: 0,
+            done: 0,
+            processed: 0,
+            digest,
+        }
+    }
+
+    /// The core whose changes these are.
+    pub(crate) fn core(&self) -> CoreId {
+        self.core
+    }
+
+    /// Takes up to `max` changes, all of one epoch, and the end of that epoch if it comes next. The
+    /// digest includes them when this returns.
+    pub(crate) fn drain(&mut self, max: usize) -> Batch {
+        if self.done == self.held.len() {
+            self.changelog.drain_into(&mut self.held, max.max(1));
+        }
+        let start = self.done;
+        let end = self.held.len().min(start.saturating_add(max));
+        let seal_at = (start..self.held.len())
+            .take(max.max(1))
+            .find(|i| self.held[*i].is_seal());
+        let last = seal_at.unwrap_or(end);
+        self.digest_range(start..last);
+        let seal = seal_at.map(|at| self.read_seal(at));
+        self.done = last + usize::from(seal.is_some());
+        self.processed += (self.done - start) as u64;
+        Batch {
+            entries: start..last,
+            seal,
+        }
+    }
+
+    /// An entry of a batch that is not released yet.
+    pub(crate) fn entry(&self, index: usize) -> Option<&StateChangelogEntry> {
+        self.held[..self.done]
+            .get(index)
+            .filter(|_| index >= self.first)
+    }
+
+    /// The entries of a batch that is not released yet; none of another.
+    pub(crate) fn entries(&self, batch: &Batch) -> &[StateChangelogEntry] {
+        if batch.entries.start < self.first {
+            return &[];
+        }
+        self.held[..self.done]
+            .get(batch.entries.clone())
+            .unwrap_or_default()
+    }
+
+    /// The record of an entry of a batch that is not released yet.
+    pub(crate) fn record(&self, index: usize) -> Option<Record<'_>> {
+        let entry = self.entry(index).filter(|entry| !entry.is_seal())?;
+        let record = self.read(entry);
+        Some(Record {
+            op: entry.op(),
+            key: record.key,
+            value: record.value,
+        })
+    }
+
+    /// Nothing drained so far will be looked at again: Ring 0 may use the slots.
+    pub(crate) fn release(&mut self) {
+        self.first = self.done;
+        self.released.publish(self.processed);
+        if self.first == self.held.len() {
+            self.held.clear();
+        } else if self.first > self.held.len() / 2 {
+            self.held.drain(..self.first);
+        } else {
+            return;
+        }
+        self.first = 0;
+        self.done = 0;
+    }
+
+    /// The digest of the state after everything drained so far.
+    pub(crate) fn digest(&self) -> StateDigest {
+        self.digest
+    }
+
+    /// Sets the digest that draining continues from: that of the loaded state.
+    pub(crate) fn set_digest(&mut self, digest: StateDigest) {
+        self.digest = digest;
+    }
+
+    /// How many entries, seals included, wait to be drained; may grow at any time.
+    pub(crate) fn pending(&self) -> usize {
+        self.held.len() - self.done + self.changelog.len()
+    }
+
+    /// Whether nothing waits to be drained.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pending() == 0
+    }
+
+    /// Whether the state is gone. What it pushed before can still be drained.
+    pub(crate) fn producer_gone(&self) -> bool {
+        self.changelog.producer_gone()
+    }
+
+    /// The record of a popped, unreleased entry.
+    fn read(&self, entry: &StateChangelogEntry) -> RecordRef<'_> {
+        // SAFETY: callers pass entries of `held[first..]`, which Ring 0 pushed after it wrote the
+        // record (R0-7) and has not been told to reuse (R0-5); releasing needs `&mut self`, and
+        // `self.records` keeps the region (R0-2).
+        unsafe { record::read(self.records.base(), entry.mmap_offset) }
+    }
+
+    fn read_seal(&self, at: usize) -> Seal {
+        let entry = self.held[at];
+        let commit = (entry.mmap_offset != 0).then(|| self.read(&entry).value.into());
+        Seal {
+            epoch: Epoch(entry.epoch),
+            commit,
+        }
+    }
+
+    /// Adds changes to the digest, in order: the new record comes, the replaced one goes.
+    fn digest_range(&mut self, range: Range<usize>) {
+        let mut sum = self.digest;
+        for i in range.clone() {
+            self.fetch_ahead(i, range.end);
+            let entry = &self.held[i];
+            let new = self.read(entry);
+            let old = self.prev_digest(new.header.prev);
+            let digest = if entry.is_put() {
+                record_digest(new.key, new.value)
+            } else {
+                0
+            };
+            new.header.digest.store(digest, Ordering::Relaxed);
+            sum.digest = sum.digest.wrapping_sub(old).wrapping_add(digest);
+            sum.live_keys = sum
+                .live_keys
+                .wrapping_sub(u64::from(new.header.prev != 0))
+                .wrapping_add(u64::from(entry.is_put()));
+        }
+        self.digest = sum;
+    }
+
+    /// The digest that the record replaced by a popped, unreleased entry was given.
+    fn prev_digest(&self, prev: u64) -> u64 {
+        if prev == 0 {
+            return 0;
+        }
+        // SAFETY: the entry that replaced it is not released, so that it is not reused (R0-5), and it
+        // was written before that entry was pushed (R0-7); `self.records` keeps the region (R0-2).
+        unsafe { record::header(self.records.base(), prev) }
+            .digest
+            .load(Ordering::Relaxed)
+    }
+
+    fn fetch_ahead(&self, i: usize, end: usize) {
+        if i + FETCH_AHEAD < end {
+            let at = self.held[i + FETCH_AHEAD].mmap_offset;
+            prefetch::range(self.records.base().at(index(at)), 192);
+        }
+        let near = i + FETCH_AHEAD / 2;
+        if near < end {
+            let prev = self.read(&self.held[near]).header.prev;
+            prefetch::line(self.records.base().at(index(prev)));
+        }
+    }
+}

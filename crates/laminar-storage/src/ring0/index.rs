@@ -1,0 +1,346 @@
+//! Key to arena offset, by extendible hashing: a directory over the top bits of the hash points to
+//! segments of fixed size; a full one is split in two.
+//!
+//! ```text
+//!   hash >> (64 - depth) ──▶ directory: [ 0 | 0 | 1 | 2 ]      4 bytes each, doubled when a segment
+//!                                         └─┬─┘   │   │        needs a bit more than it has
+//!                                       segment  segment ...   32 KiB each, split at 90 %
+//! ```
+//!
+//! So the worst insertion costs a split, some ten microseconds, at any number of keys. Segments are
+//! never merged: an index that was large keeps its memory.
+//!
+//! Keys whose hashes agree in more bits than there are segments to tell apart would double the
+//! directory for nothing. Their segment overflows into a chain instead: slow, and correct.
+
+use std::sync::Arc;
+
+use super::Ring0Error;
+use super::blocks::{Block, Blocks, DIRECTORY_BLOCK, Directory};
+use super::hash::KeyHasher;
+use super::prefault::Prefaulter;
+use super::prefetch;
+use super::record::index as to_index;
+use super::region::Region;
+use super::segment::{Entry, FULL, Needle, Probe, Segment};
+
+/// Doublings beyond what evenly spread keys need, before a segment overflows instead.
+const SPARE_DEPTH: u32 = 4;
+
+/// A place in the index, good until the index changes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    block: Block,
+    slot: usize,
+}
+
+/// What a search for a key that will be written came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lookup {
+    /// The key's record, and the place that points to it.
+    Found(Place, u64),
+    /// The key is absent; this place is free for it.
+    Room(Place),
+}
+
+/// The index of one core. Used by Ring 0 alone.
+#[derive(Debug)]
+pub(super) struct Index {
+    directory: Directory,
+    /// Bits of the hash that choose the pointer, `1..64`; the directory has two to this many pointers.
+    depth: u32,
+    blocks: Blocks,
+    hasher: KeyHasher,
+    /// Where a segment is copied while it is split.
+    scratch: Box<Segment>,
+    /// Keys in the index.
+    len: u64,
+}
+
+impl Index {
+    pub(super) fn new(
+        region: Arc<Region>,
+        helper: Arc<Prefaulter>,
+        hasher: KeyHasher,
+    ) -> Result<Self, Ring0Error> {
+        let mut blocks = Blocks::new(region, helper)?;
+        let mut directory = blocks.directory(DIRECTORY_BLOCK)?;
+        let first = blocks.take()?;
+        directory.pointers_mut(2).fill(first.pointer());
+        Ok(Self {
+            directory,
+            depth: 1,
+            blocks,
+            hasher,
+            scratch: Box::new(Segment::empty()),
+            len: 0,
+        })
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Bytes of segments and directories.
+    pub(super) fn used(&self) -> usize {
+        self.blocks.used()
+    }
+
+    pub(super) fn region(&self) -> &Arc<Region> {
+        self.blocks.region()
+    }
+
+    #[inline]
+    fn pointers(&self) -> usize {
+        1 << self.depth
+    }
+
+    #[inline]
+    fn slot_of(&self, hash: u64) -> usize {
+        to_index(hash >> (64 - self.depth))
+    }
+
+    /// Fetches what a search for `hash` will read.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        let pointer = self.directory.pointers(self.pointers())[self.slot_of(hash)];
+        let home = self.blocks.segment(pointer.block()).home_address(hash);
+        prefetch::line(home);
+        // The entry may lie across two lines, and probing goes on behind it.
+        prefetch::line(home.wrapping_add(64));
+    }
+
+    /// The record of a key.
+    #[inline]
+    pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
+        let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
+        let block = pointer.block();
+        let segment = self.blocks.segment(block);
+        match segment.find(needle, &same) {
+            Probe::Hit(slot) => Some((Place { block, slot }, segment.entry(slot).at())),
+            Probe::Miss(_) if pointer.is_chained() => self.find_behind(block, needle, same),
+            Probe::Miss(_) => None,
+        }
+    }
+
+    #[cold]
+    fn find_behind(
+        &self,
+        first: Block,
+        needle: &Needle,
+        same: impl Fn(u64) -> bool,
+    ) -> Option<(Place, u64)> {
+        let mut block = first;
+        while let Some(next) = self.blocks.next(block) {
+            block = next;
+            let segment = self.blocks.segment(block);
+            if let Probe::Hit(slot) = segment.find(needle, &same) {
+                return Some((Place { block, slot }, segment.entry(slot).at()));
+            }
+        }
+        None
+    }
+
+    /// The record of a key, or a free place for it. Makes room first if there is none, and fails only
+    /// when that needs memory that cannot be had.
+    #[inline]
+    pub(super) fn find_or_room(
+        &mut self,
+        needle: &Needle,
+        same: impl Fn(u64) -> bool,
+    ) -> Result<Lookup, Ring0Error> {
+        let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
+        let block = pointer.block();
+        let segment = self.blocks.segment(block);
+        match segment.find(needle, &same) {
+            Probe::Hit(slot) => Ok(Lookup::Found(
+                Place { block, slot },
+                segment.entry(slot).at(),
+            )),
+            Probe::Miss(slot) if segment.count < FULL && !pointer.is_chained() => {
+                Ok(Lookup::Room(Place { block, slot }))
+            }
+            Probe::Miss(_) => self.make_room(needle, same),
+        }
+    }
+
+    #[cold]
+    fn make_room(
+        &mut self,
+        needle: &Needle,
+        same: impl Fn(u64) -> bool,
+    ) -> Result<Lookup, Ring0Error> {
+        loop {
+            let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
+            if pointer.is_chained() {
+                if let Some((place, at)) = self.find(needle, same) {
+                    return Ok(Lookup::Found(place, at));
+                }
+                return self
+                    .room_in_chain(pointer.block(), needle)
+                    .map(Lookup::Room);
+            }
+            let block = pointer.block();
+            let segment = self.blocks.segment(block);
+            if segment.count < FULL {
+                let (Probe::Hit(slot) | Probe::Miss(slot)) = segment.find(needle, &same);
+                return Ok(Lookup::Room(Place { block, slot }));
+            }
+            if u32::from(segment.depth) < self.depth {
+                self.split(block, needle.hash)?;
+            } else if self.depth < self.blocks.segments().ilog2() + SPARE_DEPTH {
+                self.double()?;
+            } else {
+                self.chain(block, needle.hash)?;
+            }
+        }
+    }
+
+    /// A free place in the first segment of a chain that has one, or in a new one at its end.
+    fn room_in_chain(&mut self, first: Block, needle: &Needle) -> Result<Place, Ring0Error> {
+        let mut block = first;
+        while self.blocks.segment(block).count >= FULL {
+            block = match self.blocks.next(block) {
+                Some(next) => next,
+                None => self.append(block)?,
+            };
+        }
+        match self.blocks.segment(block).find(needle, |_| false) {
+            Probe::Hit(slot) | Probe::Miss(slot) => Ok(Place { block, slot }),
+        }
+    }
+
+    fn append(&mut self, last: Block) -> Result<Block, Ring0Error> {
+        let new = self.blocks.take()?;
+        self.blocks.segment_mut(last).next = new.number();
+        Ok(new)
+    }
+
+    /// The pointers that lead to the segment of `hash`.
+    fn pointers_to(&mut self, hash: u64, depth: u8) -> &mut [super::blocks::Pointer] {
+        let len = self.pointers();
+        let span = 1_usize << (self.depth - u32::from(depth));
+        let first = self.slot_of(hash) / span * span;
+        &mut self.directory.pointers_mut(len)[first..first + span]
+    }
+
+    /// Lets a segment overflow.
+    fn chain(&mut self, block: Block, hash: u64) -> Result<(), Ring0Error> {
+        self.append(block)?;
+        let depth = self.blocks.segment(block).depth;
+        self.pointers_to(hash, depth)
+            .fill(block.pointer().chained());
+        Ok(())
+    }
+
+    /// Splits the segment of `hash` by one more bit.
+    fn split(&mut self, block: Block, hash: u64) -> Result<(), Ring0Error> {
+        let new = self.blocks.take()?;
+        let hasher = self.hasher;
+        self.scratch.copy_from(self.blocks.segment(block));
+        let depth = self.scratch.depth + 1;
+        let old = self.blocks.segment_mut(block);
+        old.clear();
+        old.fill_half(&self.scratch, depth, hasher, false);
+        self.blocks
+            .segment_mut(new)
+            .fill_half(&self.scratch, depth, hasher, true);
+        let pointers = self.pointers_to(hash, depth - 1);
+        let half = pointers.len() / 2;
+        pointers[half..].fill(new.pointer());
+        Ok(())
+    }
+
+    /// Doubles the directory: every pointer is there twice.
+    fn double(&mut self) -> Result<(), Ring0Error> {
+        let len = self.pointers();
+        if len * 2 > self.directory.capacity {
+            let mut larger = self.blocks.directory(self.directory.capacity * 2)?;
+            larger
+                .pointers_mut(len)
+                .copy_from_slice(self.directory.pointers(len));
+            self.blocks
+                .recycle(std::mem::replace(&mut self.directory, larger));
+        }
+        let pointers = self.directory.pointers_mut(len * 2);
+        for slot in (0..len).rev() {
+            let pointer = pointers[slot];
+            pointers[slot * 2] = pointer;
+            pointers[slot * 2 + 1] = pointer;
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    /// Points an occupied place at another record of its key.
+    #[inline]
+    pub(super) fn swing(&mut self, place: Place, needle: &Needle, at: u64) {
+        self.blocks
+            .segment_mut(place.block)
+            .swing(place.slot, needle, at);
+    }
+
+    /// Fills a free place.
+    #[inline]
+    pub(super) fn insert(&mut self, place: Place, needle: &Needle, at: u64) {
+        self.blocks
+            .segment_mut(place.block)
+            .set(place.slot, Entry::new(needle, at));
+        self.len += 1;
+    }
+
+    /// Frees an occupied place.
+    pub(super) fn remove(&mut self, place: Place) {
+        self.blocks.segment_mut(place.block).remove(place.slot);
+        self.len -= 1;
+    }
+
+    /// The offsets of all records, in no particular order.
+    pub(super) fn offsets(&self) -> Offsets<'_> {
+        Offsets {
+            index: self,
+            pointer: 0,
+            block: None,
+            slot: 0,
+        }
+    }
+}
+
+/// Iterator over the offsets of all records.
+#[derive(Debug)]
+pub(super) struct Offsets<'a> {
+    index: &'a Index,
+    /// The next pointer to follow.
+    pointer: usize,
+    /// The segment being walked.
+    block: Option<Block>,
+    /// The next slot to look at in it.
+    slot: usize,
+}
+
+impl Iterator for Offsets<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        loop {
+            let block = match self.block {
+                Some(block) => block,
+                None => {
+                    let pointers = self.index.directory.pointers(self.index.pointers());
+                    let block = pointers.get(self.pointer)?.block();
+                    let depth = self.index.blocks.segment(block).depth;
+                    self.pointer += 1 << (self.index.depth - u32::from(depth));
+                    self.slot = 0;
+                    block
+                }
+            };
+            if let Some((slot, entry)) = self.index.blocks.segment(block).first_from(self.slot) {
+                self.block = Some(block);
+                self.slot = slot + 1;
+                return Some(entry.at());
+            }
+            self.block = self.index.blocks.next(block);
+            self.slot = 0;
+        }
+    }
+}

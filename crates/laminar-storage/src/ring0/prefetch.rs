@@ -1,0 +1,32 @@
+//! Asks the processor for memory before it is needed. A hint only: any address is allowed.
+#![expect(
+    unsafe_code,
+    reason = "the prefetch instruction is an unsafe intrinsic"
+)]
+
+/// Bytes per cache line.
+const LINE: usize = 64;
+
+/// The line at `address` will be used.
+#[inline]
+pub(super) fn line(address: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: prefetching never faults and changes no memory, whatever the address is.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = address;
+}
+
+/// The lines of `bytes` bytes at `address` will be used; no more than eight of them are fetched,
+/// the processor's own prefetcher finds the rest.
+#[inline]
+pub(super) fn range(address: *const u8, bytes: usize) {
+    let mut at = 0;
+    while at < bytes.min(8 * LINE) {
+        line(address.wrapping_add(at));
+        at += LINE;
+    }
+}

@@ -1,0 +1,254 @@
+//! A large range of addresses that is given memory in chunks, in order, and never moves.
+//!
+//! Reserved without access rights, so that it costs nothing but addresses. A chunk is made
+//! accessible, asked to be huge pages, and filled by the kernel before anybody may use it:
+//! the first touch of memory is what makes a store stall otherwise.
+#![expect(unsafe_code, reason = "maps, commits and unmaps memory")]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Size and alignment of a huge page; chunks and the region itself are multiples of it.
+pub(super) const HUGE_PAGE: usize = 2 << 20;
+/// Largest chunk. About 4 ms of work for the kernel, and a hundredth of a large state.
+const CHUNK_MAX: usize = 16 << 20;
+/// A reservation that the system refuses is halved down to this.
+const SMALLEST: usize = 64 << 20;
+
+/// Where a region begins. Dereferencing what is computed from it is what needs proof.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Base(NonNull<u8>);
+
+// SAFETY: an address by itself gives no access; every dereference states which invariant of the
+// module makes it exclusive or read-only.
+unsafe impl Send for Base {}
+// SAFETY: as above.
+unsafe impl Sync for Base {}
+
+impl Base {
+    /// The address `offset` bytes in.
+    #[inline]
+    pub(super) fn at(self, offset: usize) -> *mut u8 {
+        self.0.as_ptr().wrapping_add(offset)
+    }
+}
+
+/// The reservation and how much of it has memory. Shared by Ring 0, which uses it and grows it
+/// when it must, the helper that grows it ahead, and Ring 1, which reads records.
+#[derive(Debug)]
+pub(super) struct Region {
+    base: Base,
+    len: usize,
+    /// What to give back to the system.
+    map: Map,
+    /// Bytes from `base` that are accessible and filled: grows only, `0..=len`, written under `growing`.
+    committed: AtomicUsize,
+    /// Up to where the helper should commit: grows only, written by Ring 0.
+    wanted: AtomicUsize,
+    growing: Mutex<()>,
+}
+
+impl Region {
+    /// Reserves `bytes`, or less when the system refuses, and commits the first chunk.
+    pub(super) fn reserve(bytes: u64) -> io::Result<Self> {
+        let asked = usize::try_from(bytes)
+            .unwrap_or(usize::MAX / 4)
+            .min(1 << 44);
+        let mut len = asked.max(HUGE_PAGE).next_multiple_of(HUGE_PAGE);
+        let (map, base) = loop {
+            match Map::reserve(len) {
+                Ok(done) => break done,
+                Err(error) if len <= SMALLEST => return Err(error),
+                Err(_) => len = (len / 2).next_multiple_of(HUGE_PAGE),
+            }
+        };
+        let region = Self {
+            base,
+            len,
+            map,
+            committed: AtomicUsize::new(0),
+            wanted: AtomicUsize::new(0),
+            growing: Mutex::new(()),
+        };
+        region.commit(1)?;
+        Ok(region)
+    }
+
+    pub(super) fn base(&self) -> Base {
+        self.base
+    }
+
+    /// Bytes reserved: the most that can ever be committed.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes that may be used. What another thread committed is filled memory to whoever reads this.
+    pub(super) fn committed(&self) -> usize {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Size of the chunk that comes after `committed` bytes: small stores stay small.
+    pub(super) fn chunk_after(committed: usize) -> usize {
+        (committed / 8 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+    }
+
+    /// Commits chunks until at least `end` bytes, or everything reserved, can be used.
+    pub(super) fn commit(&self, end: usize) -> io::Result<()> {
+        let _one_at_a_time = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut committed = self.committed.load(Ordering::Relaxed);
+        while committed < end.min(self.len) {
+            let chunk = Self::chunk_after(committed).min(self.len - committed);
+            self.map.commit(self.base.at(committed), chunk)?;
+            committed += chunk;
+            self.committed.store(committed, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Asks the helper to commit up to `end`.
+    pub(super) fn want(&self, end: usize) {
+        self.wanted.fetch_max(end, Ordering::Release);
+    }
+
+    /// The helper's work: commits what is wanted. A failure is left for Ring 0 to meet and report.
+    pub(super) fn commit_wanted(&self) {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        if wanted > self.committed() {
+            let _ = self.commit(wanted);
+        }
+    }
+}
+
+/// A mapping of the system's, unmapped on drop.
+#[cfg(not(miri))]
+#[derive(Debug)]
+struct Map {
+    start: Base,
+    len: usize,
+}
+
+#[cfg(not(miri))]
+impl Map {
+    /// Reserves `len` bytes aligned to a huge page.
+    fn reserve(len: usize) -> io::Result<(Self, Base)> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        let with_slack = len + HUGE_PAGE;
+        // SAFETY: a new private anonymous mapping at an address of the kernel's choice touches
+        // nothing that exists.
+        let start = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                with_slack,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let start = NonNull::new(start.cast::<u8>())
+            .ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let map = Self {
+            start: Base(start),
+            len: with_slack,
+        };
+        let skip = start.as_ptr().align_offset(HUGE_PAGE);
+        let base = NonNull::new(map.start.at(skip))
+            .ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        Ok((map, Base(base)))
+    }
+
+    /// Makes `len` bytes at `address` accessible and has the kernel fill them.
+    #[cfg(target_os = "linux")]
+    fn commit(&self, address: *mut u8, len: usize) -> io::Result<()> {
+        use rustix::mm::{Advice, MprotectFlags, madvise, mprotect};
+        // SAFETY: the range lies within this mapping, and nobody uses it before `committed` covers
+        // it (R0-1), so that no reference sees its rights change.
+        unsafe {
+            mprotect(
+                address.cast(),
+                len,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
+        }?;
+        // Only advice: without huge pages everything is slower and nothing is wrong.
+        // SAFETY: as above; this advice changes no contents.
+        let _ = unsafe { madvise(address.cast(), len, Advice::LinuxHugepage) };
+        // SAFETY: as above; populating changes no contents.
+        match unsafe { madvise(address.cast(), len, Advice::LinuxPopulateWrite) } {
+            Ok(()) => {}
+            // Old kernels do not know it: touch every page instead.
+            Err(rustix::io::Errno::INVAL) => Self::touch(address, len),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Makes `len` bytes at `address` accessible and touches them.
+    #[cfg(not(target_os = "linux"))]
+    fn commit(&self, address: *mut u8, len: usize) -> io::Result<()> {
+        use rustix::mm::{MprotectFlags, mprotect};
+        // SAFETY: the range lies within this mapping, and nobody uses it before `committed` covers
+        // it (R0-1), so that no reference sees its rights change.
+        unsafe {
+            mprotect(
+                address.cast(),
+                len,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
+        }?;
+        Self::touch(address, len);
+        Ok(())
+    }
+
+    fn touch(address: *mut u8, len: usize) {
+        for page in (0..len).step_by(4096) {
+            // SAFETY: accessible since the call before, and not yet used by anybody (R0-1).
+            unsafe { address.wrapping_add(page).write_volatile(0) };
+        }
+    }
+}
+
+#[cfg(not(miri))]
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping and nothing else; it is dropped with the last `Arc<Region>`, and
+        // whoever holds a reference into it borrows from a holder of that Arc (R0-2).
+        let _ = unsafe { rustix::mm::munmap(self.start.0.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The same on the heap, for an interpreter that has no memory mappings.
+#[cfg(miri)]
+#[derive(Debug)]
+struct Map {
+    start: Base,
+    layout: std::alloc::Layout,
+}
+
+#[cfg(miri)]
+impl Map {
+    fn reserve(len: usize) -> io::Result<(Self, Base)> {
+        if len > SMALLEST {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let layout =
+            std::alloc::Layout::from_size_align(len, HUGE_PAGE).map_err(io::Error::other)?;
+        // SAFETY: the size is not zero.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        let start = Base(NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?);
+        Ok((Self { start, layout }, start))
+    }
+
+    fn commit(&self, _address: *mut u8, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(miri)]
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `reserve` with this layout.
+        unsafe { std::alloc::dealloc(self.start.0.as_ptr(), self.layout) };
+    }
+}

@@ -1,0 +1,451 @@
+//! The half of a core that its own thread holds.
+#![expect(
+    unsafe_code,
+    reason = "reads records through the index and retires them"
+)]
+
+use super::arena::{Arena, Slot};
+use super::class::Class;
+use super::hash::KeyHasher;
+use super::index::{Index, Lookup, Offsets, Place};
+use super::record::{self, Kind};
+use super::retire::{RetireQueue, Retired};
+use super::segment::Needle;
+use super::{KEY_AND_VALUE_FIT, Ring0Error};
+use crate::format::digest::{StateDigest, record_digest};
+use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
+use crate::ids::{CoreId, Epoch};
+use crate::incremental::changelog::{ChangelogProducer, StateChangelogEntry};
+
+/// Keys that a batch has in flight at once.
+const GROUP: usize = 16;
+/// How many reclaims ahead a retired slot is fetched into the cache.
+const FETCH_AHEAD: u64 = 12;
+/// Bytes fetched of it, whose size is not known before: header, key and a usual value.
+const FETCH_BYTES: usize = 192;
+/// Released slots that are looked at, in search for one that fits, before fresh memory is used.
+const RECLAIM_MOST: usize = 64;
+
+/// How much memory a core's state uses, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemoryStats {
+    /// Given by the system, for records and index together.
+    pub committed_bytes: u64,
+    /// In slots of live records, and of replaced ones that Ring 1 has not released yet.
+    pub live_bytes: u64,
+    /// In slots that wait to be used again.
+    pub free_bytes: u64,
+    /// In the index.
+    pub index_bytes: u64,
+}
+
+/// The state of one core, for the thread that owns it. `Send`, not `Sync`.
+#[derive(Debug)]
+pub(crate) struct CoreState {
+    core: CoreId,
+    hasher: KeyHasher,
+    arena: Arena,
+    index: Index,
+    changelog: ChangelogProducer,
+    retired: RetireQueue,
+}
+
+#[inline]
+fn check(key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
+    if key.len() > MAX_KEY_LEN {
+        return Err(Ring0Error::KeyTooLong(key.len()));
+    }
+    if value.len() > MAX_VALUE_LEN {
+        return Err(Ring0Error::ValueTooLong(value.len()));
+    }
+    Ok(())
+}
+
+/// The length as entries have it, once [`check`] has passed.
+#[inline]
+fn value_len(value: &[u8]) -> u32 {
+    let Ok(len) = u32::try_from(value.len()) else {
+        unreachable!("{KEY_AND_VALUE_FIT}")
+    };
+    len
+}
+
+impl CoreState {
+    pub(super) fn new(
+        core: CoreId,
+        hasher: KeyHasher,
+        arena: Arena,
+        index: Index,
+        changelog: ChangelogProducer,
+        retired: RetireQueue,
+    ) -> Self {
+        Self {
+            core,
+            hasher,
+            arena,
+            index,
+            changelog,
+            retired,
+        }
+    }
+
+    /// The core this is the state of.
+    pub(crate) fn core(&self) -> CoreId {
+        self.core
+    }
+
+    /// Gives `key` a value.
+    #[inline]
+    pub(crate) fn try_put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
+        check(key, value)?;
+        self.put_hashed(self.hasher.hash(key), key, value)
+    }
+
+    #[inline]
+    fn put_hashed(&mut self, hash: u64, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
+        self.reserve_entry()?;
+        let needle = Needle::new(hash, key);
+        let lookup = self.lookup(&needle, key)?;
+        self.put_at(lookup, &needle, key, value)
+    }
+
+    /// Removes `key`; `false`, and nothing goes to the changelog, when it was absent.
+    pub(crate) fn try_delete(&mut self, key: &[u8]) -> Result<bool, Ring0Error> {
+        check(key, &[])?;
+        self.reserve_entry()?;
+        let needle = Needle::new(self.hasher.hash(key), key);
+        let Some((place, at)) = self.find(&needle, key) else {
+            return Ok(false);
+        };
+        self.delete_at(place, at, &needle, key)?;
+        Ok(true)
+    }
+
+    /// Gives `key` the value that `change` makes of the current one, or removes it on `None`; one
+    /// hash and one search. `change` does not run when the ring is full.
+    #[inline]
+    pub(crate) fn try_update<V: AsRef<[u8]>>(
+        &mut self,
+        key: &[u8],
+        change: impl FnOnce(Option<&[u8]>) -> Option<V>,
+    ) -> Result<(), Ring0Error> {
+        check(key, &[])?;
+        self.reserve_entry()?;
+        let needle = Needle::new(self.hasher.hash(key), key);
+        let lookup = self.lookup(&needle, key)?;
+        let old = match lookup {
+            // SAFETY: the index points to it, so it is live (R0-4) and not free.
+            Lookup::Found(_, at) => Some(unsafe { self.arena.record(at) }.value),
+            Lookup::Room(_) => None,
+        };
+        match (change(old), lookup) {
+            (Some(value), _) => {
+                let value = value.as_ref();
+                check(key, value)?;
+                self.put_at(lookup, &needle, key, value)
+            }
+            (None, Lookup::Found(place, at)) => self.delete_at(place, at, &needle, key),
+            (None, Lookup::Room(_)) => Ok(()),
+        }
+    }
+
+    /// Puts all pairs, in order, fetching the memory of a group of them at once. On an error the
+    /// pairs before the failing one are applied, and their number comes with it.
+    pub(crate) fn try_put_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &mut self,
+        pairs: &[(K, V)],
+    ) -> Result<(), (usize, Ring0Error)> {
+        let mut hashes = [0; GROUP];
+        for (group, first) in pairs.chunks(GROUP).zip((0..).step_by(GROUP)) {
+            for ((key, _), hash) in group.iter().zip(&mut hashes) {
+                *hash = self.hasher.hash(key.as_ref());
+                self.index.prefetch(*hash);
+            }
+            for ((pair, hash), nth) in group.iter().zip(hashes).zip(first..) {
+                let (key, value) = (pair.0.as_ref(), pair.1.as_ref());
+                check(key, value).map_err(|error| (nth, error))?;
+                self.put_hashed(hash, key, value)
+                    .map_err(|error| (nth, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of `key`.
+    #[inline]
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        let needle = Needle::new(self.hasher.hash(key), key);
+        let (_, at) = self.find(&needle, key)?;
+        // SAFETY: the index points to it, so it is live (R0-4) and not free.
+        Some(unsafe { self.arena.record(at) }.value)
+    }
+
+    /// Whether `key` has a value.
+    pub(crate) fn contains(&self, key: &[u8]) -> bool {
+        let needle = Needle::new(self.hasher.hash(key), key);
+        self.find(&needle, key).is_some()
+    }
+
+    /// How many keys there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.index.len()
+    }
+
+    /// Whether there is no key.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All keys with their values, in no particular order.
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        Iter {
+            arena: &self.arena,
+            offsets: self.index.offsets(),
+        }
+    }
+
+    /// The digest of the state, computed from every record.
+    pub(crate) fn digest(&self) -> StateDigest {
+        let digest = self.iter().fold(0_u64, |sum, (key, value)| {
+            sum.wrapping_add(record_digest(key, value))
+        });
+        StateDigest {
+            digest,
+            live_keys: self.len(),
+        }
+    }
+
+    /// The current epoch: the one that the next change belongs to.
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.changelog.epoch())
+    }
+
+    /// Closes the current epoch and says which one it was; the next change belongs to the next one.
+    /// `commit` travels to Ring 1 with it, in order with the changes.
+    pub(crate) fn seal(&mut self, commit: Option<&[u8]>) -> Result<Epoch, Ring0Error> {
+        let epoch = self.epoch();
+        self.seal_to(epoch, commit)?;
+        Ok(epoch)
+    }
+
+    /// Closes the current epoch under the number `epoch`, which may jump forward: changes that were
+    /// made as part of the current epoch are part of `epoch`.
+    pub(crate) fn seal_to(
+        &mut self,
+        epoch: Epoch,
+        commit: Option<&[u8]>,
+    ) -> Result<(), Ring0Error> {
+        if epoch < self.epoch() {
+            return Err(Ring0Error::EpochPassed {
+                current: self.epoch(),
+            });
+        }
+        check(&[], commit.unwrap_or_default())?;
+        self.reserve_entry()?;
+        let at = match commit {
+            Some(bytes) => {
+                let slot = self.allocate(Arena::class_for(&[], bytes)?)?;
+                self.arena.write(slot, Kind::Commit, 0, 0, &[], bytes)
+            }
+            None => 0,
+        };
+        self.push(
+            StateChangelogEntry::seal(epoch.get(), at),
+            Retired::record(at),
+        );
+        self.changelog.set_epoch(epoch.next().get());
+        Ok(())
+    }
+
+    /// Recovery: applies a put, or a delete on `None`, that is in the log already. Nothing goes to the
+    /// changelog, and the replaced slot is free at once.
+    pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Ring0Error> {
+        check(key, value.unwrap_or_default())?;
+        if !self.retired.is_quiet() {
+            return Err(Ring0Error::NotQuiet);
+        }
+        self.reclaim(usize::MAX);
+        let needle = Needle::new(self.hasher.hash(key), key);
+        let replaced = match value {
+            Some(value) => {
+                let lookup = self.lookup(&needle, key)?;
+                let slot = self.allocate(Arena::class_for(key, value)?)?;
+                let at =
+                    self.arena
+                        .write(slot, Kind::Put, 0, record_digest(key, value), key, value);
+                match lookup {
+                    Lookup::Found(place, old) => {
+                        self.index.swing(place, &needle, at);
+                        Some(old)
+                    }
+                    Lookup::Room(place) => {
+                        self.index.insert(place, &needle, at);
+                        None
+                    }
+                }
+            }
+            None => self.find(&needle, key).map(|(place, old)| {
+                self.index.remove(place);
+                old
+            }),
+        };
+        if let Some(old) = replaced {
+            // SAFETY: it was live until now (R0-4). Every entry that was ever pushed is released, so
+            // that Ring 1 looks at no record, and no later entry will name this one (R0-5).
+            unsafe { self.arena.free(old) };
+        }
+        Ok(())
+    }
+
+    /// How much memory it uses.
+    pub(crate) fn memory(&self) -> MemoryStats {
+        let committed = self.arena.region().committed() + self.index.region().committed();
+        MemoryStats {
+            committed_bytes: committed as u64,
+            live_bytes: self.arena.live_bytes() as u64,
+            free_bytes: self.arena.free_bytes() as u64,
+            index_bytes: self.index.used() as u64,
+        }
+    }
+
+    /// The changelog's counters.
+    pub(crate) fn changelog(&self) -> &ChangelogProducer {
+        &self.changelog
+    }
+
+    #[inline]
+    fn find(&self, needle: &Needle, key: &[u8]) -> Option<(Place, u64)> {
+        let arena = &self.arena;
+        // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
+        self.index
+            .find(needle, |at| unsafe { arena.record(at) }.key == key)
+    }
+
+    #[inline]
+    fn lookup(&mut self, needle: &Needle, key: &[u8]) -> Result<Lookup, Ring0Error> {
+        let arena = &self.arena;
+        // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
+        self.index
+            .find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
+    }
+
+    /// Makes sure that one entry can be pushed, and takes back slots meanwhile: two per entry, so that
+    /// a backlog shrinks.
+    #[inline]
+    pub(crate) fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
+        self.reclaim(2);
+        if self.retired.has_room() && self.changelog.has_room() {
+            return Ok(());
+        }
+        self.changelog.count_overflow();
+        Err(Ring0Error::RingFull)
+    }
+
+    /// Takes back what up to `most` released entries retired.
+    #[inline]
+    fn reclaim(&mut self, most: usize) {
+        for _ in 0..most {
+            let Some(retired) = self.retired.take() else {
+                return;
+            };
+            let soon = self.retired.upcoming(FETCH_AHEAD);
+            if soon != Retired::NOTHING {
+                self.arena.prefetch(soon.at(), FETCH_BYTES);
+            }
+            if retired != Retired::NOTHING {
+                // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
+                unsafe { self.arena.free_retired(retired) };
+            }
+        }
+    }
+
+    #[inline]
+    fn allocate(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+        match self.arena.reuse(class) {
+            Some(slot) => Ok(slot),
+            None => self.allocate_slowly(class),
+        }
+    }
+
+    fn allocate_slowly(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+        self.reclaim(RECLAIM_MOST);
+        match self.arena.reuse(class) {
+            Some(slot) => Ok(slot),
+            None => self.arena.fresh(class),
+        }
+    }
+
+    #[inline]
+    fn put_at(
+        &mut self,
+        lookup: Lookup,
+        needle: &Needle,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), Ring0Error> {
+        let slot = self.allocate(Arena::class_for(key, value)?)?;
+        let prev = match lookup {
+            Lookup::Found(_, at) => at,
+            Lookup::Room(_) => 0,
+        };
+        let at = self.arena.write(slot, Kind::Put, prev, 0, key, value);
+        let epoch = self.changelog.epoch();
+        self.push(
+            StateChangelogEntry::put(epoch, needle.hash, at, value_len(value)),
+            Retired::record(prev),
+        );
+        match lookup {
+            Lookup::Found(place, _) => self.index.swing(place, needle, at),
+            Lookup::Room(place) => self.index.insert(place, needle, at),
+        }
+        Ok(())
+    }
+
+    fn delete_at(
+        &mut self,
+        place: Place,
+        prev: u64,
+        needle: &Needle,
+        key: &[u8],
+    ) -> Result<(), Ring0Error> {
+        let slot = self.allocate(Arena::class_for(key, &[])?)?;
+        let at = self.arena.write(slot, Kind::Tombstone, prev, 0, key, &[]);
+        let epoch = self.changelog.epoch();
+        self.push(
+            StateChangelogEntry::delete(epoch, needle.hash, at),
+            Retired::with_its_prev(at),
+        );
+        self.index.remove(place);
+        Ok(())
+    }
+
+    /// Pushes an entry for which `reserve_entry` has found room, which only this thread uses up.
+    #[inline]
+    fn push(&mut self, entry: StateChangelogEntry, retired: Retired) {
+        let pushed = self.changelog.push(entry);
+        assert!(
+            pushed.is_ok(),
+            "room for one entry was seen, and nobody else pushes"
+        );
+        self.retired.push(retired);
+    }
+}
+
+/// All keys of a core with their values.
+#[derive(Debug)]
+pub(crate) struct Iter<'a> {
+    arena: &'a Arena,
+    offsets: Offsets<'a>,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.offsets.next()?;
+        // SAFETY: the index points to it, so it is live (R0-4) and not free; the borrow of the state
+        // keeps it so.
+        let record: record::RecordRef<'a> = unsafe { self.arena.record(at) };
+        Some((record.key, record.value))
+    }
+}

@@ -1,0 +1,126 @@
+//! How a store is opened.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::StoreError;
+use super::open::Layout;
+use super::router::Router;
+use super::settings::Settings;
+use super::{Opened, open};
+use crate::error::Detail;
+use crate::format::MAX_CORES;
+use crate::incremental::CheckpointConfig;
+use crate::per_core_wal::PerCoreWalConfig;
+use crate::vfs::{OsVfs, Vfs};
+
+/// Collects what a store is opened with; made by [`crate::Store::builder`].
+#[derive(Clone, Debug)]
+pub struct StoreBuilder {
+    path: PathBuf,
+    cores: usize,
+    settings: Settings,
+    router: Router,
+    vfs: Arc<dyn Vfs>,
+}
+
+impl StoreBuilder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            cores: 1,
+            settings: Settings::default(),
+            router: Router::default(),
+            vfs: Arc::new(OsVfs::new()),
+        }
+    }
+
+    /// Number of cores, 1 to 1024; default 1. An existing store with another number is re-sharded.
+    #[must_use]
+    pub fn cores(mut self, cores: usize) -> Self {
+        self.cores = cores;
+        self
+    }
+
+    /// Replaces the default settings.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// The function that routes the program's keys to cores; used when the number of cores changes.
+    /// Default: [`Router::default`].
+    #[must_use]
+    pub fn router(mut self, router: Router) -> Self {
+        self.router = router;
+        self
+    }
+
+    /// Uses another outside world than the operating system, a simulated disk for example. When that
+    /// one is not [`Vfs::parallel`], the store starts no threads and does its work within
+    /// `wait_durable`, `checkpoint` and `close`, deterministically.
+    #[must_use]
+    pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
+        self.vfs = vfs;
+        self
+    }
+
+    /// Opens the store, creating the directory when it is missing, and recovers its state.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a setting out of bounds, `Locked` when the store is open elsewhere,
+    /// `Corruption` or `NewerFormat` when what is there cannot be recovered exactly, `Io`, and
+    /// `StateFull` when the state does not fit. Nothing acknowledged is lost then; apart from a
+    /// re-sharding that was already published, nothing was changed.
+    pub fn open(self) -> Result<Opened, StoreError> {
+        open::open(&self)
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), StoreError> {
+        if self.cores == 0 || self.cores > MAX_CORES {
+            return Err(StoreError::invalid(
+                Detail::new(format!("cores is {}, must be 1..={MAX_CORES}", self.cores))
+                    .at_path(&self.path)
+                    .remedy("Use one core per thread that owns state."),
+            ));
+        }
+        self.settings.validate()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn core_count(&self) -> u16 {
+        u16::try_from(self.cores).unwrap_or(u16::MAX)
+    }
+
+    pub(crate) fn settings_ref(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn router_ref(&self) -> &Router {
+        &self.router
+    }
+
+    pub(crate) fn vfs_ref(&self) -> &Arc<dyn Vfs> {
+        &self.vfs
+    }
+
+    pub(crate) fn wal_config(&self, layout: &Layout) -> PerCoreWalConfig {
+        PerCoreWalConfig::new(&layout.wal, self.cores)
+            .with_segment_size(self.settings.segment_bytes)
+            .with_preallocation(self.settings.preallocate_bytes)
+            .with_vfs(Arc::clone(&self.vfs))
+    }
+
+    pub(crate) fn checkpoint_config(&self, layout: &Layout) -> CheckpointConfig {
+        // When a checkpoint is due is decided by the store's own threads.
+        CheckpointConfig::new(&layout.checkpoints)
+            .with_wal_path(&layout.wal)
+            .with_interval(Duration::from_millis(self.settings.checkpoint_interval_ms.max(1)))
+            .with_max_retained(self.settings.max_retained)
+    }
+}

@@ -1,0 +1,193 @@
+//! Ring 1: from the changelog rings of all cores to durable epochs.
+//!
+//! A [`Drain`] is a machine that makes one turn at a time: take what every core's ring holds, keep the
+//! last version of each key of a batch, append, and when an epoch is closed on every core, sync all
+//! logs in parallel and publish it. The background thread turns it as fast as the device answers;
+//! there is no timer that holds an epoch back.
+//!
+//! Order (invariants I2, I11): append, sync, publish. Slots are released to Ring 0 as soon as their
+//! bytes are in the writer's buffer. The first failure ends the machine.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::error::StoreError;
+use super::stats::Counters;
+use crate::format::record::Record;
+use crate::ids::{Epoch, SegmentNumber};
+use crate::incremental::StateOp;
+use crate::per_core_wal::sync_writers;
+use crate::per_core_wal::writer::CoreWalWriter;
+use crate::ring0::{Batch, CoreDrain};
+
+/// Entries taken from a core at a time: enough to coalesce, little enough to stay in cache.
+const BATCH: usize = 8192;
+/// Batches taken from a core per turn, so that no core keeps the others from a sync.
+const BATCHES_PER_TURN: usize = 32;
+
+/// One core as Ring 1 sees it.
+#[derive(Debug)]
+struct Lane {
+    drain: CoreDrain,
+    /// Last epoch whose barrier is in the writer.
+    sealed: Epoch,
+    /// Changes drained since then.
+    unsealed: u64,
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Something was drained or synced; there may be more.
+    pub(crate) worked: bool,
+    /// A new durable epoch.
+    pub(crate) durable: Option<Epoch>,
+}
+
+/// Where every core's log ended when an epoch became durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DurableCut {
+    pub(crate) epoch: Epoch,
+    /// Per core: the segment in use and its durable length.
+    pub(crate) ends: Vec<(SegmentNumber, u64)>,
+}
+
+/// The Ring 1 machine.
+#[derive(Debug)]
+pub(crate) struct Drain {
+    lanes: Vec<Lane>,
+    writers: Vec<CoreWalWriter>,
+    durable: Epoch,
+    newest: HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
+    superseded: Vec<bool>,
+}
+
+impl Drain {
+    pub(crate) fn new(drains: Vec<CoreDrain>, writers: Vec<CoreWalWriter>, durable: Epoch) -> Self {
+        let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable, unsealed: 0 }).collect();
+        Self { lanes, writers, durable, newest: HashMap::default(), superseded: Vec::new() }
+    }
+
+    /// Makes one turn.
+    pub(crate) fn turn(&mut self, counters: &Counters) -> Result<Turn, StoreError> {
+        let mut turn = Turn::default();
+        for core in 0..self.lanes.len() {
+            for _ in 0..BATCHES_PER_TURN {
+                if !self.drain_batch(core, counters)? {
+                    break;
+                }
+                turn.worked = true;
+            }
+        }
+        let sealed = self.lanes.iter().map(|lane| lane.sealed).min().unwrap_or(self.durable);
+        if sealed > self.durable {
+            sync_writers(&mut self.writers)?;
+            self.durable = sealed;
+            for writer in &mut self.writers {
+                writer.acknowledge(sealed);
+            }
+            counters.syncs.add(1);
+            turn.worked = true;
+            turn.durable = Some(sealed);
+        }
+        Ok(turn)
+    }
+
+    /// Leaves evidence of what is durable; for when there is nothing else to do.
+    pub(crate) fn confirm(&mut self) -> Result<(), StoreError> {
+        Ok(self.writers.iter_mut().try_for_each(CoreWalWriter::confirm)?)
+    }
+
+    /// Where the logs end, for whoever reads them while they grow.
+    pub(crate) fn cut(&self) -> DurableCut {
+        let ends = self.writers.iter().map(|writer| (writer.header().number, writer.synced_len())).collect();
+        DurableCut { epoch: self.durable, ends }
+    }
+
+    /// Bytes of all logs since they began.
+    pub(crate) fn wal_bytes(&self) -> u64 {
+        self.writers.iter().map(CoreWalWriter::position).sum()
+    }
+
+    /// Leaves durable evidence of a clean end; returns how many changes no seal followed.
+    pub(crate) fn end(&mut self) -> Result<u64, StoreError> {
+        self.confirm()?;
+        sync_writers(&mut self.writers)?;
+        Ok(self.lanes.iter().map(|lane| lane.unsealed).sum())
+    }
+
+    /// Takes one batch of a core; false when there was none.
+    fn drain_batch(&mut self, core: usize, counters: &Counters) -> Result<bool, StoreError> {
+        let (Some(lane), Some(writer)) = (self.lanes.get_mut(core), self.writers.get_mut(core)) else {
+            return Ok(false);
+        };
+        let batch = lane.drain.drain(BATCH);
+        if batch.entries.is_empty() && batch.seal.is_none() {
+            return Ok(false);
+        }
+        mark_superseded(&lane.drain, &batch, &mut self.newest, &mut self.superseded);
+        let mut written = 0;
+        for (index, superseded) in batch.entries.clone().zip(&self.superseded) {
+            let Some(record) = lane.drain.record(index).filter(|_| !superseded) else { continue };
+            let record = match record.op {
+                StateOp::Put => Record::Put { key: record.key, value: record.value },
+                StateOp::Delete => Record::Delete { key: record.key },
+            };
+            writer.append_drained(&record)?;
+            written += 1;
+        }
+        lane.unsealed += batch.entries.len() as u64;
+        counters.drained.add(batch.entries.len() as u64);
+        counters.logged.add(written);
+        if let Some(seal) = &batch.seal {
+            writer.seal(seal.epoch, seal.commit.as_deref(), lane.drain.digest())?;
+            lane.sealed = seal.epoch;
+            lane.unsealed = 0;
+        }
+        lane.drain.release();
+        Ok(true)
+    }
+}
+
+/// Marks the entries of a batch whose key has a later entry in it. That is legal because a batch lies
+/// within one epoch, and recovery lands on ends of epochs only.
+fn mark_superseded(
+    drain: &CoreDrain,
+    batch: &Batch,
+    newest: &mut HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
+    superseded: &mut Vec<bool>,
+) {
+    newest.clear();
+    superseded.clear();
+    superseded.resize(batch.entries.len(), false);
+    let entries = batch.entries.clone().zip(drain.entries(batch));
+    for (mark, (index, entry)) in superseded.iter_mut().zip(entries).rev() {
+        let later = *newest.entry(entry.key_hash).or_insert(index);
+        // Equal hashes are not equal keys: only the stored bytes decide.
+        *mark = later != index
+            && drain
+                .record(later)
+                .zip(drain.record(index))
+                .is_some_and(|(later, this)| later.key == this.key);
+    }
+}
+
+/// Passes key hashes, which are hashes already, through.
+#[derive(Default)]
+struct KeyHash(u64);
+
+impl Hasher for KeyHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}

@@ -1,0 +1,102 @@
+//! The durable epoch: published by Ring 1, waited for by everybody else.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::error::StoreError;
+use crate::ids::Epoch;
+
+type Callback = Box<dyn Fn(Epoch) + Send + Sync>;
+
+/// Locks a mutex whose holders leave it consistent even when they panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The durable epoch and the first failure, for all threads.
+#[derive(Default)]
+pub(crate) struct Durable {
+    epoch: AtomicU64,
+    poisoned: AtomicBool,
+    cause: OnceLock<StoreError>,
+    /// Guards nothing but the order of "look, then wait".
+    gate: Mutex<()>,
+    changed: Condvar,
+    callbacks: Mutex<Vec<Callback>>,
+}
+
+impl Durable {
+    pub(crate) fn starting_at(epoch: Epoch) -> Self {
+        Self { epoch: AtomicU64::new(epoch.0), ..Self::default() }
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// Says that everything up to `epoch` survives any crash from now on.
+    pub(crate) fn publish(&self, epoch: Epoch) {
+        {
+            let _gate = lock(&self.gate);
+            self.epoch.fetch_max(epoch.0, Ordering::AcqRel);
+        }
+        self.changed.notify_all();
+        for callback in lock(&self.callbacks).iter() {
+            callback(epoch);
+        }
+    }
+
+    /// Takes note of the first failure; nothing is acknowledged after it.
+    pub(crate) fn poison(&self, error: &StoreError) {
+        let _ = self.cause.set(error.poison());
+        self.poisoned.store(true, Ordering::Release);
+        drop(lock(&self.gate));
+        self.changed.notify_all();
+    }
+
+    /// The first failure, if there was one.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            return Err(self.cause());
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn cause(&self) -> StoreError {
+        self.cause.get().cloned().unwrap_or_else(|| {
+            StoreError::closed(crate::error::Detail::new("the store failed").remedy("Open it again."))
+        })
+    }
+
+    pub(crate) fn on_durable(&self, callback: Callback) {
+        lock(&self.callbacks).push(callback);
+    }
+
+    /// Wakes everybody who waits, to look again.
+    pub(crate) fn wake_all(&self) {
+        drop(lock(&self.gate));
+        self.changed.notify_all();
+    }
+
+    /// Waits until `epoch` is durable, the store fails, or `at_most` is over; true when it is durable.
+    pub(crate) fn wait(&self, epoch: Epoch, at_most: Duration) -> Result<bool, StoreError> {
+        let gate = lock(&self.gate);
+        let waiting = |_: &mut ()| self.epoch() < epoch && !self.poisoned.load(Ordering::Acquire);
+        let result = self.changed.wait_timeout_while(gate, at_most, waiting);
+        drop(result.unwrap_or_else(PoisonError::into_inner));
+        if self.epoch() >= epoch {
+            return Ok(true);
+        }
+        self.check()?;
+        Ok(false)
+    }
+}
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Durable({}, {:?})", self.epoch(), self.cause.get())
+    }
+}

@@ -1,0 +1,301 @@
+//! Opening a store: lock, find the state, fill the cores, begin a new incarnation.
+//!
+//! Nothing is written before the state has been found and loaded; a crash anywhere leaves a directory
+//! from which the same state is found again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::builder::StoreBuilder;
+use super::checkpointer::Checkpointer;
+use super::core_store::CoreStore;
+use super::drain::Drain;
+use super::error::StoreError;
+use super::rebuild::{Rebuilt, rebuild, wants_rebuild};
+use super::shared::Shared;
+use super::{Opened, Store};
+use crate::error::{Detail, io_detail};
+use crate::format::digest::StateDigest;
+use crate::format::record::Record;
+use crate::format::segment_header::WalMode;
+use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
+use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
+use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten};
+use crate::per_core_wal::incarnation::Beginning;
+use crate::per_core_wal::manager::lock_directory;
+use crate::per_core_wal::recovery::cursor::CoreCursor;
+use crate::per_core_wal::recovery::plan::Wanted;
+use crate::per_core_wal::recovery::survey::in_parallel;
+use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
+use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
+use crate::ring0::{CoreDrain, CoreState, StateConfig, new_state};
+use crate::vfs::{Vfs, create_dir_durably};
+
+/// The lock file of a store; never removed.
+const LOCK: &str = "LOCK";
+
+/// What keeps everybody else out while it lives.
+pub(crate) type StoreLock = Box<dyn std::fmt::Debug + Send + Sync>;
+
+/// Where the parts of a store are.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) dir: PathBuf,
+    pub(crate) wal: PathBuf,
+    pub(crate) checkpoints: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf(), wal: dir.join("wal"), checkpoints: dir.join("checkpoints") }
+    }
+}
+
+/// Why a state could not be loaded.
+#[derive(Debug)]
+pub(crate) enum LoadFailure {
+    Checkpoint(IncrementalCheckpointError),
+    Store(StoreError),
+}
+
+impl From<IncrementalCheckpointError> for LoadFailure {
+    fn from(error: IncrementalCheckpointError) -> Self {
+        Self::Checkpoint(error)
+    }
+}
+
+impl From<PerCoreWalError> for LoadFailure {
+    fn from(error: PerCoreWalError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<LoadFailure> for StoreError {
+    fn from(failure: LoadFailure) -> Self {
+        match failure {
+            LoadFailure::Checkpoint(error) => error.into(),
+            LoadFailure::Store(error) => error,
+        }
+    }
+}
+
+impl IsDamagedCheckpoint for LoadFailure {
+    fn is_damaged_checkpoint(&self) -> bool {
+        matches!(self, Self::Checkpoint(error) if error.is_corruption())
+    }
+}
+
+/// One core, filled.
+struct Loaded {
+    state: CoreState,
+    drain: CoreDrain,
+    offsets: CoreOffsets,
+    digest: StateDigest,
+    /// The digest that was stored with the recovery point, if one was.
+    expected: Option<StateDigest>,
+    replayed: u64,
+}
+
+/// Opens a store.
+pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
+    builder.validate()?;
+    let vfs = builder.vfs_ref();
+    let layout = Layout::of(builder.path());
+    let io = |action| move |e| StoreError::Io(Box::new(io_detail(action, builder.path(), e)));
+    create_dir_durably(vfs.as_ref(), &layout.dir).map_err(io("could not create the store's directory"))?;
+    let lock = lock_store(vfs, &layout)?;
+    create_dir_durably(vfs.as_ref(), &layout.wal).map_err(io("could not create the log's directory"))?;
+    let started = Instant::now();
+    let mut rebuilt = None;
+    let (located, loaded) = loop {
+        let load = |located: &Located| {
+            if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
+                return Ok(None);
+            }
+            load_cores(builder, located).map(Some)
+        };
+        let found = locate(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, load);
+        match found.map_err(StoreError::from)? {
+            (located, Some(loaded)) => break (located, loaded),
+            (located, None) => rebuilt = Some(rebuild(builder, &layout, &located)?),
+        }
+    };
+    let found = Instant::now();
+    let report = describe(builder, &located, &loaded, rebuilt.as_ref())?;
+    let (store, cores) = begin(builder, &layout, &located, loaded, lock)?;
+    let phases = PhaseTimes { recover: found - started, begin: found.elapsed() };
+    tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");
+    Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
+}
+
+fn lock_store(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<StoreLock, StoreError> {
+    let path = layout.dir.join(LOCK);
+    match vfs.lock(&path) {
+        Ok(lock) => Ok(lock),
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(StoreError::Locked(Box::new(
+            Detail::new("the store is open in this or another process")
+                .at_path(&path)
+                .remedy("Close it there first; to look at it meanwhile use StateReader."),
+        ))),
+        Err(e) => Err(StoreError::Io(Box::new(io_detail("could not lock the store", &path, e)))),
+    }
+}
+
+/// Fills every core from checkpoint and log, in parallel.
+fn load_cores(builder: &StoreBuilder, located: &Located) -> Result<Vec<Loaded>, LoadFailure> {
+    let cores: Vec<_> = (0..builder.core_count()).map(CoreId).collect();
+    let work = |core: &CoreId| load_core(builder, located, *core);
+    in_parallel(builder.vfs_ref().as_ref(), &cores, work).into_iter().collect()
+}
+
+fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<Loaded, LoadFailure> {
+    let memory = |e| LoadFailure::Store(StoreError::of_ring0(&e, core));
+    let (mut state, drain) = new_state(StateConfig {
+        core,
+        ring_capacity: builder.settings_ref().ring_capacity,
+        reserve_bytes: builder.settings_ref().state_limit_bytes,
+        first_epoch: first_epoch(located),
+    })
+    .map_err(memory)?;
+    let mut offsets = CoreOffsets::default();
+    let mut expected = None;
+    if let Some(reader) = &located.checkpoint {
+        reader.for_each_record(core, |record| state.load(record.key, record.value).map_err(memory))?;
+        let metadata = reader.metadata();
+        offsets = metadata.core_offsets.get(core.index()).cloned().unwrap_or_default();
+        let digest = metadata.digests.get(core.index());
+        expected = digest.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+    }
+    let cursor = CoreCursor::new(builder.vfs_ref(), &located.plan.survey, core, located.plan.span(core));
+    let mut full = Ok(());
+    let replayed = cursor.replay(|record, _| {
+        let loaded = match record {
+            Record::Put { key, value } => state.load(key, Some(value)),
+            Record::Delete { key } => state.load(key, None),
+            Record::Commit(body) => {
+                let commit = body.decode().unwrap_or_default();
+                offsets.offsets.extend(commit.offsets);
+                offsets.watermark = commit.watermark.or(offsets.watermark);
+                Ok(())
+            }
+            Record::Barrier { digest, .. } => {
+                expected = *digest;
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let (Ok(()), Err(error)) = (&full, loaded) {
+            full = Err(memory(error));
+        }
+        Ok(())
+    })?;
+    full?;
+    let digest = state.digest();
+    Ok(Loaded { state, drain, offsets, digest, expected, replayed })
+}
+
+/// New changes begin above every epoch that was ever used.
+fn first_epoch(located: &Located) -> Epoch {
+    let (last, _, _) = located.plan.survey.high_water();
+    last.max(located.plan.point).next()
+}
+
+/// Says what was recovered, and compares it with the digest that was stored with it.
+fn describe(
+    builder: &StoreBuilder,
+    located: &Located,
+    loaded: &[Loaded],
+    rebuilt: Option<&Rebuilt>,
+) -> Result<RecoveryReport, StoreError> {
+    let mut report = RecoveryReport::of(located);
+    for (core, loaded) in report.cores.iter_mut().zip(loaded) {
+        core.replayed = loaded.replayed;
+    }
+    let total = loaded.iter().fold(StateDigest::default(), |sum, core| sum.plus(core.digest));
+    let cores: Option<Vec<_>> = loaded.iter().map(|core| core.expected).collect();
+    let mut expected = cores.map(|cores| cores.into_iter().fold(StateDigest::default(), StateDigest::plus));
+    if let Some(rebuilt) = rebuilt {
+        report.cores.clone_from(&rebuilt.cores);
+        report.resharded_from = rebuilt.from_cores;
+        expected = rebuilt.expected;
+    }
+    let wrong = loaded.iter().position(|core| core.expected.is_some_and(|expected| expected != core.digest));
+    if let Some(core) = wrong {
+        return Err(digest_mismatch(builder, located, Some(core)));
+    }
+    match expected {
+        Some(expected) if expected != total => return Err(digest_mismatch(builder, located, None)),
+        Some(_) => report.digest = DigestCheck::Verified,
+        None => report.digest = DigestCheck::NotStored,
+    }
+    let offsets: Vec<_> = loaded.iter().map(|core| core.offsets.clone()).collect();
+    (report.source_offsets, report.watermark) = flatten(&offsets);
+    report.keys = total.live_keys;
+    Ok(report)
+}
+
+fn digest_mismatch(builder: &StoreBuilder, located: &Located, core: Option<usize>) -> StoreError {
+    let from = located.metadata().map_or(0, |metadata| metadata.epoch);
+    let mut detail = Detail::new(format!(
+        "the recovered state does not have the digest that was stored with it; it went wrong after epoch {from}"
+    ))
+    .at_path(builder.path())
+    .in_epoch(located.plan.point)
+    .remedy("Report this with a copy of the directory; nothing was changed.");
+    if let Some(core) = core.and_then(|core| u16::try_from(core).ok()) {
+        detail = detail.on_core(CoreId(core));
+    }
+    StoreError::corruption(detail)
+}
+
+/// Begins a new incarnation on what was found, and starts the background work.
+fn begin(
+    builder: &StoreBuilder,
+    layout: &Layout,
+    located: &Located,
+    loaded: Vec<Loaded>,
+    lock: StoreLock,
+) -> Result<(Store, Vec<CoreStore>), StoreError> {
+    let vfs = builder.vfs_ref();
+    let point = located.plan.point;
+    let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
+    let mut manager =
+        IncrementalCheckpointManager::open_at(builder.checkpoint_config(layout), Arc::clone(vfs), base)?;
+    let wal_config = builder.wal_config(layout);
+    let wal_lock = lock_directory(&wal_config)?;
+    let beginning = Beginning {
+        core_count: builder.core_count(),
+        mode: WalMode::Epochs,
+        epoch: first_epoch(located),
+        void_above: point,
+        reset: false,
+    };
+    let wal = PerCoreWalManager::begin(wal_config, wal_lock, &located.plan.survey, beginning)?;
+    manager.bind_wal(wal.store_id())?;
+    manager.set_core_count(usize::from(builder.core_count()))?;
+    let cuts = (0..builder.core_count())
+        .map(CoreId)
+        .map(|core| located.plan.base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)));
+    let digests: Vec<_> = loaded.iter().map(|core| core.digest).collect();
+    let checkpointer = Checkpointer::new(manager, wal.truncation_scope(), cuts.collect(), &digests, point)?;
+    let mut drains = Vec::with_capacity(loaded.len());
+    let mut halves = Vec::with_capacity(loaded.len());
+    for mut core in loaded {
+        core.drain.set_digest(core.digest);
+        drains.push(core.drain);
+        halves.push((core.state, core.offsets));
+    }
+    let drain = Drain::new(drains, wal.into_writers(), point);
+    let inline = !vfs.parallel();
+    let settings = builder.settings_ref().clone();
+    let shared = Arc::new(Shared::new(settings, drain, checkpointer, point, halves.len(), inline));
+    let threads = shared.start().map_err(|e| {
+        StoreError::Io(Box::new(io_detail("could not start the background threads", &layout.dir, e)))
+    })?;
+    let cores = halves
+        .into_iter()
+        .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))
+        .collect();
+    Ok((Store::new(shared, threads, lock, layout.dir.clone()), cores))
+}

@@ -1,0 +1,124 @@
+//! Recovery into another layout: another number of cores, or a log that the low-level functions wrote.
+//!
+//! Checkpoint and log are brought together by the checkpoint manager, incarnation by incarnation, each
+//! in its own layout; the result is distributed anew and published as a checkpoint of the same epoch.
+//! After that, opening is the ordinary case. A crash before the publication leaves everything as it
+//! was; after it, the new checkpoint covers the whole log.
+
+use std::sync::Arc;
+
+use super::builder::StoreBuilder;
+use super::error::StoreError;
+use super::open::Layout;
+use crate::error::Detail;
+use crate::format::digest::StateDigest;
+use crate::format::segment_header::WalMode;
+use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
+use crate::incremental::IncrementalCheckpointManager;
+use crate::incremental::recovery::locate::Located;
+use crate::per_core_wal::apply::{Applied, apply_incarnation};
+use crate::report::{CoreReport, RecoveryReport};
+
+/// What a rebuilding did, for the report of the recovery.
+#[derive(Clone, Debug)]
+pub(crate) struct Rebuilt {
+    /// Cores before, if that number changed.
+    pub(crate) from_cores: Option<usize>,
+    /// What was replayed of each core of the log.
+    pub(crate) cores: Vec<CoreReport>,
+    /// Digest of the whole state, if the log knew it.
+    pub(crate) expected: Option<StateDigest>,
+}
+
+/// Is anything of the state in another layout than `cores`?
+pub(crate) fn wants_rebuild(located: &Located, cores: u16) -> bool {
+    if located.metadata().is_some_and(|metadata| metadata.core_count != cores) {
+        return true;
+    }
+    let plan = &located.plan;
+    plan.survey.cores.iter().any(|log| {
+        log.last_sequence > plan.span(log.core).after
+            && log.segments.iter().any(|segment| {
+                segment.records > 0
+                    && (segment.header.core_count != cores || segment.header.mode == WalMode::Plain)
+            })
+    })
+}
+
+/// Rebuilds the state for the builder's number of cores.
+pub(crate) fn rebuild(
+    builder: &StoreBuilder,
+    layout: &Layout,
+    located: &Located,
+) -> Result<Rebuilt, StoreError> {
+    let vfs = builder.vfs_ref();
+    let (plan, survey) = (&located.plan, &located.plan.survey);
+    let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
+    let mut manager =
+        IncrementalCheckpointManager::open_at(builder.checkpoint_config(layout), Arc::clone(vfs), base)?;
+    let before = located.metadata().map_or(survey.core_count(), |metadata| metadata.core_count);
+    let mut applied = known_so_far(located);
+    for incarnation in survey.incarnations() {
+        let Some(header) = survey.header_of(incarnation) else { continue };
+        reshard(builder, &mut manager, header.core_count)?;
+        apply_incarnation(vfs, survey, incarnation, |core| plan.span(core), &mut manager, &mut applied)?;
+    }
+    let from = survey.newest().map_or(before, |header| header.core_count);
+    reshard(builder, &mut manager, builder.core_count())?;
+    if let Some(store_id) = survey.store_id {
+        manager.bind_wal(store_id)?;
+        // Everything that any core ever wrote is in the checkpoint, or was discarded.
+        let (_, last, _) = survey.high_water();
+        manager.set_wal_cuts(&vec![last; usize::from(builder.core_count())])?;
+    }
+    manager.set_epoch(plan.point.0);
+    let id = manager.next_checkpoint_id()?;
+    let positions = survey.cores.iter().map(|log| log.position()).sum();
+    let published = manager.create_checkpoint_as(id, WalPosition(positions))?;
+    tracing::info!(from, to = builder.core_count(), checkpoint = published.metadata().id, "state rebuilt");
+    let digests = applied.digests().filter(|digests| digests.len() == usize::from(from));
+    Ok(Rebuilt {
+        from_cores: (from != builder.core_count()).then_some(usize::from(from)),
+        cores: RecoveryReport::of(located).cores,
+        expected: digests.map(|all| all.into_iter().fold(StateDigest::default(), StateDigest::plus)),
+    })
+}
+
+/// What the checkpoint says about its cores, before anything of the log is applied.
+fn known_so_far(located: &Located) -> Applied {
+    let Some(metadata) = located.metadata() else { return Applied::default() };
+    let cuts: Vec<_> = metadata.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
+    let digest =
+        |index: usize| metadata.digests.get(index).map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+    let barriers = (0..cuts.len()).map(|index| (Epoch(metadata.epoch), digest(index)));
+    Applied { changes: 0, barriers: barriers.collect(), cuts }
+}
+
+fn reshard(
+    builder: &StoreBuilder,
+    manager: &mut IncrementalCheckpointManager,
+    cores: u16,
+) -> Result<(), StoreError> {
+    if manager.core_count() == usize::from(cores) {
+        return Ok(());
+    }
+    let mut astray = None;
+    let route = |key: &[u8]| {
+        builder.router_ref().core(key, cores).unwrap_or_else(|| {
+            astray.get_or_insert_with(|| key.to_vec());
+            CoreId::ZERO
+        })
+    };
+    manager.reshard(usize::from(cores), route)?;
+    match astray {
+        None => Ok(()),
+        Some(key) => Err(StoreError::invalid(
+            Detail::new(format!(
+                "the router sends key {:?} to a core outside 0..{cores}",
+                String::from_utf8_lossy(&key)
+            ))
+            .at_path(builder.path())
+            .remedy("Correct the router and open again; nothing was changed."),
+        )),
+    }
+}

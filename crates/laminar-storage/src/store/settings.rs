@@ -1,0 +1,108 @@
+//! What a user can set, as plain data.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::StoreError;
+use crate::error::Detail;
+
+/// Settings of a store. The defaults suit a first user; `open` checks every bound.
+///
+/// ```
+/// use laminar_storage::Settings;
+/// let settings = Settings { checkpoint_interval_ms: 10_000, ..Settings::default() };
+/// assert!(settings.validate().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Entries of each core's changelog ring, 32 bytes each, rounded up to a power of two. A larger
+    /// ring absorbs longer stalls of the device. 64 to 2^24; default 65,536.
+    pub ring_capacity: usize,
+    /// Milliseconds that `put` and its siblings wait when the ring is full before they return
+    /// [`StoreError::Backpressure`]. 0 to 3,600,000; default 30,000.
+    pub put_timeout_ms: u64,
+    /// Address space reserved for each core's records, in bytes; memory is used only as records need
+    /// it. 4 MiB to 16 TiB; default 64 GiB.
+    pub state_limit_bytes: u64,
+    /// Bytes after which a WAL segment is closed. 64 KiB to 16 GiB; default 64 MiB.
+    pub segment_bytes: u64,
+    /// Bytes of every new segment that are written and synced ahead, which makes later syncs cheaper.
+    /// At most `segment_bytes`; default 4 MiB.
+    pub preallocate_bytes: u64,
+    /// Milliseconds between automatic checkpoints; 0 for none by time. Default 60,000.
+    pub checkpoint_interval_ms: u64,
+    /// WAL bytes written since the last checkpoint that trigger one; 0 for none by size. Default 256 MiB.
+    pub checkpoint_wal_bytes: u64,
+    /// Checkpoints kept, at least 1; the WAL is kept back to the second newest. Default 3.
+    pub max_retained: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            ring_capacity: 1 << 16,
+            put_timeout_ms: 30_000,
+            state_limit_bytes: 64 << 30,
+            segment_bytes: 64 << 20,
+            preallocate_bytes: 4 << 20,
+            checkpoint_interval_ms: 60_000,
+            checkpoint_wal_bytes: 256 << 20,
+            max_retained: 3,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks every field against its bounds.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidInput`] naming the field, its value and the bound.
+    pub fn validate(&self) -> Result<(), StoreError> {
+        within("ring_capacity", self.ring_capacity as u64, 64, 1 << 24)?;
+        within("put_timeout_ms", self.put_timeout_ms, 0, 3_600_000)?;
+        within("state_limit_bytes", self.state_limit_bytes, 4 << 20, 16 << 40)?;
+        within("segment_bytes", self.segment_bytes, 64 << 10, 16 << 30)?;
+        within("preallocate_bytes", self.preallocate_bytes, 0, self.segment_bytes)?;
+        within("checkpoint_interval_ms", self.checkpoint_interval_ms, 0, 30 * 24 * 3_600_000)?;
+        within("checkpoint_wal_bytes", self.checkpoint_wal_bytes, 0, 1 << 50)?;
+        within("max_retained", self.max_retained as u64, 1, 10_000)
+    }
+
+    pub(crate) fn put_timeout(&self) -> Duration {
+        Duration::from_millis(self.put_timeout_ms)
+    }
+}
+
+fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), StoreError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(StoreError::invalid(
+        Detail::new(format!("settings.{field} is {value}, must be {min}..={max}"))
+            .remedy("Correct it and open again; nothing was changed."),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_a_bad_field_is_named_with_its_bound() {
+        Settings::default().validate().unwrap();
+        let error = Settings { max_retained: 0, ..Settings::default() }.validate().unwrap_err();
+        assert!(error.to_string().contains("settings.max_retained is 0, must be 1..=10000"), "{error}");
+        let bad = Settings { preallocate_bytes: 65 << 20, ..Settings::default() };
+        assert!(bad.validate().is_err());
+    }
+
+    #[test]
+    fn settings_are_plain_data() {
+        let settings: Settings = serde_json::from_str(r#"{"max_retained": 5}"#).unwrap();
+        assert_eq!(settings, Settings { max_retained: 5, ..Settings::default() });
+        assert!(serde_json::from_str::<Settings>(r#"{"max_retainedd": 5}"#).is_err());
+    }
+}

@@ -1,0 +1,375 @@
+//! What the threads of a store share, and the two threads behind it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use super::checkpointer::{CheckpointReceipt, Checkpointer};
+use super::drain::{Drain, DurableCut};
+use super::durable::{Durable, lock};
+use super::error::StoreError;
+use super::settings::Settings;
+use super::stats::Counters;
+use crate::error::Detail;
+use crate::ids::{CoreId, Epoch};
+
+/// Turns without work before Ring 1 sleeps, and how long it sleeps at most: a seal wakes it, and an
+/// unsealed change can wait.
+const SPINS: u32 = 64;
+const NAP: Duration = Duration::from_millis(1);
+
+/// State that all threads of a store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) durable: Durable,
+    pub(crate) counters: Counters,
+    drain: Mutex<Drain>,
+    cut: Mutex<DurableCut>,
+    checkpointer: Mutex<Checkpointer>,
+    checkpoint_failure: Mutex<Option<StoreError>>,
+    /// Per core: the last epoch it sealed, once it is dropped.
+    gone: Vec<OnceLock<Epoch>>,
+    /// Ring 1's thread, and whether it sleeps.
+    ring1: OnceLock<Thread>,
+    asleep: AtomicBool,
+    closing: AtomicBool,
+    closed: AtomicBool,
+    /// Rung when the checkpoint thread should look.
+    bell: Condvar,
+    bell_gate: Mutex<()>,
+    /// WAL bytes when the last checkpoint was taken.
+    checkpointed_bytes: AtomicU64,
+    /// The outside world is a simulation: no threads, the callers do the work.
+    inline: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        settings: Settings,
+        drain: Drain,
+        checkpointer: Checkpointer,
+        point: Epoch,
+        cores: usize,
+        inline: bool,
+    ) -> Self {
+        let counters = Counters::default();
+        let bytes = drain.wal_bytes();
+        counters.wal_bytes.set(bytes);
+        if let Some(newest) = checkpointer.newest() {
+            counters.checkpoint_next.set(newest.id.0 + 1);
+            counters.checkpoint_epoch.set(newest.epoch.0);
+        }
+        Self {
+            settings,
+            durable: Durable::starting_at(point),
+            counters,
+            cut: Mutex::new(drain.cut()),
+            drain: Mutex::new(drain),
+            checkpointer: Mutex::new(checkpointer),
+            checkpoint_failure: Mutex::new(None),
+            gone: (0..cores).map(|_| OnceLock::new()).collect(),
+            ring1: OnceLock::new(),
+            asleep: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            bell: Condvar::new(),
+            bell_gate: Mutex::new(()),
+            checkpointed_bytes: AtomicU64::new(bytes),
+            inline,
+        }
+    }
+
+    /// Starts the background threads, unless the callers do the work.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<Vec<JoinHandle<()>>> {
+        if self.inline {
+            return Ok(Vec::new());
+        }
+        let ring1 = Arc::clone(self);
+        let ring1 =
+            std::thread::Builder::new().name("laminar-ring1".into()).spawn(move || ring1.run_ring1())?;
+        let _ = self.ring1.set(ring1.thread().clone());
+        let checkpoints = Arc::clone(self);
+        let checkpoints = std::thread::Builder::new()
+            .name("laminar-checkpoint".into())
+            .spawn(move || checkpoints.run_checkpoints());
+        match checkpoints {
+            Ok(checkpoints) => Ok(vec![ring1, checkpoints]),
+            Err(error) => {
+                self.begin_close();
+                let _ = ring1.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// One turn of Ring 1, with everything that follows from it.
+    fn turn(&self) -> Result<bool, StoreError> {
+        self.durable.check()?;
+        let turn = {
+            let mut drain = lock(&self.drain);
+            let turn = drain.turn(&self.counters);
+            if let Ok(turn) = &turn
+                && turn.durable.is_some()
+            {
+                *lock(&self.cut) = drain.cut();
+                self.counters.wal_bytes.set(drain.wal_bytes());
+            }
+            turn
+        };
+        match turn {
+            Ok(turn) => {
+                if let Some(epoch) = turn.durable {
+                    self.durable.publish(epoch);
+                    if self.checkpoint_due_by_size() {
+                        self.ring_bell();
+                    }
+                }
+                Ok(turn.worked)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store is poisoned");
+                self.durable.poison(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives Ring 1 a chance to make room: by working in its place, or by waking and waiting for it.
+    pub(crate) fn make_room(&self) -> Result<(), StoreError> {
+        self.durable.check()?;
+        if self.inline {
+            return self.turn().map(drop);
+        }
+        self.wake_ring1();
+        std::thread::sleep(Duration::from_micros(20));
+        Ok(())
+    }
+
+    /// Wakes Ring 1 if it sleeps.
+    pub(crate) fn wake_ring1(&self) {
+        if self.asleep.load(Ordering::SeqCst)
+            && self.asleep.swap(false, Ordering::SeqCst)
+            && let Some(thread) = self.ring1.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    fn run_ring1(&self) {
+        let bomb = PoisonOnPanic(self);
+        let mut idle = 0;
+        loop {
+            match self.turn() {
+                Ok(true) => idle = 0,
+                Ok(false) if self.closing.load(Ordering::Acquire) => break,
+                Ok(false) if idle < SPINS => {
+                    idle += 1;
+                    std::thread::yield_now();
+                }
+                Ok(false) => {
+                    if idle == SPINS && self.confirm().is_err() {
+                        break;
+                    }
+                    idle = SPINS + 1;
+                    self.asleep.store(true, Ordering::SeqCst);
+                    // A seal that came before the flag was up is seen by the next turn after the nap;
+                    // most come after it, and wake us.
+                    std::thread::park_timeout(NAP);
+                    self.asleep.store(false, Ordering::SeqCst);
+                }
+                Err(_) => break,
+            }
+        }
+        std::mem::forget(bomb);
+    }
+
+    fn confirm(&self) -> Result<(), StoreError> {
+        let result = lock(&self.drain).confirm();
+        if let Err(error) = &result {
+            self.durable.poison(error);
+        }
+        result
+    }
+
+    fn run_checkpoints(&self) {
+        let interval = Duration::from_millis(self.settings.checkpoint_interval_ms);
+        let mut last = Instant::now();
+        while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
+            let due_by_time = !interval.is_zero() && last.elapsed() >= interval;
+            if due_by_time || self.checkpoint_due_by_size() {
+                // A failure is kept for health(), and the next interval tries again.
+                let _ = self.checkpoint();
+                last = Instant::now();
+            }
+            let wait = if interval.is_zero() {
+                Duration::from_secs(60)
+            } else {
+                interval.saturating_sub(last.elapsed())
+            };
+            let gate = lock(&self.bell_gate);
+            if self.closing.load(Ordering::Acquire) || self.checkpoint_due_by_size() {
+                continue;
+            }
+            let waited = self.bell.wait_timeout(gate, wait.max(Duration::from_millis(1)));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    fn checkpoint_due_by_size(&self) -> bool {
+        let since =
+            self.counters.wal_bytes.get().saturating_sub(self.checkpointed_bytes.load(Ordering::Relaxed));
+        self.settings.checkpoint_wal_bytes != 0 && since >= self.settings.checkpoint_wal_bytes
+    }
+
+    fn ring_bell(&self) {
+        drop(lock(&self.bell_gate));
+        self.bell.notify_all();
+    }
+
+    /// Makes a checkpoint of the durable epoch.
+    pub(crate) fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
+        self.durable.check()?;
+        let mut checkpointer = lock(&self.checkpointer);
+        let cut = lock(&self.cut).clone();
+        let bytes = self.counters.wal_bytes.get();
+        let before = checkpointer.newest().map(|newest| newest.id);
+        let result = checkpointer.checkpoint(&cut);
+        self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
+        match &result {
+            Ok(receipt) if Some(receipt.id) != before => {
+                self.counters.checkpoints.add(1);
+                self.counters.checkpoint_bytes.set(receipt.bytes_written);
+                self.counters
+                    .checkpoint_nanos
+                    .set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
+                self.counters.checkpoint_next.set(receipt.id.0 + 1);
+                self.counters.checkpoint_epoch.set(receipt.epoch.0);
+                *lock(&self.checkpoint_failure) = None;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "no checkpoint could be made");
+                *lock(&self.checkpoint_failure) = Some(error.clone());
+            }
+        }
+        result
+    }
+
+    pub(crate) fn checkpoint_failure(&self) -> Option<StoreError> {
+        lock(&self.checkpoint_failure).clone()
+    }
+
+    /// Waits until `epoch` is durable or can never be; `Ok(false)` when the time is over first.
+    pub(crate) fn wait_durable(&self, epoch: Epoch, at_most: Option<Duration>) -> Result<bool, StoreError> {
+        let deadline = at_most.and_then(|at_most| Instant::now().checked_add(at_most));
+        loop {
+            if self.durable.epoch() >= epoch {
+                return Ok(true);
+            }
+            self.durable.check()?;
+            if self.inline {
+                if !self.turn()? && self.durable.epoch() < epoch {
+                    return Err(self.never(epoch, "not every core has sealed it"));
+                }
+                continue;
+            }
+            self.wake_ring1();
+            let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
+            // Looks again now and then, whether a core was dropped meanwhile.
+            if self.durable.wait(epoch, left.min(Duration::from_millis(20)))? {
+                return Ok(true);
+            }
+            self.check_reachable(epoch)?;
+            if left.is_zero() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// An epoch that a dropped core did not seal can never be durable.
+    fn check_reachable(&self, epoch: Epoch) -> Result<(), StoreError> {
+        let unreachable = |what: &str| Err(self.never(epoch, what));
+        for (core, gone) in self.gone.iter().enumerate() {
+            if gone.get().is_some_and(|sealed| *sealed < epoch) {
+                return unreachable(&format!("core {core} was dropped before it sealed it"));
+            }
+        }
+        if self.closed.load(Ordering::Acquire) && self.durable.epoch() < epoch {
+            return unreachable("the store is closed");
+        }
+        Ok(())
+    }
+
+    fn never(&self, epoch: Epoch, why: &str) -> StoreError {
+        StoreError::closed(
+            Detail::new(format!("epoch {epoch} cannot become durable: {why}"))
+                .in_epoch(self.durable.epoch())
+                .remedy("Seal every epoch on every core, and keep all cores until it is durable."),
+        )
+    }
+
+    /// A core is dropped; `sealed` is the last epoch it sealed.
+    pub(crate) fn core_gone(&self, core: CoreId, sealed: Epoch) {
+        if let Some(gone) = self.gone.get(core.index()) {
+            let _ = gone.set(sealed);
+        }
+        self.durable.wake_all();
+    }
+
+    /// Fails once the store is closed.
+    pub(crate) fn check_open(&self) -> Result<(), StoreError> {
+        self.durable.check()?;
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(StoreError::closed(
+                Detail::new("the store was closed").remedy("Open it again to go on."),
+            ));
+        }
+        Ok(())
+    }
+
+    fn begin_close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.asleep.store(true, Ordering::SeqCst);
+        self.wake_ring1();
+        self.ring_bell();
+    }
+
+    /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end. Returns how
+    /// many changes no seal followed; they are not durable.
+    pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<u64, StoreError> {
+        self.begin_close();
+        for thread in threads.drain(..) {
+            // A panic in it has poisoned the store, which is what close reports.
+            let _ = thread.join();
+        }
+        let result = self.finish();
+        self.closed.store(true, Ordering::Release);
+        self.durable.wake_all();
+        result
+    }
+
+    fn finish(&self) -> Result<u64, StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        while self.turn()? {}
+        let mut drain = lock(&self.drain);
+        let result = drain.end();
+        if let Err(error) = &result {
+            self.durable.poison(error);
+        }
+        result
+    }
+}
+
+/// Poisons the store when Ring 1's thread panics, so that nobody waits for ever.
+struct PoisonOnPanic<'a>(&'a Shared);
+
+impl Drop for PoisonOnPanic<'_> {
+    fn drop(&mut self) {
+        let detail = Detail::new("the background thread panicked").remedy("Report this; reopen to go on.");
+        self.0.durable.poison(&StoreError::closed(detail));
+    }
+}

@@ -1,1 +1,0 @@
-//! A disk in memory that forgets, tears and reorders what was not synced.

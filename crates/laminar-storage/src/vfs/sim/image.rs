@@ -1,0 +1,489 @@
+//! A disk at one instant, and what a power cut at that instant may leave of it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::content::{Content, in_memory};
+use super::disk::SimDisk;
+use super::machine::Machine;
+use super::select::{ImagePolicy, Images};
+use super::trace::Op;
+use super::tree::{DataChange, DirNode, FileNode, Ino, Node, ROOT, SECTOR, Tree};
+
+/// A set of pending items by number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) struct Picks(Vec<u64>);
+
+impl Picks {
+    pub(super) fn none(items: usize) -> Self {
+        Self(vec![0; items.div_ceil(64)])
+    }
+
+    pub(super) fn has(&self, item: usize) -> bool {
+        self.0.get(item / 64).is_some_and(|word| word >> (item % 64) & 1 == 1)
+    }
+
+    pub(super) fn set(&mut self, item: usize, on: bool) {
+        if let Some(word) = self.0.get_mut(item / 64) {
+            let bit = 1 << (item % 64);
+            *word = if on { *word | bit } else { *word & !bit };
+        }
+    }
+}
+
+/// One data atom of which only one side of a byte position arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Torn {
+    pub(super) item: usize,
+    pub(super) cut: usize,
+    /// The bytes before the cut are the new ones; otherwise those after it.
+    pub(super) head: bool,
+}
+
+/// Names one image of a snapshot. `Display` and `FromStr` are inverse, so that a failure can be run
+/// again: `pick:<hex>[,torn:<item>:<cut>:head|tail][,garbage]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct ImageId {
+    pub(super) picks: Picks,
+    pub(super) torn: Option<Torn>,
+    pub(super) garbage: bool,
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("pick:")?;
+        for word in self.picks.0.iter().rev() {
+            write!(f, "{word:016x}")?;
+        }
+        if let Some(Torn { item, cut, head }) = self.torn {
+            let side = if head { "head" } else { "tail" };
+            write!(f, ",torn:{item}:{cut}:{side}")?;
+        }
+        if self.garbage {
+            f.write_str(",garbage")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for ImageId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut id = Self::default();
+        for part in text.split(',') {
+            let bad = || format!("cannot read `{part}` in image `{text}`");
+            if let Some(hex) = part.strip_prefix("pick:") {
+                for word in hex.as_bytes().rchunks(16) {
+                    let word = std::str::from_utf8(word).map_err(|_| bad())?;
+                    let word = u64::from_str_radix(word, 16).map_err(|_| bad())?;
+                    id.picks.0.push(word);
+                }
+            } else if let Some(torn) = part.strip_prefix("torn:") {
+                let fields: Vec<&str> = torn.split(':').collect();
+                let [item, cut, side @ ("head" | "tail")] = fields[..] else {
+                    return Err(bad());
+                };
+                id.torn = Some(Torn {
+                    item: item.parse().map_err(|_| bad())?,
+                    cut: cut.parse().map_err(|_| bad())?,
+                    head: side == "head",
+                });
+            } else if part == "garbage" {
+                id.garbage = true;
+            } else {
+                return Err(bad());
+            }
+        }
+        Ok(id)
+    }
+}
+
+/// A pending item of the whole disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Item {
+    pub op: u64,
+    pub what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// `index` in the pending list of file `file` of the survey.
+    Atom { file: usize, index: usize },
+    /// As `Atom`.
+    Size { file: usize, index: usize },
+    /// `index` in the pending list of directory changes.
+    Entry { index: usize },
+}
+
+/// A file with pending items.
+#[derive(Debug)]
+pub(super) struct Unclean {
+    ino: Ino,
+    /// Where it is among the nodes.
+    at: usize,
+    pub file: Arc<Node>,
+    /// Item number of each pending change; none for an atom that changes nothing.
+    items: Vec<Option<usize>>,
+}
+
+impl Unclean {
+    pub(super) fn node(&self) -> &FileNode {
+        static EMPTY: FileNode = FileNode::EMPTY;
+        match self.file.as_ref() {
+            Node::File(file) => file,
+            Node::Dir(_) => &EMPTY,
+        }
+    }
+}
+
+/// What is pending on a disk, numbered in the order of the operations.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub tree: Tree,
+    pub items: Vec<Item>,
+    pub files: Vec<Unclean>,
+    /// Item number of each pending directory change.
+    entries: Vec<usize>,
+    /// The nodes with nothing of what is pending.
+    base: Vec<(Ino, Arc<Node>)>,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    op: u64,
+    seed: u64,
+    clock: u64,
+}
+
+/// Files that some image may show: the others' pending bytes make no difference.
+fn reachable(tree: &Tree) -> Vec<Ino> {
+    use super::tree::DirChange;
+    let mut inos = Vec::new();
+    for (_, node) in &tree.nodes {
+        if let Node::Dir(dir) = node.as_ref() {
+            inos.extend(dir.durable.values());
+        }
+    }
+    for item in tree.dirents.iter() {
+        if let DirChange::Add { ino, .. } | DirChange::Move { ino, .. } = item.change {
+            inos.push(ino);
+        }
+    }
+    inos.sort_unstable();
+    inos
+}
+
+/// Which pending changes of a file are atoms that leave every image as it is: they repeat what the
+/// disk holds and nothing else touches their sector.
+fn inert(file: &FileNode) -> Vec<bool> {
+    let mut sectors = Vec::new();
+    let mut len = file.durable.len();
+    let mut shrinks = false;
+    for item in &file.pending {
+        match item.change {
+            DataChange::Atom { offset, .. } => sectors.push(offset / SECTOR),
+            DataChange::Size(new) => {
+                shrinks |= new < len;
+                len = new;
+            }
+        }
+    }
+    sectors.sort_unstable();
+    let alone = |sector: u64| {
+        let first = sectors.partition_point(|s| *s < sector);
+        sectors.get(first + 1) != Some(&sector)
+    };
+    let repeats = |change: &DataChange| match change {
+        DataChange::Atom { offset, data, start, len } => {
+            !shrinks && alone(offset / SECTOR) && file.durable.holds(*offset, &data[*start..start + len])
+        }
+        DataChange::Size(_) => false,
+    };
+    file.pending.iter().map(|i| repeats(&i.change)).collect()
+}
+
+impl Survey {
+    fn new(tree: &Tree, origin: Origin) -> Self {
+        let live = reachable(tree);
+        let mut found = Vec::new();
+        let mut files = Vec::new();
+        let mut base = tree.nodes.clone();
+        for (at, (ino, node)) in tree.nodes.iter().enumerate() {
+            match node.as_ref() {
+                Node::File(file) if !file.is_clean() => {
+                    base[at].1 = Arc::new(Node::File(FileNode::clean(file.durable.clone())));
+                    if file.pending.is_empty() || live.binary_search(ino).is_err() {
+                        continue;
+                    }
+                    let inert = inert(file);
+                    for (index, item) in file.pending.iter().enumerate() {
+                        let file = files.len();
+                        let what = match item.change {
+                            DataChange::Atom { .. } => What::Atom { file, index },
+                            DataChange::Size(_) => What::Size { file, index },
+                        };
+                        if !inert[index] {
+                            found.push(Item { op: item.op, what });
+                        }
+                    }
+                    files.push(Unclean {
+                        ino: *ino,
+                        at,
+                        file: Arc::clone(node),
+                        items: vec![None; file.pending.len()],
+                    });
+                }
+                Node::Dir(dir) if !Arc::ptr_eq(&dir.durable, &dir.cached) => {
+                    base[at].1 = Arc::new(Node::Dir(DirNode {
+                        durable: Arc::clone(&dir.durable),
+                        cached: Arc::clone(&dir.durable),
+                    }));
+                }
+                _ => {}
+            }
+        }
+        for (index, item) in tree.dirents.iter().enumerate() {
+            let what = What::Entry { index };
+            found.push(Item { op: item.op, what });
+        }
+        // Stable, so that the atoms of one write stay before the size it made.
+        found.sort_by_key(|item| item.op);
+        let mut entries = vec![0; tree.dirents.len()];
+        for (number, item) in found.iter().enumerate() {
+            match item.what {
+                What::Atom { file, index } | What::Size { file, index } => {
+                    files[file].items[index] = Some(number);
+                }
+                What::Entry { index } => entries[index] = number,
+            }
+        }
+        Self { tree: tree.clone(), items: found, files, entries, base, origin }
+    }
+
+    /// The clean content of a file when these items arrived; `None` when that is the durable one.
+    fn content(&self, unclean: &Unclean, id: &ImageId) -> Option<Content> {
+        let file = unclean.node();
+        let picked = |item: &Option<usize>| item.is_some_and(|i| id.picks.has(i));
+        if !id.garbage && !unclean.items.iter().any(picked) {
+            return None;
+        }
+        let mut content = file.durable.clone();
+        for (pending, item) in file.pending.iter().zip(&unclean.items) {
+            match &pending.change {
+                DataChange::Atom { offset, data, start, len } if picked(item) => {
+                    let mut range = 0..*len;
+                    if let Some(torn) = id.torn.filter(|torn| Some(torn.item) == *item) {
+                        let cut = torn.cut.min(*len);
+                        range = if torn.head { 0..cut } else { cut..*len };
+                    }
+                    let at = offset + range.start as u64;
+                    content.put(at, &data[start + range.start..start + range.end]);
+                }
+                DataChange::Atom { offset, len, .. } => {
+                    if id.garbage && *offset >= file.durable.len() {
+                        content.put(*offset, &garbage(*offset)[..*len]);
+                    }
+                }
+                change @ DataChange::Size(_) if picked(item) => change.apply(&mut content),
+                DataChange::Size(_) => {}
+            }
+        }
+        content.set_len(content.len());
+        Some(content)
+    }
+
+    pub(super) fn image(&self, id: ImageId) -> Image {
+        let mut nodes = self.base.clone();
+        for unclean in &self.files {
+            if let Some(content) = self.content(unclean, &id) {
+                debug_assert_eq!(nodes[unclean.at].0, unclean.ino);
+                nodes[unclean.at].1 = Arc::new(Node::File(FileNode::clean(content)));
+            }
+        }
+        let mut tree = Tree::clean(nodes, self.tree.next_ino());
+        for (item, number) in self.tree.dirents.iter().zip(&self.entries) {
+            if id.picks.has(*number) {
+                item.apply(|ino, edit| {
+                    if let Some(dir) = tree.dir_mut(ino) {
+                        edit(&mut dir.durable);
+                        dir.cached = Arc::clone(&dir.durable);
+                    }
+                });
+            }
+        }
+        let hash = hash_and_prune(&mut tree);
+        Image { tree, id, hash, origin: self.origin }
+    }
+}
+
+/// What a disk block held before anyone wrote to it: never zero, never the same in two places.
+fn garbage(offset: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+        let word = xxh3_64(&offset.wrapping_add(i as u64).to_le_bytes()) | 1;
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// Hashes names and contents of everything that has a name, and forgets the rest.
+fn hash_and_prune(tree: &mut Tree) -> u64 {
+    let mut seen = vec![false; tree.nodes.len()];
+    let mut text = Vec::with_capacity(512);
+    let mut scratch = Vec::new();
+    walk(tree, ROOT, &mut seen, &mut text, &mut scratch);
+    let mut seen = seen.into_iter();
+    tree.nodes.retain(|_| seen.next() == Some(true));
+    xxh3_64(&text)
+}
+
+fn walk(tree: &Tree, ino: Ino, seen: &mut [bool], text: &mut Vec<u8>, scratch: &mut Vec<u8>) {
+    let Ok(at) = tree.nodes.binary_search_by_key(&ino, |n| n.0) else {
+        return;
+    };
+    let again = std::mem::replace(&mut seen[at], true);
+    match tree.nodes[at].1.as_ref() {
+        Node::File(file) => {
+            text.push(b'f');
+            text.extend_from_slice(&file.durable.hash(scratch).to_le_bytes());
+        }
+        // Two names of one directory can only come from an impossible selection.
+        Node::Dir(_) if again => text.push(b'?'),
+        Node::Dir(dir) => {
+            text.push(b'(');
+            for (name, child) in dir.durable.iter() {
+                text.extend_from_slice(name.as_bytes());
+                text.push(0);
+                walk(tree, *child, seen, text, scratch);
+            }
+            text.push(b')');
+        }
+    }
+}
+
+/// A disk at one instant, with what is durable and what is pending. Cheap to keep and to clone.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tree: Tree,
+    last: Option<Op>,
+    origin: Origin,
+}
+
+impl Snapshot {
+    pub(super) fn new(tree: Tree, op: u64, last: Option<Op>, seed: u64, clock: u64) -> Self {
+        let origin = Origin { op, seed, clock };
+        Self { inner: Arc::new(Inner { tree, last, origin }) }
+    }
+
+    /// Number of the last operation before this instant.
+    #[must_use]
+    pub fn op(&self) -> u64 {
+        self.inner.origin.op
+    }
+
+    /// That operation, when the snapshot was recorded after one.
+    #[must_use]
+    pub fn last_op(&self) -> Option<&Op> {
+        self.inner.last.as_ref()
+    }
+
+    pub(super) fn survey(&self) -> Survey {
+        Survey::new(&self.inner.tree, self.inner.origin)
+    }
+
+    /// How many pending items a power cut decides about.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.survey().items.len()
+    }
+
+    /// Everything that a power cut at this instant may leave, each different image once.
+    #[must_use]
+    pub fn images(&self, policy: &ImagePolicy) -> Images {
+        Images::new(self.survey(), policy)
+    }
+
+    /// One image again, by the name it had.
+    #[must_use]
+    pub fn image(&self, id: &ImageId) -> Image {
+        self.survey().image(id.clone())
+    }
+
+    /// The image in which everything arrived.
+    #[must_use]
+    pub fn flushed(&self) -> Image {
+        let survey = self.survey();
+        let mut picks = Picks::none(survey.items.len());
+        for item in 0..survey.items.len() {
+            picks.set(item, true);
+        }
+        survey.image(ImageId { picks, ..ImageId::default() })
+    }
+
+    /// The process was killed and the machine runs on: what was written is there to be read, and
+    /// what was not synced is still not durable. Locks are released.
+    #[must_use]
+    pub fn restart(&self) -> SimDisk {
+        let Origin { op: _, seed, clock } = self.inner.origin;
+        SimDisk::from_machine(Machine::new(self.inner.tree.clone(), seed ^ 1, clock))
+    }
+}
+
+/// What a power cut left: everything in it is durable.
+#[derive(Clone, Debug)]
+pub struct Image {
+    tree: Tree,
+    id: ImageId,
+    hash: u64,
+    origin: Origin,
+}
+
+impl Image {
+    /// Which image of its snapshot it is.
+    #[must_use]
+    pub fn id(&self) -> &ImageId {
+        &self.id
+    }
+
+    /// Number of the last operation before the power cut.
+    #[must_use]
+    pub fn op(&self) -> u64 {
+        self.origin.op
+    }
+
+    /// Equal exactly (but for a hash collision) for equal names and contents.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Total length of all files in bytes, each name of a linked file counted once.
+    #[must_use]
+    pub fn total_len(&self) -> usize {
+        let len = |node: &(Ino, Arc<Node>)| match node.1.as_ref() {
+            Node::File(file) => in_memory(file.durable.len()),
+            Node::Dir(_) => 0,
+        };
+        self.tree.nodes.iter().map(len).sum()
+    }
+
+    /// A machine with this disk, powered on, with no locks held, no faults planned, not tracing.
+    /// Every call gives a disk of its own.
+    #[must_use]
+    pub fn mount(&self) -> SimDisk {
+        let Origin { seed, clock, .. } = self.origin;
+        // Another boot draws other random numbers, the same ones every time.
+        let seed = seed ^ self.hash;
+        SimDisk::from_machine(Machine::new(self.tree.clone(), seed, clock))
+    }
+}

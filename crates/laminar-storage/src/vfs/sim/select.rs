@@ -1,0 +1,315 @@
+//! Which of the pending items arrive: every legal selection when they are few, the telling ones and
+//! random ones when they are many.
+
+use std::collections::HashSet;
+
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64_with_seed};
+
+use super::image::{Image, ImageId, Picks, Survey, Torn, What};
+use super::tree::DataChange;
+
+/// What the file system promises beyond POSIX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Nothing: every combination the module documentation allows.
+    PosixMinimal,
+    /// Changes of sizes and entries arrive in the order they were made, a grown size only after the
+    /// bytes it shows, and any sync that needs the journal writes out all of it.
+    Ext4Ordered,
+}
+
+/// How many images of a snapshot are made.
+#[derive(Clone, Debug)]
+pub struct ImagePolicy {
+    /// What the file system promises.
+    pub profile: Profile,
+    /// All selections are made when there are at most two to the power of this many; else structured
+    /// and random ones.
+    pub exhaustive_bits: u32,
+    /// How many random selections are added when not all are made.
+    pub random: u32,
+    /// At how many byte positions the last atom of each selection is torn.
+    pub torn_cuts: u32,
+    /// Whether bytes that a size shows but that never arrived may be garbage as well as zeros.
+    pub garbage: bool,
+    /// Decides random selections and cuts.
+    pub seed: u64,
+}
+
+impl Default for ImagePolicy {
+    fn default() -> Self {
+        Self {
+            profile: Profile::PosixMinimal,
+            exhaustive_bits: 12,
+            random: 256,
+            torn_cuts: 2,
+            garbage: true,
+            seed: 1,
+        }
+    }
+}
+
+/// The images of one snapshot, each different content once.
+#[derive(Debug)]
+pub struct Images {
+    survey: Survey,
+    policy: ImagePolicy,
+    selections: std::vec::IntoIter<Picks>,
+    variants: Vec<ImageId>,
+    seen: HashSet<u64, Xxh3DefaultBuilder>,
+    duplicates: u64,
+    exhaustive: bool,
+}
+
+impl Images {
+    pub(super) fn new(survey: Survey, policy: &ImagePolicy) -> Self {
+        let needs = Needs::new(&survey, policy.profile);
+        let all = needs.every(1 << policy.exhaustive_bits.min(24));
+        let exhaustive = all.is_some();
+        let selections = all.unwrap_or_else(|| needs.telling(&survey, policy));
+        Self {
+            survey,
+            policy: policy.clone(),
+            selections: selections.into_iter(),
+            variants: Vec::new(),
+            seen: HashSet::default(),
+            duplicates: 0,
+            exhaustive,
+        }
+    }
+
+    /// How many images were made and found to be the same as an earlier one, so far.
+    #[must_use]
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Whether every legal selection of pending items is among them.
+    #[must_use]
+    pub fn is_exhaustive(&self) -> bool {
+        self.exhaustive
+    }
+
+    fn add_variants(&mut self, picks: Picks) {
+        let survey = &self.survey;
+        let mut last_atom = None;
+        let (mut sized, mut dropped) = (false, false);
+        for (number, item) in survey.items.iter().enumerate() {
+            match (item.what, picks.has(number)) {
+                (What::Atom { file, index }, true) => last_atom = Some((number, file, index)),
+                (What::Atom { .. }, false) => dropped = true,
+                (What::Size { .. }, picked) => sized |= picked,
+                (What::Entry { .. }, _) => {}
+            }
+        }
+        let plain = ImageId { picks, ..ImageId::default() };
+        if let Some((item, file, index)) = last_atom
+            && let DataChange::Atom { len, .. } = survey.files[file].node().pending[index].change
+            && len > 1
+        {
+            for cut in 0..self.policy.torn_cuts {
+                let random = draw(self.policy.seed, item as u64, u64::from(cut));
+                let torn = if cut == 0 {
+                    (len / 2, true)
+                } else {
+                    (1 + below(random >> 1, len - 1), random & 1 == 0)
+                };
+                self.variants
+                    .push(ImageId { torn: Some(Torn { item, cut: torn.0, head: torn.1 }), ..plain.clone() });
+            }
+        }
+        if self.policy.garbage && sized && (dropped || !survey.files.is_empty()) {
+            self.variants.push(ImageId { garbage: true, ..plain.clone() });
+        }
+        self.variants.push(plain);
+    }
+}
+
+impl Iterator for Images {
+    type Item = Image;
+
+    fn next(&mut self) -> Option<Image> {
+        loop {
+            let Some(id) = self.variants.pop() else {
+                let picks = self.selections.next()?;
+                self.add_variants(picks);
+                continue;
+            };
+            let image = self.survey.image(id);
+            if self.seen.insert(image.hash()) {
+                return Some(image);
+            }
+            self.duplicates += 1;
+        }
+    }
+}
+
+fn draw(seed: u64, a: u64, b: u64) -> u64 {
+    xxh3_64_with_seed(&b.to_le_bytes(), xxh3_64_with_seed(&a.to_le_bytes(), seed))
+}
+
+fn below(random: u64, bound: usize) -> usize {
+    usize::try_from(random % bound.max(1) as u64).unwrap_or_default()
+}
+
+/// Which items each item needs, always earlier ones; and which have arrived for certain.
+struct Needs {
+    direct: Vec<Vec<usize>>,
+    certain: Vec<bool>,
+}
+
+impl Needs {
+    fn new(survey: &Survey, profile: Profile) -> Self {
+        let mut needs =
+            Self { direct: vec![Vec::new(); survey.items.len()], certain: vec![false; survey.items.len()] };
+        match profile {
+            Profile::PosixMinimal => needs.posix(survey),
+            Profile::Ext4Ordered => needs.ext4(survey),
+        }
+        needs
+    }
+
+    fn posix(&mut self, survey: &Survey) {
+        let dirents = &survey.tree.dirents;
+        let mut entries: Vec<(usize, usize)> = Vec::new();
+        let mut last_size = vec![None; survey.files.len()];
+        for (number, item) in survey.items.iter().enumerate() {
+            match item.what {
+                What::Atom { .. } => {}
+                // A size that follows another one covers it; only the last one picked counts.
+                What::Size { file, .. } => {
+                    self.direct[number].extend(last_size[file].replace(number));
+                }
+                What::Entry { index } => {
+                    for (earlier, at) in &entries {
+                        if dirents[index].needs(&dirents[*at]) {
+                            self.direct[number].push(*earlier);
+                        }
+                    }
+                    entries.push((number, index));
+                }
+            }
+        }
+    }
+
+    fn ext4(&mut self, survey: &Survey) {
+        let mut atoms = vec![Vec::new(); survey.files.len()];
+        let mut last = None;
+        for (number, item) in survey.items.iter().enumerate() {
+            match item.what {
+                What::Atom { file, index } => {
+                    let file_node = survey.files[file].node();
+                    if let DataChange::Atom { offset, len, .. } = file_node.pending[index].change
+                        && offset + len as u64 > file_node.durable.len()
+                    {
+                        atoms[file].push(number);
+                    }
+                    continue;
+                }
+                What::Size { file, .. } => self.direct[number].append(&mut atoms[file]),
+                What::Entry { .. } => {}
+            }
+            self.direct[number].extend(last.replace(number));
+            self.certain[number] = item.op <= survey.tree.journaled;
+        }
+        for number in (0..self.direct.len()).rev() {
+            if self.certain[number] {
+                for earlier in &self.direct[number] {
+                    self.certain[*earlier] = true;
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.direct.len()
+    }
+
+    fn met(&self, picks: &Picks, item: usize) -> bool {
+        self.direct[item].iter().all(|earlier| picks.has(*earlier))
+    }
+
+    /// Every legal selection; `None` when there are more than `max`.
+    fn every(&self, max: usize) -> Option<Vec<Picks>> {
+        let mut found = vec![Picks::none(self.len())];
+        for item in 0..self.len() {
+            for i in 0..found.len() {
+                if !self.met(&found[i], item) {
+                    continue;
+                }
+                if self.certain[item] {
+                    found[i].set(item, true);
+                    continue;
+                }
+                let mut with = found[i].clone();
+                with.set(item, true);
+                found.push(with);
+            }
+            if found.len() > max {
+                return None;
+            }
+        }
+        Some(found)
+    }
+
+    /// Adds what is certain and what the chosen items need.
+    fn closed(&self, chosen: impl Fn(usize) -> bool) -> Picks {
+        let mut picks = Picks::none(self.len());
+        for item in (0..self.len()).rev() {
+            if chosen(item) || self.certain[item] || picks.has(item) {
+                picks.set(item, true);
+                for earlier in &self.direct[item] {
+                    picks.set(*earlier, true);
+                }
+            }
+        }
+        picks
+    }
+
+    /// Leaves out what is not chosen and what needs it, except for what is certain.
+    fn opened(&self, chosen: impl Fn(usize) -> bool) -> Picks {
+        let mut picks = Picks::none(self.len());
+        for item in 0..self.len() {
+            let wanted = self.certain[item] || chosen(item);
+            if wanted && self.met(&picks, item) {
+                picks.set(item, true);
+            }
+        }
+        picks
+    }
+
+    /// None, all, each alone, all but one, every prefix and suffix; each file, all sizes, all bytes
+    /// and all entries alone or missing; and random ones of every density.
+    fn telling(&self, survey: &Survey, policy: &ImagePolicy) -> Vec<Picks> {
+        let n = self.len();
+        let mut found = vec![self.closed(|_| false), self.closed(|_| true)];
+        let mut both = |group: &dyn Fn(usize) -> bool| {
+            found.push(self.closed(group));
+            found.push(self.opened(|item| !group(item)));
+        };
+        for i in 0..n {
+            both(&|item| item == i);
+            both(&|item| item < i);
+        }
+        let what = |item: usize| survey.items[item].what;
+        for of in 0..survey.files.len() {
+            both(&|item| match what(item) {
+                What::Atom { file, .. } | What::Size { file, .. } => file == of,
+                What::Entry { .. } => false,
+            });
+        }
+        both(&|item| matches!(what(item), What::Atom { .. }));
+        both(&|item| matches!(what(item), What::Size { .. }));
+        both(&|item| matches!(what(item), What::Entry { .. }));
+        for round in 0..policy.random {
+            let seed = draw(policy.seed, n as u64, u64::from(round));
+            let density = [16, 64, 128, 192, 240][below(seed, 5)];
+            let hit = |item: usize| draw(seed, item as u64, 0) % 256 < density;
+            // Closing makes them fuller and opening emptier, so do each in turn.
+            found.push(if round % 2 == 0 { self.closed(hit) } else { self.opened(hit) });
+        }
+        let mut seen = HashSet::new();
+        found.retain(|picks| seen.insert(picks.clone()));
+        found
+    }
+}
