@@ -60,6 +60,11 @@ pub enum Command {
     Scan(ScanArgs),
     /// Write all keys and values, sorted by key: equal states give equal bytes
     Export(ExportArgs),
+    /// Show what a state directory holds, and what recovery would do
+    Info(InspectArgs),
+    /// Read and check everything in a state directory
+    #[command(after_help = "Exit code 0 if everything is readable, 1 if anything is damaged.")]
+    Verify(InspectArgs),
     /// Kill a job again and again, and compare its result with the truth; under 30 seconds
     Demo(DemoArgs),
 }
@@ -277,6 +282,17 @@ pub struct DemoArgs {
     /// Keep events, state and results in this new directory, instead of removing them
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Directory of the state
+    #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
+    pub state: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Refuses input that a job could not read again from any position.

@@ -12,7 +12,7 @@ use crate::export::{self, Meaning};
 use crate::input::source::BATCH_LEN;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, query, signals, summary};
+use crate::{demo, inspect, query, signals, summary};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -29,6 +29,8 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Top(args) => query::top::<V>(args, &mut out),
         Command::Scan(args) => query::scan::<V>(args, &mut out),
         Command::Export(args) => export_state::<V>(args, &mut out),
+        Command::Info(args) => inspect::info(args, &mut out),
+        Command::Verify(args) => inspect::verify(args, &mut out),
         Command::Demo(args) => {
             drop(out);
             demo::run(args)

@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod export;
 mod input;
+mod inspect;
 mod job;
 mod pipeline;
 mod progress;

@@ -90,7 +90,8 @@ impl Job<'_> {
         let status =
             child.wait().map_err(|e| CliError::failure(format!("could not wait for the job: {e}")))?;
         life.took = start.elapsed();
-        if !status.success() && !(status.code().is_none() && life.summary.is_none()) {
+        let killed = status.code().is_none() && life.summary.is_none();
+        if !status.success() && !killed {
             let mut message = String::new();
             if let Some(mut stderr) = child.stderr.take() {
                 let _ = stderr.read_to_string(&mut message);

@@ -21,8 +21,10 @@ pub mod store;
 #[derive(Clone)]
 pub struct Router {
     cores: usize,
-    route: Arc<dyn Fn(&[u8]) -> usize + Send + Sync>,
+    route: Arc<Route>,
 }
+
+type Route = dyn Fn(&[u8]) -> usize + Send + Sync;
 
 impl Router {
     /// A router over `cores` cores.

@@ -68,11 +68,6 @@ impl Source {
         Self { job, state, batch_len, position, open: None, pending: Vec::new() }
     }
 
-    /// Where the next record starts.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
     /// Name of the file that a step reads.
     pub fn path_of(&self, step: u32) -> &str {
         step_path(&self.job, step)

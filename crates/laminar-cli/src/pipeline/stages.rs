@@ -410,7 +410,7 @@ impl<C: CoreEngine> CoreWorker<'_, C> {
         let mut count = 0u64;
         while !records.0.is_empty() {
             let key = records.text().ok_or_else(|| CliError::internal("a routed record is cut short"))?;
-            let timed = (count % SAMPLE_EVERY == 0).then(Instant::now);
+            let timed = count.is_multiple_of(SAMPLE_EVERY).then(Instant::now);
             self.merge(key, &mut records, value)?;
             if let Some(start) = timed {
                 let _ = put_ns.record(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
