@@ -71,12 +71,8 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        let nested_policy = ImagePolicy {
-            exhaustive_bits: 6,
-            random: 16,
-            torn_cuts: 1,
-            ..ImagePolicy::default()
-        };
+        let nested_policy =
+            ImagePolicy { exhaustive_bits: 6, random: 16, torn_cuts: 1, ..ImagePolicy::default() };
         Self {
             policy: ImagePolicy::default(),
             nested_policy,
@@ -106,13 +102,7 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            scenario,
-            seed,
-            trail,
-            last_op,
-            error,
-        } = self;
+        let Self { scenario, seed, trail, last_op, error } = self;
         write!(f, "replay {scenario} {seed} {trail}  # {last_op}: {error}")
     }
 }
@@ -128,7 +118,7 @@ pub struct Report {
     pub duplicates: u64,
     /// Snapshots, at any depth, for which not every selection was made.
     pub sampled: u64,
-    /// Recoveries after a kill.
+    /// Distinct recoveries after a kill; where nothing was pending it equals a power cut.
     pub kills: u64,
     /// What went wrong, ordered by trail.
     pub failures: Vec<Failure>,
@@ -221,22 +211,15 @@ impl<S: Scenario> Explorer<'_, S> {
     }
 
     /// All crashes at one snapshot. `level` counts the crashes before.
-    fn crash_at(
-        &self,
-        snapshot: &Snapshot,
-        known: &Version<S::Model>,
-        trail: &Trail,
-        level: usize,
-    ) {
+    fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
         let deeper = (level as u64) < u64::from(self.plan.depth);
-        self.kills.fetch_add(1, Ordering::Relaxed);
-        let killed = trail.then(snapshot.op(), Crash::Kill);
-        self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
-        let policy = if level == 0 {
-            &self.plan.policy
-        } else {
-            &self.plan.nested_policy
-        };
+        // With nothing pending, a kill leaves the same as a power cut.
+        if !snapshot.is_clean() && self.is_new(snapshot.hash(), known.fingerprint, level).is_some() {
+            self.kills.fetch_add(1, Ordering::Relaxed);
+            let killed = trail.then(snapshot.op(), Crash::Kill);
+            self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
+        }
+        let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
         let mut images = snapshot.images(policy);
         if !images.is_exhaustive() {
             self.sampled.fetch_add(1, Ordering::Relaxed);
@@ -257,8 +240,7 @@ impl<S: Scenario> Explorer<'_, S> {
             let cut = trail.then(snapshot.op(), Crash::Power(image.id().clone()));
             self.recover(&image.mount(), snapshot, known, &cut, level, deeper);
         }
-        self.duplicates
-            .fetch_add(images.duplicates(), Ordering::Relaxed);
+        self.duplicates.fetch_add(images.duplicates(), Ordering::Relaxed);
     }
 
     fn recover(
@@ -331,11 +313,7 @@ pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
     failures.sort_by_key(|failure| failure.trail.0.iter().map(|s| s.op).collect::<Vec<_>>());
     Report {
         ops: disk.ops(),
-        images: explorer
-            .images
-            .into_iter()
-            .map(AtomicU64::into_inner)
-            .collect(),
+        images: explorer.images.into_iter().map(AtomicU64::into_inner).collect(),
         duplicates: explorer.duplicates.into_inner(),
         sampled: explorer.sampled.into_inner(),
         kills: explorer.kills.into_inner(),
@@ -389,10 +367,7 @@ fn replay_steps<S: Scenario>(
         Err(error) if rest.is_empty() => {
             let lines = next.trace();
             let line = |op: &_| format!("    {op}\n");
-            Err(format!(
-                "{error}\n{}",
-                lines.iter().map(line).collect::<String>()
-            ))
+            Err(format!("{error}\n{}", lines.iter().map(line).collect::<String>()))
         }
         // A recovery that is to be crashed may fail after that.
         _ => replay_steps(scenario, &next, &log, rest),

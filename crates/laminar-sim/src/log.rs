@@ -34,10 +34,7 @@ impl<M: Clone + Hash> Log<M> {
     /// A log that begins with what is known before the first operation.
     #[must_use]
     pub fn new(model: M) -> Self {
-        let mut log = Self {
-            model,
-            versions: Vec::new(),
-        };
+        let mut log = Self { model, versions: Vec::new() };
         log.stamp(0);
         log
     }
@@ -63,11 +60,7 @@ impl<M: Clone + Hash> Log<M> {
     fn stamp(&mut self, op: u64) {
         let mut hasher = DefaultHasher::new();
         self.model.hash(&mut hasher);
-        let version = Version {
-            op,
-            model: Arc::new(self.model.clone()),
-            fingerprint: hasher.finish(),
-        };
+        let version = Version { op, model: Arc::new(self.model.clone()), fingerprint: hasher.finish() };
         match self.versions.last_mut() {
             Some(last) if last.op == op => *last = version,
             _ => self.versions.push(version),

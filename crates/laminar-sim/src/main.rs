@@ -30,11 +30,7 @@ fn run(arguments: &[String]) -> Result<bool, String> {
     match command.as_str() {
         "list" => {
             for entry in all() {
-                let note = if entry.broken {
-                    "  (broken on purpose)"
-                } else {
-                    ""
-                };
+                let note = if entry.broken { "  (broken on purpose)" } else { "" };
                 println!("{}{note}", entry.scenario.name());
             }
             Ok(true)
@@ -101,11 +97,7 @@ struct Options {
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut options = Self {
-            name: None,
-            seed: 1,
-            plan: Plan::default(),
-        };
+        let mut options = Self { name: None, seed: 1, plan: Plan::default() };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             let Some(flag) = argument.strip_prefix("--") else {
@@ -113,9 +105,7 @@ impl Options {
                 continue;
             };
             let value = arguments.next().ok_or(USAGE)?;
-            let value: u64 = value
-                .parse()
-                .map_err(|e| format!("--{flag} {value}: {e}"))?;
+            let value: u64 = value.parse().map_err(|e| format!("--{flag} {value}: {e}"))?;
             let small = || u32::try_from(value).map_err(|e| format!("--{flag} {value}: {e}"));
             match flag {
                 "seed" => options.seed = value,

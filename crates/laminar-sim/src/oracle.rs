@@ -61,10 +61,7 @@ impl Model {
             open: Epoch(1),
             sealed: BTreeMap::from([(Epoch::ZERO, Arc::default())]),
         };
-        Self {
-            cores: vec![core; usize::from(cores)],
-            acked: Epoch::ZERO,
-        }
+        Self { cores: vec![core; usize::from(cores)], acked: Epoch::ZERO }
     }
 
     fn core(&mut self, core: CoreId) -> &mut Core {
@@ -133,15 +130,9 @@ impl Model {
     /// What recovery at an epoch must find; `None` when some core has not sealed it.
     #[must_use]
     pub fn expected(&self, epoch: Epoch) -> Option<Recovered> {
-        let views: Vec<&View> = self
-            .cores
-            .iter()
-            .map(|core| core.sealed.get(&epoch).map(Arc::as_ref))
-            .collect::<Option<_>>()?;
-        let mut expected = Recovered {
-            epoch,
-            ..Recovered::default()
-        };
+        let views: Vec<&View> =
+            self.cores.iter().map(|core| core.sealed.get(&epoch).map(Arc::as_ref)).collect::<Option<_>>()?;
+        let mut expected = Recovered { epoch, ..Recovered::default() };
         for view in views {
             expected.state.push(view.state.clone());
             for (source, offset) in &view.offsets {
@@ -163,19 +154,13 @@ impl Model {
     pub fn check_recovered(&self, found: &Recovered) -> Result<(), String> {
         let (r, acked, sealed) = (found.epoch, self.acked, self.sealed_by_all());
         if r < acked {
-            return Err(format!(
-                "LOST: landed on epoch {r}, {acked} was acknowledged"
-            ));
+            return Err(format!("LOST: landed on epoch {r}, {acked} was acknowledged"));
         }
         if r > sealed {
-            return Err(format!(
-                "PHANTOM: landed on epoch {r}, all cores sealed only {sealed}"
-            ));
+            return Err(format!("PHANTOM: landed on epoch {r}, all cores sealed only {sealed}"));
         }
         let Some(expected) = self.expected(r) else {
-            return Err(format!(
-                "PHANTOM: landed on epoch {r}, which was never sealed"
-            ));
+            return Err(format!("PHANTOM: landed on epoch {r}, which was never sealed"));
         };
         if found.state.len() == expected.state.len() {
             for (core, (found, expected)) in found.state.iter().zip(&expected.state).enumerate() {
@@ -188,9 +173,7 @@ impl Model {
             let keys: usize = found.state.iter().map(BTreeMap::len).sum();
             let once: usize = expected.state.iter().map(BTreeMap::len).sum();
             if keys != once {
-                return Err(format!(
-                    "{what}: {keys} keys instead of {once}, some are on two cores"
-                ));
+                return Err(format!("{what}: {keys} keys instead of {once}, some are on two cores"));
             }
         }
         same("offsets", &found.offsets, &expected.offsets)?;
@@ -250,10 +233,7 @@ fn same_state(what: &str, found: &State, expected: &State) -> Result<(), String>
     let keys = expected.keys().chain(found.keys());
     let mut wrong = keys.filter(|key| found.get(*key) != expected.get(*key));
     let first = wrong.next();
-    let (is, should) = (
-        first.and_then(|key| found.get(key)),
-        first.and_then(|key| expected.get(key)),
-    );
+    let (is, should) = (first.and_then(|key| found.get(key)), first.and_then(|key| expected.get(key)));
     Err(format!(
         "WRONG: {what}: key {} is {}, expected {} ({} keys found, {} expected)",
         show(first),
@@ -295,9 +275,7 @@ mod tests {
         assert_eq!(found.watermark, Some(40));
         assert_eq!(found.state[0][b"a".as_slice()], b"1");
         model.check_recovered(&found).unwrap();
-        model
-            .check_recovered(&model.expected(Epoch::ZERO).unwrap())
-            .unwrap();
+        model.check_recovered(&model.expected(Epoch::ZERO).unwrap()).unwrap();
         assert_eq!(model.sealed_by_all(), Epoch(1));
         assert_eq!(model.expected(Epoch(2)), None);
     }
@@ -310,10 +288,7 @@ mod tests {
             let error = model.check_recovered(found).unwrap_err();
             assert!(error.starts_with(why), "{error}");
         };
-        let epoch = |epoch| Recovered {
-            epoch,
-            ..found.clone()
-        };
+        let epoch = |epoch| Recovered { epoch, ..found.clone() };
         refuse(&model, &epoch(Epoch(2)), "PHANTOM");
         refuse(&model, &epoch(Epoch(0)), "WRONG");
         for change in 0..6 {
@@ -341,12 +316,7 @@ mod tests {
         model.check_recovered(&found).unwrap();
         found.state.push(State::new());
         found.state.push(second);
-        assert!(
-            model
-                .check_recovered(&found)
-                .unwrap_err()
-                .contains("two cores")
-        );
+        assert!(model.check_recovered(&found).unwrap_err().contains("two cores"));
     }
 
     #[test]

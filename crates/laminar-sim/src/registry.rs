@@ -51,14 +51,8 @@ pub struct Entry {
 /// Every scenario there is.
 #[must_use]
 pub fn all() -> Vec<Entry> {
-    let toy = |mistake: Mistake| Entry {
-        scenario: Box::new(Toy::new(mistake)),
-        broken: mistake != Mistake::None,
-    };
+    let toy =
+        |mistake: Mistake| Entry { scenario: Box::new(Toy::new(mistake)), broken: mistake != Mistake::None };
     let mistakes = CRASH_MISTAKES.iter().chain(FAULT_MISTAKES);
-    [Mistake::None]
-        .iter()
-        .chain(mistakes)
-        .map(|m| toy(*m))
-        .collect()
+    [Mistake::None].iter().chain(mistakes).map(|m| toy(*m)).collect()
 }

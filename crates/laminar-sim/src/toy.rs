@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::vfs::sim::SimDisk;
-use laminar_storage::vfs::{
-    Access, Vfs, VfsFile, create_dir_durably, read_small_file, write_all_at,
-};
+use laminar_storage::vfs::{Access, Vfs, VfsFile, create_dir_durably, read_small_file, write_all_at};
 
 use crate::driver::Scenario;
 use crate::log::Log;
@@ -84,11 +82,7 @@ impl Toy {
     /// The usual size.
     #[must_use]
     pub fn new(mistake: Mistake) -> Self {
-        Self {
-            mistake,
-            batches: 2,
-            batch: 3,
-        }
+        Self { mistake, batches: 2, batch: 3 }
     }
 
     fn has(self, mistake: Mistake) -> bool {
@@ -145,12 +139,7 @@ impl<'a> ToyLog<'a> {
         if !toy.has(Mistake::NoDirSync) {
             disk.sync_dir(dir)?;
         }
-        Ok(Self {
-            toy,
-            disk,
-            file,
-            next: 1,
-        })
+        Ok(Self { toy, disk, file, next: 1 })
     }
 
     /// Opens or creates, and returns the values found.
@@ -183,12 +172,7 @@ impl<'a> ToyLog<'a> {
             create_dir_durably(disk, Path::new(DIR))?;
             disk.sync_dir(Path::new(DIR))?;
         }
-        let log = Self {
-            toy,
-            disk,
-            file,
-            next: count + 1,
-        };
+        let log = Self { toy, disk, file, next: count + 1 };
         Ok((log, values))
     }
 
@@ -242,11 +226,7 @@ fn recovered(values: &[u64]) -> Recovered {
         (number.to_le_bytes().to_vec(), value.to_le_bytes().to_vec())
     };
     let state: State = values.iter().enumerate().map(record).collect();
-    Recovered {
-        epoch: Epoch(values.len() as u64),
-        state: vec![state],
-        ..Recovered::default()
-    }
+    Recovered { epoch: Epoch(values.len() as u64), state: vec![state], ..Recovered::default() }
 }
 
 impl Scenario for Toy {
@@ -293,21 +273,14 @@ mod tests {
     use crate::trail::Trail;
 
     fn small(policy: ImagePolicy) -> ImagePolicy {
-        ImagePolicy {
-            exhaustive_bits: 4,
-            random: 8,
-            ..policy
-        }
+        ImagePolicy { exhaustive_bits: 4, random: 8, ..policy }
     }
 
     #[test]
     fn the_right_log_survives_every_crash_and_every_crash_of_its_recovery() {
         let toy = Toy::new(Mistake::None);
         for profile in [Profile::PosixMinimal, Profile::Ext4Ordered] {
-            let mut plan = Plan {
-                depth: 2,
-                ..Plan::default()
-            };
+            let mut plan = Plan { depth: 2, ..Plan::default() };
             plan.policy.profile = profile;
             plan.nested_policy.profile = profile;
             let report = explore(&toy, 1, &plan);
@@ -365,20 +338,14 @@ mod tests {
             let report = sweep_faults(&toy, 1, ALL_FAULTS, &policy);
             println!("{mistake:?}: {report}");
             let failure = report.failures.first();
-            println!(
-                "  {}",
-                failure.unwrap_or_else(|| panic!("{mistake:?} was not caught"))
-            );
+            println!("  {}", failure.unwrap_or_else(|| panic!("{mistake:?} was not caught")));
         }
     }
 
     #[test]
     fn the_same_exploration_twice_is_the_same() {
         let toy = Toy::new(Mistake::NoSync);
-        let plan = Plan {
-            failures_max: usize::MAX,
-            ..Plan::default()
-        };
+        let plan = Plan { failures_max: usize::MAX, ..Plan::default() };
         let (first, second) = (explore(&toy, 5, &plan), explore(&toy, 5, &plan));
         assert_eq!(first.images, second.images);
         assert_eq!(first.failures, second.failures);

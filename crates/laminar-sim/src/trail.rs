@@ -66,9 +66,6 @@ impl FromStr for Trail {
                 },
             })
         };
-        text.split('+')
-            .map(step)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        text.split('+').map(step).collect::<Result<_, _>>().map(Self)
     }
 }

@@ -93,19 +93,11 @@ pub struct StateChangelogEntry {
     _reserved: [u8; 3],
 }
 
-const _: () =
-    assert!(size_of::<StateChangelogEntry>() == 32 && align_of::<StateChangelogEntry>() == 8);
+const _: () = assert!(size_of::<StateChangelogEntry>() == 32 && align_of::<StateChangelogEntry>() == 8);
 
 impl StateChangelogEntry {
     const fn new(kind: Kind, epoch: u64, key_hash: u64, mmap_offset: u64, value_len: u32) -> Self {
-        Self {
-            epoch,
-            key_hash,
-            mmap_offset,
-            value_len,
-            kind,
-            _reserved: [0; 3],
-        }
+        Self { epoch, key_hash, mmap_offset, value_len, kind, _reserved: [0; 3] }
     }
 
     /// A key got a value.
@@ -417,14 +409,8 @@ impl StateChangelogBuffer {
             overflows: 0,
             epoch: 0,
         };
-        let consumer = ChangelogConsumer {
-            ring: consumer,
-            drained,
-            taken: 0,
-        };
-        Self {
-            ends: RefCell::new((producer, consumer)),
-        }
+        let consumer = ChangelogConsumer { ring: consumer, drained, taken: 0 };
+        Self { ends: RefCell::new((producer, consumer)) }
     }
 
     /// The two ends, for two threads.
@@ -441,24 +427,12 @@ impl StateChangelogBuffer {
 
     /// Appends a put of `key` in the current epoch; `false` when the ring is full.
     pub fn push_put(&self, key: &[u8], mmap_offset: u64, value_len: u32) -> bool {
-        self.push(StateChangelogEntry::from_key(
-            key,
-            self.epoch(),
-            mmap_offset,
-            value_len,
-            StateOp::Put,
-        ))
+        self.push(StateChangelogEntry::from_key(key, self.epoch(), mmap_offset, value_len, StateOp::Put))
     }
 
     /// Appends a delete of `key` in the current epoch; `false` when the ring is full.
     pub fn push_delete(&self, key: &[u8], mmap_offset: u64) -> bool {
-        self.push(StateChangelogEntry::from_key(
-            key,
-            self.epoch(),
-            mmap_offset,
-            0,
-            StateOp::Delete,
-        ))
+        self.push(StateChangelogEntry::from_key(key, self.epoch(), mmap_offset, 0, StateOp::Delete))
     }
 
     /// Takes the oldest entry.

@@ -49,8 +49,7 @@ mod tokens;
 mod validate;
 
 pub use changelog::{
-    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp,
-    UnknownStateOp,
+    ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,
 };
 pub use checkpoint_reader::{CheckpointReader, read_manifest};
 pub use config::CheckpointConfig;

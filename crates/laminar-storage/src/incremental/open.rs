@@ -95,10 +95,8 @@ impl IncrementalCheckpointManager {
     ) -> Result<Self> {
         config.validate()?;
         let dir = config.checkpoint_dir.clone();
-        create_dir_durably(vfs.as_ref(), &dir).map_err(Self::io(
-            "could not create the directory of checkpoints",
-            &dir,
-        ))?;
+        create_dir_durably(vfs.as_ref(), &dir)
+            .map_err(Self::io("could not create the directory of checkpoints", &dir))?;
         let lock = lock(vfs.as_ref(), &dir)?;
         let listing = Listing::read(vfs.as_ref(), &dir)?;
         let base = match start {
@@ -190,10 +188,7 @@ fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
 /// The largest id that must not be used again: published ones, deleted ones, and what is in the way.
 /// A checkpoint that was never finished has not used its id.
 fn highest_used(listing: &Listing, stay: &[EntryName]) -> Option<CheckpointId> {
-    let trash = listing
-        .leftovers
-        .iter()
-        .filter(|entry| matches!(entry, EntryName::Trash(_)));
+    let trash = listing.leftovers.iter().filter(|entry| matches!(entry, EntryName::Trash(_)));
     let others = trash.chain(stay).map(|entry| entry.id());
     listing.checkpoints.iter().copied().chain(others).max()
 }

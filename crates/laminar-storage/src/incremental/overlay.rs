@@ -23,10 +23,8 @@ pub struct CoreChanges {
 impl CoreChanges {
     fn put(&mut self, key: &[u8], change: Change) {
         let (memory, encoded) = cost(key, &change);
-        let old = match self.changes.get_mut(key) {
-            Some(slot) => Some(std::mem::replace(slot, change)),
-            None => self.changes.insert(key.to_vec(), change),
-        };
+        // One walk down the tree is worth more than the allocation it costs for a known key.
+        let old = self.changes.insert(key.to_vec(), change);
         self.memory += memory;
         self.encoded += encoded;
         if let Some(old) = old {

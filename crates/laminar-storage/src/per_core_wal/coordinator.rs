@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::apply::{Applied, apply_incarnation, checkpoint_error};
 use super::error::PerCoreWalError;
 use super::manager::PerCoreWalManager;
-use super::recovery::plan::Span;
+use super::recovery::plan::{Span, cut_of};
 use super::recovery::survey::Survey;
 use crate::error::Detail;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
@@ -98,12 +98,13 @@ impl CheckpointCoordinator {
     /// Applies every record that the checkpoint manager does not have yet, up to `epoch`.
     fn apply(&mut self, epoch: Epoch) -> Result<Applied, PerCoreWalError> {
         let vfs = self.wal.config().vfs().clone();
-        let after = |core: CoreId| self.applied.get(core.index()).copied().unwrap_or(Sequence::ZERO);
+        let cuts = self.applied.clone();
+        let after = |core: CoreId| cut_of(&cuts, core);
         let survey = Survey::up_to(&vfs, self.wal.base_dir(), &after, &self.wal.ends())?;
         let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: epoch };
         let mut applied = Applied { cuts: self.applied.clone(), ..Applied::default() };
         applied.barriers.resize(applied.cuts.len(), (Epoch::ZERO, None));
-        for incarnation in survey.incarnations() {
+        for incarnation in survey.incarnations(after) {
             apply_incarnation(&vfs, &survey, incarnation, span, &mut self.checkpoints, &mut applied)?;
         }
         self.applied.clone_from(&applied.cuts);

@@ -3,10 +3,7 @@
 //!
 //! A free list is threaded through the free slots themselves, so that it needs no memory and never
 //! grows by copying. Taking a slot fetches the one after it into the cache for the next caller.
-#![expect(
-    unsafe_code,
-    reason = "owns the free slots and writes records into them"
-)]
+#![expect(unsafe_code, reason = "owns the free slots and writes records into them")]
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -42,12 +39,7 @@ impl Arena {
         let mut bump = Bump::new(region, helper);
         // Offset 0 means "none", so nothing may live there.
         bump.take(UNIT * 4)?;
-        Ok(Self {
-            base: bump.base(),
-            bump,
-            free: [0; CLASSES],
-            free_bytes: 0,
-        })
+        Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0 })
     }
 
     pub(super) fn base(&self) -> Base {
@@ -70,8 +62,7 @@ impl Arena {
     /// The class for a record, once its lengths have been checked.
     #[inline]
     pub(super) fn class_for(key: &[u8], value: &[u8]) -> Result<Class, Ring0Error> {
-        Class::for_size(HEADER_LEN + key.len() + value.len())
-            .ok_or(Ring0Error::ValueTooLong(value.len()))
+        Class::for_size(HEADER_LEN + key.len() + value.len()).ok_or(Ring0Error::ValueTooLong(value.len()))
     }
 
     /// A slot that was used before.
@@ -102,19 +93,14 @@ impl Arena {
             }
         }
         match self.bump.take(size) {
-            Ok(at) => Ok(Slot {
-                at: at as u64,
-                class,
-            }),
+            Ok(at) => Ok(Slot { at: at as u64, class }),
             Err(full) => self.split_larger(class).ok_or(full),
         }
     }
 
     /// Cuts a slot out of a larger free one; what remains is a free slot again.
     fn split_larger(&mut self, class: Class) -> Option<Slot> {
-        let larger = class
-            .larger()
-            .find(|larger| self.free[larger.index()] != 0)?;
+        let larger = class.larger().find(|larger| self.free[larger.index()] != 0)?;
         let Slot { at, .. } = self.reuse(larger)?;
         let mut rest = at + class.size() as u64;
         let end = at + larger.size() as u64;
@@ -155,21 +141,10 @@ impl Arena {
         value: &[u8],
     ) -> u64 {
         let (key_len, value_len) = (u16::try_from(key.len()), u32::try_from(value.len()));
-        let (Ok(key_len), Ok(value_len)) = (key_len, value_len) else {
-            unreachable!("{KEY_AND_VALUE_FIT}")
-        };
-        assert!(
-            HEADER_LEN + key.len() + value.len() <= slot.class.size(),
-            "{KEY_AND_VALUE_FIT}"
-        );
-        let header = Header {
-            value_len,
-            key_len,
-            class: slot.class,
-            kind,
-            prev,
-            digest: AtomicU64::new(digest),
-        };
+        let (Ok(key_len), Ok(value_len)) = (key_len, value_len) else { unreachable!("{KEY_AND_VALUE_FIT}") };
+        assert!(HEADER_LEN + key.len() + value.len() <= slot.class.size(), "{KEY_AND_VALUE_FIT}");
+        let header =
+            Header { value_len, key_len, class: slot.class, kind, prev, digest: AtomicU64::new(digest) };
         // SAFETY: the slot is the caller's alone (R0-4), lies in committed memory, is aligned to 16
         // bytes, and has room for all three by the check above.
         unsafe { record::write(self.base, slot.at, header, key, value) };

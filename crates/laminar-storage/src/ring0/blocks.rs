@@ -68,12 +68,7 @@ impl Blocks {
         let mut bump = Bump::new(region, helper);
         // Block 0 means "none".
         bump.take(SEGMENT)?;
-        Ok(Self {
-            base: bump.base(),
-            bump,
-            free: 0,
-            segments: 0,
-        })
+        Ok(Self { base: bump.base(), bump, free: 0, segments: 0 })
     }
 
     /// Segments in use.
@@ -113,9 +108,7 @@ impl Blocks {
     /// The segment behind another one.
     pub(super) fn next(&self, block: Block) -> Option<Block> {
         // `next` of a segment in use is only ever written with a block's number.
-        Some(self.segment(block).next)
-            .filter(|next| *next != 0)
-            .map(Block)
+        Some(self.segment(block).next).filter(|next| *next != 0).map(Block)
     }
 
     /// An empty segment.
@@ -134,10 +127,7 @@ impl Blocks {
         Ok(block)
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a region has at most 2^44 bytes, so 2^29 blocks"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "a region has at most 2^44 bytes, so 2^29 blocks")]
     fn number(at: usize) -> u32 {
         (at / SEGMENT) as u32
     }
@@ -145,11 +135,7 @@ impl Blocks {
     /// A directory with room for `capacity` pointers, a multiple of [`DIRECTORY_BLOCK`].
     pub(super) fn directory(&mut self, capacity: usize) -> Result<Directory, Ring0Error> {
         let at = self.bump.take(capacity * size_of::<u32>())?;
-        Ok(Directory {
-            base: self.base,
-            at,
-            capacity,
-        })
+        Ok(Directory { base: self.base, at, capacity })
     }
 
     /// Turns a directory that is no longer used into free blocks.

@@ -24,13 +24,7 @@ impl Bump {
         helper.look_after(&region);
         let hard = region.committed();
         // A store that never fills half of its first huge page never gets a second one.
-        Self {
-            region,
-            helper,
-            next: 0,
-            soft: HUGE_PAGE / 2,
-            hard,
-        }
+        Self { region, helper, next: 0, soft: HUGE_PAGE / 2, hard }
     }
 
     pub(super) fn base(&self) -> Base {
@@ -68,9 +62,7 @@ impl Bump {
         self.hard = self.region.committed();
         if end > self.hard {
             if end > self.region.len() {
-                return Err(Ring0Error::StateFull {
-                    limit_bytes: self.region.len() as u64,
-                });
+                return Err(Ring0Error::StateFull { limit_bytes: self.region.len() as u64 });
             }
             self.region.commit(end).map_err(Ring0Error::Memory)?;
             self.hard = self.region.committed();

@@ -44,8 +44,7 @@ impl Class {
             let coarse = number - FINE;
             let doubling = coarse >> STEPS_LOG2;
             let step = coarse & ((1 << STEPS_LOG2) - 1);
-            ((1 << STEPS_LOG2) + step + 1)
-                << (doubling + (FINE_LIMIT.ilog2() - STEPS_LOG2) as usize)
+            ((1 << STEPS_LOG2) + step + 1) << (doubling + (FINE_LIMIT.ilog2() - STEPS_LOG2) as usize)
         }
     }
 
@@ -61,9 +60,7 @@ impl Class {
 
     /// The classes above this one, smallest first.
     pub(super) fn larger(self) -> impl Iterator<Item = Self> {
-        (self.0 + 1..)
-            .take_while(|n| usize::from(*n) < CLASSES)
-            .map(Self)
+        (self.0 + 1..).take_while(|n| usize::from(*n) < CLASSES).map(Self)
     }
 }
 
@@ -76,16 +73,11 @@ mod tests {
     #[test]
     fn a_slot_fits_and_wastes_at_most_an_eighth() {
         let largest = HEADER_LEN + MAX_KEY_LEN + MAX_VALUE_LEN;
-        let sizes = (1..70_000)
-            .chain((70_000..largest).step_by(997))
-            .chain([largest]);
+        let sizes = (1..70_000).chain((70_000..largest).step_by(997)).chain([largest]);
         for bytes in sizes {
             let size = Class::for_size(bytes).unwrap().size();
             assert!(size >= bytes && size % UNIT == 0, "{bytes} in {size}");
-            assert!(
-                size - bytes < UNIT || (size - bytes) * 8 <= size,
-                "{bytes} in {size}"
-            );
+            assert!(size - bytes < UNIT || (size - bytes) * 8 <= size, "{bytes} in {size}");
         }
         assert_eq!(Class::for_size(usize::MAX / 2), None);
     }

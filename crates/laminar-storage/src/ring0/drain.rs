@@ -2,10 +2,7 @@
 //!
 //! Drained entries stay with the drain until [`CoreDrain::release`], and are looked at through it: that
 //! is what makes reading their records safe, whatever the caller does with a copy of an entry.
-#![expect(
-    unsafe_code,
-    reason = "reads the records that changelog entries refer to"
-)]
+#![expect(unsafe_code, reason = "reads the records that changelog entries refer to")]
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -77,17 +74,7 @@ impl CoreDrain {
         released: Arc<Released>,
     ) -> Self {
         let digest = StateDigest::default();
-        Self {
-            core,
-            changelog,
-            records,
-            released,
-            held: Vec::new(),
-            first: 0,
-            done: 0,
-            processed: 0,
-            digest,
-        }
+        Self { core, changelog, records, released, held: Vec::new(), first: 0, done: 0, processed: 0, digest }
     }
 
     /// The core whose changes these are.
@@ -103,25 +90,18 @@ impl CoreDrain {
         }
         let start = self.done;
         let end = self.held.len().min(start.saturating_add(max));
-        let seal_at = (start..self.held.len())
-            .take(max.max(1))
-            .find(|i| self.held[*i].is_seal());
+        let seal_at = (start..self.held.len()).take(max.max(1)).find(|i| self.held[*i].is_seal());
         let last = seal_at.unwrap_or(end);
         self.digest_range(start..last);
         let seal = seal_at.map(|at| self.read_seal(at));
         self.done = last + usize::from(seal.is_some());
         self.processed += (self.done - start) as u64;
-        Batch {
-            entries: start..last,
-            seal,
-        }
+        Batch { entries: start..last, seal }
     }
 
     /// An entry of a batch that is not released yet.
     pub(crate) fn entry(&self, index: usize) -> Option<&StateChangelogEntry> {
-        self.held[..self.done]
-            .get(index)
-            .filter(|_| index >= self.first)
+        self.held[..self.done].get(index).filter(|_| index >= self.first)
     }
 
     /// The entries of a batch that is not released yet; none of another.
@@ -129,20 +109,14 @@ impl CoreDrain {
         if batch.entries.start < self.first {
             return &[];
         }
-        self.held[..self.done]
-            .get(batch.entries.clone())
-            .unwrap_or_default()
+        self.held[..self.done].get(batch.entries.clone()).unwrap_or_default()
     }
 
     /// The record of an entry of a batch that is not released yet.
     pub(crate) fn record(&self, index: usize) -> Option<Record<'_>> {
         let entry = self.entry(index).filter(|entry| !entry.is_seal())?;
         let record = self.read(entry);
-        Some(Record {
-            op: entry.op(),
-            key: record.key,
-            value: record.value,
-        })
+        Some(Record { op: entry.op(), key: record.key, value: record.value })
     }
 
     /// Nothing drained so far will be looked at again: Ring 0 may use the slots.
@@ -196,10 +170,7 @@ impl CoreDrain {
     fn read_seal(&self, at: usize) -> Seal {
         let entry = self.held[at];
         let commit = (entry.mmap_offset != 0).then(|| self.read(&entry).value.into());
-        Seal {
-            epoch: Epoch(entry.epoch),
-            commit,
-        }
+        Seal { epoch: Epoch(entry.epoch), commit }
     }
 
     /// Adds changes to the digest, in order: the new record comes, the replaced one goes.
@@ -210,11 +181,7 @@ impl CoreDrain {
             let entry = &self.held[i];
             let new = self.read(entry);
             let old = self.prev_digest(new.header.prev);
-            let digest = if entry.is_put() {
-                record_digest(new.key, new.value)
-            } else {
-                0
-            };
+            let digest = if entry.is_put() { record_digest(new.key, new.value) } else { 0 };
             new.header.digest.store(digest, Ordering::Relaxed);
             sum.digest = sum.digest.wrapping_sub(old).wrapping_add(digest);
             sum.live_keys = sum
@@ -232,9 +199,7 @@ impl CoreDrain {
         }
         // SAFETY: the entry that replaced it is not released, so that it is not reused (R0-5), and it
         // was written before that entry was pushed (R0-7); `self.records` keeps the region (R0-2).
-        unsafe { record::header(self.records.base(), prev) }
-            .digest
-            .load(Ordering::Relaxed)
+        unsafe { record::header(self.records.base(), prev) }.digest.load(Ordering::Relaxed)
     }
 
     fn fetch_ahead(&self, i: usize, end: usize) {

@@ -67,14 +67,7 @@ impl Index {
         let mut directory = blocks.directory(DIRECTORY_BLOCK)?;
         let first = blocks.take()?;
         directory.pointers_mut(2).fill(first.pointer());
-        Ok(Self {
-            directory,
-            depth: 1,
-            blocks,
-            hasher,
-            scratch: Box::new(Segment::empty()),
-            len: 0,
-        })
+        Ok(Self { directory, depth: 1, blocks, hasher, scratch: Box::new(Segment::empty()), len: 0 })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -124,12 +117,7 @@ impl Index {
     }
 
     #[cold]
-    fn find_behind(
-        &self,
-        first: Block,
-        needle: &Needle,
-        same: impl Fn(u64) -> bool,
-    ) -> Option<(Place, u64)> {
+    fn find_behind(&self, first: Block, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
         let mut block = first;
         while let Some(next) = self.blocks.next(block) {
             block = next;
@@ -153,10 +141,7 @@ impl Index {
         let block = pointer.block();
         let segment = self.blocks.segment(block);
         match segment.find(needle, &same) {
-            Probe::Hit(slot) => Ok(Lookup::Found(
-                Place { block, slot },
-                segment.entry(slot).at(),
-            )),
+            Probe::Hit(slot) => Ok(Lookup::Found(Place { block, slot }, segment.entry(slot).at())),
             Probe::Miss(slot) if segment.count < FULL && !pointer.is_chained() => {
                 Ok(Lookup::Room(Place { block, slot }))
             }
@@ -165,20 +150,14 @@ impl Index {
     }
 
     #[cold]
-    fn make_room(
-        &mut self,
-        needle: &Needle,
-        same: impl Fn(u64) -> bool,
-    ) -> Result<Lookup, Ring0Error> {
+    fn make_room(&mut self, needle: &Needle, same: impl Fn(u64) -> bool) -> Result<Lookup, Ring0Error> {
         loop {
             let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
             if pointer.is_chained() {
                 if let Some((place, at)) = self.find(needle, same) {
                     return Ok(Lookup::Found(place, at));
                 }
-                return self
-                    .room_in_chain(pointer.block(), needle)
-                    .map(Lookup::Room);
+                return self.room_in_chain(pointer.block(), needle).map(Lookup::Room);
             }
             let block = pointer.block();
             let segment = self.blocks.segment(block);
@@ -228,8 +207,7 @@ impl Index {
     fn chain(&mut self, block: Block, hash: u64) -> Result<(), Ring0Error> {
         self.append(block)?;
         let depth = self.blocks.segment(block).depth;
-        self.pointers_to(hash, depth)
-            .fill(block.pointer().chained());
+        self.pointers_to(hash, depth).fill(block.pointer().chained());
         Ok(())
     }
 
@@ -242,9 +220,7 @@ impl Index {
         let old = self.blocks.segment_mut(block);
         old.clear();
         old.fill_half(&self.scratch, depth, hasher, false);
-        self.blocks
-            .segment_mut(new)
-            .fill_half(&self.scratch, depth, hasher, true);
+        self.blocks.segment_mut(new).fill_half(&self.scratch, depth, hasher, true);
         let pointers = self.pointers_to(hash, depth - 1);
         let half = pointers.len() / 2;
         pointers[half..].fill(new.pointer());
@@ -256,11 +232,8 @@ impl Index {
         let len = self.pointers();
         if len * 2 > self.directory.capacity {
             let mut larger = self.blocks.directory(self.directory.capacity * 2)?;
-            larger
-                .pointers_mut(len)
-                .copy_from_slice(self.directory.pointers(len));
-            self.blocks
-                .recycle(std::mem::replace(&mut self.directory, larger));
+            larger.pointers_mut(len).copy_from_slice(self.directory.pointers(len));
+            self.blocks.recycle(std::mem::replace(&mut self.directory, larger));
         }
         let pointers = self.directory.pointers_mut(len * 2);
         for slot in (0..len).rev() {
@@ -275,17 +248,13 @@ impl Index {
     /// Points an occupied place at another record of its key.
     #[inline]
     pub(super) fn swing(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks
-            .segment_mut(place.block)
-            .swing(place.slot, needle, at);
+        self.blocks.segment_mut(place.block).swing(place.slot, needle, at);
     }
 
     /// Fills a free place.
     #[inline]
     pub(super) fn insert(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks
-            .segment_mut(place.block)
-            .set(place.slot, Entry::new(needle, at));
+        self.blocks.segment_mut(place.block).set(place.slot, Entry::new(needle, at));
         self.len += 1;
     }
 
@@ -297,12 +266,7 @@ impl Index {
 
     /// The offsets of all records, in no particular order.
     pub(super) fn offsets(&self) -> Offsets<'_> {
-        Offsets {
-            index: self,
-            pointer: 0,
-            block: None,
-            slot: 0,
-        }
+        Offsets { index: self, pointer: 0, block: None, slot: 0 }
     }
 }
 

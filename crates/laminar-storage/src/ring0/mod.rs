@@ -83,8 +83,7 @@ use crate::incremental::changelog::StateChangelogBuffer;
 compile_error!("the state of a core is addressed with 64 bits; 32-bit targets are not supported");
 
 /// Why the length assertions of a slot hold.
-const KEY_AND_VALUE_FIT: &str =
-    "lengths are checked, and the slot is chosen for them, before it is written";
+const KEY_AND_VALUE_FIT: &str = "lengths are checked, and the slot is chosen for them, before it is written";
 
 /// What a core's state is made with.
 #[derive(Clone, Copy, Debug)]
@@ -137,29 +136,20 @@ pub(crate) fn new_state(config: StateConfig) -> Result<(CoreState, CoreDrain), R
     new_state_with(config, KeyHasher::of_process())
 }
 
-fn new_state_with(
-    config: StateConfig,
-    hasher: KeyHasher,
-) -> Result<(CoreState, CoreDrain), Ring0Error> {
-    let records =
-        Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
-    let entries =
-        Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
+fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, CoreDrain), Ring0Error> {
+    let records = Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
+    let entries = Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
     let helper = prefault::Prefaulter::of_process();
     let arena = arena::Arena::new(Arc::clone(&records), Arc::clone(&helper))?;
     let index = index::Index::new(entries, helper, hasher)?;
 
-    let (mut producer, consumer) =
-        StateChangelogBuffer::with_capacity(config.ring_capacity).split();
+    let (mut producer, consumer) = StateChangelogBuffer::with_capacity(config.ring_capacity).split();
     producer.set_epoch(config.first_epoch.get());
     let released = Arc::new(retire::Released::default());
     // Twice the ring: Ring 1 may hold one ring full of drained entries while Ring 0 fills another.
     let retired = retire::RetireQueue::new(producer.capacity() * 2, Arc::clone(&released));
     let drain = CoreDrain::new(config.core, records, consumer, released);
-    Ok((
-        CoreState::new(config.core, hasher, arena, index, producer, retired),
-        drain,
-    ))
+    Ok((CoreState::new(config.core, hasher, arena, index, producer, retired), drain))
 }
 
 #[cfg(test)]

@@ -34,10 +34,7 @@ impl Prefaulter {
         }
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("laminar-prefault".into())
-            .spawn(move || theirs.run())
-            .ok();
+        let thread = thread::Builder::new().name("laminar-prefault".into()).spawn(move || theirs.run()).ok();
         let started = Arc::new(Self { shared, thread });
         *current = Arc::downgrade(&started);
         started
@@ -45,11 +42,7 @@ impl Prefaulter {
 
     /// Adds a region to those that are looked after, until it is dropped.
     pub(super) fn look_after(&self, region: &Arc<Region>) {
-        let mut regions = self
-            .shared
-            .regions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut regions = self.shared.regions.lock().unwrap_or_else(PoisonError::into_inner);
         regions.retain(|region| region.strong_count() > 0);
         regions.push(Arc::downgrade(region));
     }
@@ -76,11 +69,7 @@ impl Drop for Prefaulter {
 impl Shared {
     fn run(&self) {
         while !self.stop.load(Ordering::Acquire) {
-            let regions = self
-                .regions
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for region in regions.iter().filter_map(Weak::upgrade) {
                 region.commit_wanted();
             }

@@ -1,8 +1,5 @@
 //! Asks the processor for memory before it is needed. A hint only: any address is allowed.
-#![expect(
-    unsafe_code,
-    reason = "the prefetch instruction is an unsafe intrinsic"
-)]
+#![expect(unsafe_code, reason = "the prefetch instruction is an unsafe intrinsic")]
 
 /// Bytes per cache line.
 const LINE: usize = 64;

@@ -55,10 +55,7 @@ pub(super) struct RecordRef<'a> {
 
 /// The offset as an index into memory; `usize` and `u64` are the same size (see `mod.rs`).
 #[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "64-bit targets only, checked in mod.rs"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "64-bit targets only, checked in mod.rs")]
 pub(super) const fn index(offset: u64) -> usize {
     offset as usize
 }
@@ -100,11 +97,7 @@ pub(super) unsafe fn read<'a>(base: Base, offset: u64) -> RecordRef<'a> {
     let key_bytes = unsafe { std::slice::from_raw_parts(key, key_len) };
     // SAFETY: the value follows the key, otherwise as above.
     let value = unsafe { std::slice::from_raw_parts(key.wrapping_add(key_len), value_len) };
-    RecordRef {
-        header,
-        key: key_bytes,
-        value,
-    }
+    RecordRef { header, key: key_bytes, value }
 }
 
 /// Writes a record into a slot; key and value are at most as long as the header says.

@@ -53,9 +53,7 @@ pub(super) struct Region {
 impl Region {
     /// Reserves `bytes`, or less when the system refuses, and commits the first chunk.
     pub(super) fn reserve(bytes: u64) -> io::Result<Self> {
-        let asked = usize::try_from(bytes)
-            .unwrap_or(usize::MAX / 4)
-            .min(1 << 44);
+        let asked = usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 44);
         let mut len = asked.max(HUGE_PAGE).next_multiple_of(HUGE_PAGE);
         let (map, base) = loop {
             match Map::reserve(len) {
@@ -146,15 +144,12 @@ impl Map {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        let start = NonNull::new(start.cast::<u8>())
-            .ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        let map = Self {
-            start: Base(start),
-            len: with_slack,
-        };
+        let start =
+            NonNull::new(start.cast::<u8>()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let map = Self { start: Base(start), len: with_slack };
         let skip = start.as_ptr().align_offset(HUGE_PAGE);
-        let base = NonNull::new(map.start.at(skip))
-            .ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        let base =
+            NonNull::new(map.start.at(skip)).ok_or_else(|| io::Error::other("mapped at address zero"))?;
         Ok((map, Base(base)))
     }
 
@@ -164,13 +159,7 @@ impl Map {
         use rustix::mm::{Advice, MprotectFlags, madvise, mprotect};
         // SAFETY: the range lies within this mapping, and nobody uses it before `committed` covers
         // it (R0-1), so that no reference sees its rights change.
-        unsafe {
-            mprotect(
-                address.cast(),
-                len,
-                MprotectFlags::READ | MprotectFlags::WRITE,
-            )
-        }?;
+        unsafe { mprotect(address.cast(), len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
         // Only advice: without huge pages everything is slower and nothing is wrong.
         // SAFETY: as above; this advice changes no contents.
         let _ = unsafe { madvise(address.cast(), len, Advice::LinuxHugepage) };
@@ -190,13 +179,7 @@ impl Map {
         use rustix::mm::{MprotectFlags, mprotect};
         // SAFETY: the range lies within this mapping, and nobody uses it before `committed` covers
         // it (R0-1), so that no reference sees its rights change.
-        unsafe {
-            mprotect(
-                address.cast(),
-                len,
-                MprotectFlags::READ | MprotectFlags::WRITE,
-            )
-        }?;
+        unsafe { mprotect(address.cast(), len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
         Self::touch(address, len);
         Ok(())
     }
@@ -232,8 +215,7 @@ impl Map {
         if len > SMALLEST {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let layout =
-            std::alloc::Layout::from_size_align(len, HUGE_PAGE).map_err(io::Error::other)?;
+        let layout = std::alloc::Layout::from_size_align(len, HUGE_PAGE).map_err(io::Error::other)?;
         // SAFETY: the size is not zero.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
         let start = Base(NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?);

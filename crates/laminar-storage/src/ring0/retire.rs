@@ -68,13 +68,7 @@ impl RetireQueue {
     /// A queue for `capacity` unreleased entries, a power of two.
     pub(super) fn new(capacity: usize, shared: Arc<Released>) -> Self {
         let words = vec![Retired::NOTHING; capacity.next_power_of_two()].into_boxed_slice();
-        Self {
-            words,
-            pushed: 0,
-            reclaimed: 0,
-            released: 0,
-            shared,
-        }
+        Self { words, pushed: 0, reclaimed: 0, released: 0, shared }
     }
 
     #[inline]

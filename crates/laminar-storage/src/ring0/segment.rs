@@ -28,16 +28,8 @@ impl Needle {
     pub(super) fn new(hash: u64, key: &[u8]) -> Self {
         let tag = hash & 0xffff;
         match inline_words(key) {
-            Some(words) => Self {
-                hash,
-                low: tag | (key.len() as u64) << 16,
-                words,
-            },
-            None => Self {
-                hash,
-                low: tag | LONG << 16,
-                words: [hash, key.len() as u64],
-            },
+            Some(words) => Self { hash, low: tag | (key.len() as u64) << 16, words },
+            None => Self { hash, low: tag | LONG << 16, words: [hash, key.len() as u64] },
         }
     }
 }
@@ -47,10 +39,7 @@ impl Needle {
 fn inline_words(key: &[u8]) -> Option<[u64; 2]> {
     if let Ok(whole) = <[u8; INLINE]>::try_from(key) {
         let [a, b, c, d, e, f, g, h, rest @ ..] = whole;
-        return Some([
-            u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_le_bytes(rest),
-        ]);
+        return Some([u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(rest)]);
     }
     if let Some((first, rest)) = key.split_first_chunk::<8>() {
         if rest.len() > 8 {
@@ -63,10 +52,7 @@ fn inline_words(key: &[u8]) -> Option<[u64; 2]> {
 
 #[inline]
 fn little_word(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |word, byte| word << 8 | u64::from(*byte))
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// 24 bytes: where the record is, and enough of the key to know it.
@@ -86,10 +72,7 @@ impl Entry {
     #[inline]
     pub(super) fn new(needle: &Needle, at: u64) -> Self {
         debug_assert!(at.is_multiple_of(16) && at < 1 << 44 && at > 0);
-        Self {
-            meta: at << 20 | needle.low,
-            words: needle.words,
-        }
+        Self { meta: at << 20 | needle.low, words: needle.words }
     }
 
     /// Where the record is.
@@ -180,13 +163,7 @@ pub(super) enum Probe {
 
 impl Segment {
     pub(super) fn empty() -> Self {
-        Self {
-            count: 0,
-            depth: 0,
-            _pad: 0,
-            next: 0,
-            entries: [Entry::default(); SLOTS],
-        }
+        Self { count: 0, depth: 0, _pad: 0, next: 0, entries: [Entry::default(); SLOTS] }
     }
 
     #[inline]
@@ -197,10 +174,7 @@ impl Segment {
     /// The entries in use, with their slots.
     pub(super) fn first_from(&self, slot: usize) -> Option<(usize, &Entry)> {
         let rest = self.entries.get(slot..)?;
-        rest.iter()
-            .enumerate()
-            .find(|(_, entry)| !entry.is_free())
-            .map(|(skip, entry)| (slot + skip, entry))
+        rest.iter().enumerate().find(|(_, entry)| !entry.is_free()).map(|(skip, entry)| (slot + skip, entry))
     }
 
     /// Looks for a key; `same` compares a long key with the one of the record at an offset.
@@ -209,10 +183,7 @@ impl Segment {
         let mut slot = home(needle.hash);
         loop {
             let entry = &self.entries[slot];
-            if entry.looks_like(needle)
-                && !entry.is_free()
-                && (!entry.is_long() || same(entry.at()))
-            {
+            if entry.looks_like(needle) && !entry.is_free() && (!entry.is_long() || same(entry.at())) {
                 return Probe::Hit(slot);
             }
             if entry.is_free() {
@@ -242,11 +213,7 @@ impl Segment {
         while !self.entries[slot].is_free() {
             let home = self.entries[slot].home();
             // It may move into the hole unless its home lies cyclically after the hole.
-            let stays = if hole < slot {
-                hole < home && home <= slot
-            } else {
-                hole < home || home <= slot
-            };
+            let stays = if hole < slot { hole < home && home <= slot } else { hole < home || home <= slot };
             if !stays {
                 self.entries[hole] = self.entries[slot];
                 hole = slot;
@@ -308,9 +275,7 @@ mod tests {
     #[test]
     fn short_keys_of_all_lengths_are_told_apart_and_give_their_hash_back() {
         let hasher = KeyHasher::of_process();
-        let bytes: Vec<u8> = (0..=INLINE)
-            .map(|n| if n % 2 == 0 { 0 } else { 0xa5 })
-            .collect();
+        let bytes: Vec<u8> = (0..=INLINE).map(|n| if n % 2 == 0 { 0 } else { 0xa5 }).collect();
         let mut words = Vec::new();
         for len in 0..=INLINE {
             let key = &bytes[..len];
@@ -340,25 +305,16 @@ mod tests {
             })
             .collect();
         for (needle, n) in needles.iter().zip(1..) {
-            let Probe::Miss(slot) = segment.find(needle, |_| unreachable!()) else {
-                panic!("found")
-            };
+            let Probe::Miss(slot) = segment.find(needle, |_| unreachable!()) else { panic!("found") };
             segment.set(slot, Entry::new(needle, n * 16));
         }
         for (removed, needle) in needles.iter().enumerate().step_by(2) {
-            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else {
-                panic!("lost {removed}")
-            };
+            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else { panic!("lost {removed}") };
             segment.remove(slot);
-            assert!(matches!(
-                segment.find(needle, |_| unreachable!()),
-                Probe::Miss(_)
-            ));
+            assert!(matches!(segment.find(needle, |_| unreachable!()), Probe::Miss(_)));
         }
         for (needle, n) in needles.iter().zip(1..).skip(1).step_by(2) {
-            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else {
-                panic!("lost {n}")
-            };
+            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else { panic!("lost {n}") };
             assert_eq!(segment.entry(slot).at(), n * 16);
         }
         assert_eq!(segment.count, 100);

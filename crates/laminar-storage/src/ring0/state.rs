@@ -1,8 +1,5 @@
 //! The half of a core that its own thread holds.
-#![expect(
-    unsafe_code,
-    reason = "reads records through the index and retires them"
-)]
+#![expect(unsafe_code, reason = "reads records through the index and retires them")]
 
 use super::arena::{Arena, Slot};
 use super::class::Class;
@@ -64,9 +61,7 @@ fn check(key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
 /// The length as entries have it, once [`check`] has passed.
 #[inline]
 fn value_len(value: &[u8]) -> u32 {
-    let Ok(len) = u32::try_from(value.len()) else {
-        unreachable!("{KEY_AND_VALUE_FIT}")
-    };
+    let Ok(len) = u32::try_from(value.len()) else { unreachable!("{KEY_AND_VALUE_FIT}") };
     len
 }
 
@@ -79,14 +74,7 @@ impl CoreState {
         changelog: ChangelogProducer,
         retired: RetireQueue,
     ) -> Self {
-        Self {
-            core,
-            hasher,
-            arena,
-            index,
-            changelog,
-            retired,
-        }
+        Self { core, hasher, arena, index, changelog, retired }
     }
 
     /// The core this is the state of.
@@ -164,8 +152,7 @@ impl CoreState {
             for ((pair, hash), nth) in group.iter().zip(hashes).zip(first..) {
                 let (key, value) = (pair.0.as_ref(), pair.1.as_ref());
                 check(key, value).map_err(|error| (nth, error))?;
-                self.put_hashed(hash, key, value)
-                    .map_err(|error| (nth, error))?;
+                self.put_hashed(hash, key, value).map_err(|error| (nth, error))?;
             }
         }
         Ok(())
@@ -198,21 +185,13 @@ impl CoreState {
 
     /// All keys with their values, in no particular order.
     pub(crate) fn iter(&self) -> Iter<'_> {
-        Iter {
-            arena: &self.arena,
-            offsets: self.index.offsets(),
-        }
+        Iter { arena: &self.arena, offsets: self.index.offsets() }
     }
 
     /// The digest of the state, computed from every record.
     pub(crate) fn digest(&self) -> StateDigest {
-        let digest = self.iter().fold(0_u64, |sum, (key, value)| {
-            sum.wrapping_add(record_digest(key, value))
-        });
-        StateDigest {
-            digest,
-            live_keys: self.len(),
-        }
+        let digest = self.iter().fold(0_u64, |sum, (key, value)| sum.wrapping_add(record_digest(key, value)));
+        StateDigest { digest, live_keys: self.len() }
     }
 
     /// The current epoch: the one that the next change belongs to.
@@ -230,15 +209,9 @@ impl CoreState {
 
     /// Closes the current epoch under the number `epoch`, which may jump forward: changes that were
     /// made as part of the current epoch are part of `epoch`.
-    pub(crate) fn seal_to(
-        &mut self,
-        epoch: Epoch,
-        commit: Option<&[u8]>,
-    ) -> Result<(), Ring0Error> {
+    pub(crate) fn seal_to(&mut self, epoch: Epoch, commit: Option<&[u8]>) -> Result<(), Ring0Error> {
         if epoch < self.epoch() {
-            return Err(Ring0Error::EpochPassed {
-                current: self.epoch(),
-            });
+            return Err(Ring0Error::EpochPassed { current: self.epoch() });
         }
         check(&[], commit.unwrap_or_default())?;
         self.reserve_entry()?;
@@ -249,10 +222,7 @@ impl CoreState {
             }
             None => 0,
         };
-        self.push(
-            StateChangelogEntry::seal(epoch.get(), at),
-            Retired::record(at),
-        );
+        self.push(StateChangelogEntry::seal(epoch.get(), at), Retired::record(at));
         self.changelog.set_epoch(epoch.next().get());
         Ok(())
     }
@@ -270,9 +240,7 @@ impl CoreState {
             Some(value) => {
                 let lookup = self.lookup(&needle, key)?;
                 let slot = self.allocate(Arena::class_for(key, value)?)?;
-                let at =
-                    self.arena
-                        .write(slot, Kind::Put, 0, record_digest(key, value), key, value);
+                let at = self.arena.write(slot, Kind::Put, 0, record_digest(key, value), key, value);
                 match lookup {
                     Lookup::Found(place, old) => {
                         self.index.swing(place, &needle, at);
@@ -317,16 +285,14 @@ impl CoreState {
     fn find(&self, needle: &Needle, key: &[u8]) -> Option<(Place, u64)> {
         let arena = &self.arena;
         // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
-        self.index
-            .find(needle, |at| unsafe { arena.record(at) }.key == key)
+        self.index.find(needle, |at| unsafe { arena.record(at) }.key == key)
     }
 
     #[inline]
     fn lookup(&mut self, needle: &Needle, key: &[u8]) -> Result<Lookup, Ring0Error> {
         let arena = &self.arena;
         // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
-        self.index
-            .find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
+        self.index.find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
     }
 
     /// Makes sure that one entry can be pushed, and takes back slots meanwhile: two per entry, so that
@@ -390,10 +356,7 @@ impl CoreState {
         };
         let at = self.arena.write(slot, Kind::Put, prev, 0, key, value);
         let epoch = self.changelog.epoch();
-        self.push(
-            StateChangelogEntry::put(epoch, needle.hash, at, value_len(value)),
-            Retired::record(prev),
-        );
+        self.push(StateChangelogEntry::put(epoch, needle.hash, at, value_len(value)), Retired::record(prev));
         match lookup {
             Lookup::Found(place, _) => self.index.swing(place, needle, at),
             Lookup::Room(place) => self.index.insert(place, needle, at),
@@ -401,20 +364,11 @@ impl CoreState {
         Ok(())
     }
 
-    fn delete_at(
-        &mut self,
-        place: Place,
-        prev: u64,
-        needle: &Needle,
-        key: &[u8],
-    ) -> Result<(), Ring0Error> {
+    fn delete_at(&mut self, place: Place, prev: u64, needle: &Needle, key: &[u8]) -> Result<(), Ring0Error> {
         let slot = self.allocate(Arena::class_for(key, &[])?)?;
         let at = self.arena.write(slot, Kind::Tombstone, prev, 0, key, &[]);
         let epoch = self.changelog.epoch();
-        self.push(
-            StateChangelogEntry::delete(epoch, needle.hash, at),
-            Retired::with_its_prev(at),
-        );
+        self.push(StateChangelogEntry::delete(epoch, needle.hash, at), Retired::with_its_prev(at));
         self.index.remove(place);
         Ok(())
     }
@@ -423,10 +377,7 @@ impl CoreState {
     #[inline]
     fn push(&mut self, entry: StateChangelogEntry, retired: Retired) {
         let pushed = self.changelog.push(entry);
-        assert!(
-            pushed.is_ok(),
-            "room for one entry was seen, and nobody else pushes"
-        );
+        assert!(pushed.is_ok(), "room for one entry was seen, and nobody else pushes");
         self.retired.push(retired);
     }
 }

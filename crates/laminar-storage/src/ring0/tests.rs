@@ -9,12 +9,8 @@ use crate::format::digest::{StateDigest, record_digest};
 
 /// A state with a small ring and few addresses.
 fn small(ring_capacity: usize) -> (CoreState, CoreDrain) {
-    let config = StateConfig {
-        core: CoreId(3),
-        ring_capacity,
-        reserve_bytes: 1 << 30,
-        first_epoch: Epoch(1),
-    };
+    let config =
+        StateConfig { core: CoreId(3), ring_capacity, reserve_bytes: 1 << 30, first_epoch: Epoch(1) };
     new_state(config).unwrap()
 }
 
@@ -62,49 +58,16 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
     assert_eq!(state.seal(Some(b"offsets")).unwrap(), Epoch(1));
     state.try_put(b"c", b"3").unwrap();
     assert_eq!(state.epoch(), Epoch(2));
-    assert_eq!(
-        (state.get(b"a"), state.get(b"b"), state.get(b"c")),
-        (None, Some(&b""[..]), Some(&b"3"[..]))
-    );
-    assert_eq!(
-        (state.len(), state.contains(b"b"), state.core()),
-        (2, true, drain.core())
-    );
+    assert_eq!((state.get(b"a"), state.get(b"b"), state.get(b"c")), (None, Some(&b""[..]), Some(&b"3"[..])));
+    assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, drain.core()));
 
     let batch = drain.drain(100);
-    assert_eq!(
-        batch.seal,
-        Some(Seal {
-            epoch: Epoch(1),
-            commit: Some((*b"offsets").into())
-        })
-    );
-    let records: Vec<_> = batch
-        .entries
-        .clone()
-        .map(|i| drain.record(i).unwrap())
-        .collect();
-    let seen: Vec<_> = records
-        .iter()
-        .map(|r| (r.op as u8, r.key, r.value))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            (1, &b"a"[..], &b"1"[..]),
-            (1, b"a", b"2"),
-            (2, b"a", b""),
-            (1, b"b", b"")
-        ]
-    );
+    assert_eq!(batch.seal, Some(Seal { epoch: Epoch(1), commit: Some((*b"offsets").into()) }));
+    let records: Vec<_> = batch.entries.clone().map(|i| drain.record(i).unwrap()).collect();
+    let seen: Vec<_> = records.iter().map(|r| (r.op as u8, r.key, r.value)).collect();
+    assert_eq!(seen, [(1, &b"a"[..], &b"1"[..]), (1, b"a", b"2"), (2, b"a", b""), (1, b"b", b"")]);
     assert!(drain.entries(&batch).iter().all(|e| e.epoch == 1));
-    assert_eq!(
-        drain.digest(),
-        StateDigest {
-            digest: record_digest(b"b", b""),
-            live_keys: 1
-        }
-    );
+    assert_eq!(drain.digest(), StateDigest { digest: record_digest(b"b", b""), live_keys: 1 });
 
     let next = drain.drain(100);
     assert_eq!((next.entries.len(), next.seal), (1, None));
@@ -117,23 +80,11 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
 fn a_seal_can_jump_forward_only_and_may_be_empty() {
     let (mut state, mut drain) = small(16);
     state.seal_to(Epoch(7), None).unwrap();
-    assert!(matches!(
-        state.seal_to(Epoch(7), None),
-        Err(Ring0Error::EpochPassed { current: Epoch(8) })
-    ));
+    assert!(matches!(state.seal_to(Epoch(7), None), Err(Ring0Error::EpochPassed { current: Epoch(8) })));
     assert_eq!(state.seal(None).unwrap(), Epoch(8));
     for epoch in [7, 8] {
         let batch = drain.drain(1);
-        assert_eq!(
-            (batch.entries.len(), batch.seal),
-            (
-                0,
-                Some(Seal {
-                    epoch: Epoch(epoch),
-                    commit: None
-                })
-            )
-        );
+        assert_eq!((batch.entries.len(), batch.seal), (0, Some(Seal { epoch: Epoch(epoch), commit: None })));
     }
     drain.release();
     assert!(drain.is_empty());
@@ -142,12 +93,8 @@ fn a_seal_can_jump_forward_only_and_may_be_empty() {
 #[test]
 fn update_sees_the_old_value_and_does_not_run_on_a_full_ring() {
     let (mut state, mut drain) = small(4);
-    state
-        .try_update(b"n", |old| old.is_none().then_some([1]))
-        .unwrap();
-    state
-        .try_update(b"n", |old| old.map(|v| [v[0] + 1]))
-        .unwrap();
+    state.try_update(b"n", |old| old.is_none().then_some([1])).unwrap();
+    state.try_update(b"n", |old| old.map(|v| [v[0] + 1])).unwrap();
     assert_eq!(state.get(b"n"), Some(&[2][..]));
     state.try_update(b"n", |_| None::<[u8; 0]>).unwrap();
     state.try_update(b"n", |_| None::<[u8; 0]>).unwrap();
@@ -155,20 +102,11 @@ fn update_sees_the_old_value_and_does_not_run_on_a_full_ring() {
     state.try_put(b"x", b"y").unwrap();
     let full = state.try_update(b"n", |_| -> Option<[u8; 0]> { panic!("ran") });
     assert!(matches!(full, Err(Ring0Error::RingFull)));
-    assert!(matches!(
-        state.try_put(b"x", b"z"),
-        Err(Ring0Error::RingFull)
-    ));
+    assert!(matches!(state.try_put(b"x", b"z"), Err(Ring0Error::RingFull)));
     assert!(matches!(state.try_delete(b"x"), Err(Ring0Error::RingFull)));
     assert!(matches!(state.seal(None), Err(Ring0Error::RingFull)));
-    assert!(matches!(
-        state.try_put_batch(&[(b"x", b"z")]),
-        Err((0, Ring0Error::RingFull))
-    ));
-    assert_eq!(
-        (state.get(b"x"), state.changelog().overflow_count()),
-        (Some(&b"y"[..]), 5)
-    );
+    assert!(matches!(state.try_put_batch(&[(b"x", b"z")]), Err((0, Ring0Error::RingFull))));
+    assert_eq!((state.get(b"x"), state.changelog().overflow_count()), (Some(&b"y"[..]), 5));
     assert_eq!(settle(&mut drain), 4);
     state.try_put(b"x", b"z").unwrap();
 }
@@ -197,10 +135,7 @@ fn drained_records_stay_until_they_are_released() {
         refused += u32::from(state.try_put(b"k", &[round; 100]).is_err());
         drain.drain(0);
     }
-    assert!(
-        refused > 0,
-        "more entries than the retire queue has places for must be refused"
-    );
+    assert!(refused > 0, "more entries than the retire queue has places for must be refused");
     for (i, round) in batch.entries.zip(0..) {
         assert_eq!(drain.record(i).unwrap().value, [round; 100]);
     }
@@ -231,17 +166,9 @@ fn lengths_up_to_the_limits_and_no_further() {
     use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
     let (mut state, mut drain) = small(8);
     let (long_key, long_value) = (vec![7; MAX_KEY_LEN + 1], vec![9; MAX_VALUE_LEN + 1]);
-    assert!(
-        matches!(state.try_put(&long_key, b""), Err(Ring0Error::KeyTooLong(n)) if n == MAX_KEY_LEN + 1)
-    );
-    assert!(matches!(
-        state.try_put(b"", &long_value),
-        Err(Ring0Error::ValueTooLong(_))
-    ));
-    assert!(matches!(
-        state.seal(Some(&long_value)),
-        Err(Ring0Error::ValueTooLong(_))
-    ));
+    assert!(matches!(state.try_put(&long_key, b""), Err(Ring0Error::KeyTooLong(n)) if n == MAX_KEY_LEN + 1));
+    assert!(matches!(state.try_put(b"", &long_value), Err(Ring0Error::ValueTooLong(_))));
+    assert!(matches!(state.seal(Some(&long_value)), Err(Ring0Error::ValueTooLong(_))));
     assert!(state.get(&long_key).is_none());
     let (key, value) = (&long_key[1..], &long_value[1..]);
     state.try_put(key, value).unwrap();
@@ -255,12 +182,8 @@ fn lengths_up_to_the_limits_and_no_further() {
 
 #[test]
 fn a_full_arena_is_an_error_that_changes_nothing() {
-    let config = StateConfig {
-        core: CoreId(0),
-        ring_capacity: 64,
-        reserve_bytes: 2 << 20,
-        first_epoch: Epoch(1),
-    };
+    let config =
+        StateConfig { core: CoreId(0), ring_capacity: 64, reserve_bytes: 2 << 20, first_epoch: Epoch(1) };
     let (mut state, mut drain) = new_state(config).unwrap();
     let value = vec![1; 200_000];
     let mut stored = 0;
@@ -271,10 +194,7 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
         }
         settle(&mut drain);
     };
-    assert!(
-        matches!(error, Ring0Error::StateFull { limit_bytes } if limit_bytes == 2 << 20),
-        "{error}"
-    );
+    assert!(matches!(error, Ring0Error::StateFull { limit_bytes } if limit_bytes == 2 << 20), "{error}");
     assert_eq!(state.len(), stored);
     assert!(state.get(&key(stored)).is_none() && state.get(&key(stored - 1)).is_some());
     // A free slot of a larger class is cut up, rather than refusing a small record.
@@ -305,10 +225,7 @@ fn loading_reuses_slots_at_once_and_hands_its_digest_over() {
     }
     assert_eq!((state.len(), state.changelog().total_pushed()), (10, 0));
     let memory = state.memory();
-    assert!(
-        memory.live_bytes + memory.free_bytes < 31 * 96 + 64,
-        "{memory:?}"
-    );
+    assert!(memory.live_bytes + memory.free_bytes < 31 * 96 + 64, "{memory:?}");
     drain.set_digest(state.digest());
     state.try_put(&key(15), b"new").unwrap();
     assert!(matches!(state.load(b"k", None), Err(Ring0Error::NotQuiet)));
@@ -345,11 +262,7 @@ fn keys_with_the_same_hash_are_kept_apart() {
         }
         for n in 0..count {
             let expected = (n % 3 != 0).then(|| n.to_le_bytes());
-            assert_eq!(
-                state.get(&key(n)),
-                expected.as_ref().map(|v| &v[..]),
-                "{n} with {keep:#x}"
-            );
+            assert_eq!(state.get(&key(n)), expected.as_ref().map(|v| &v[..]), "{n} with {keep:#x}");
             if n % 10 == 0 {
                 assert_eq!(state.get(&long(n)), Some(&n.to_be_bytes()[..]));
             }
@@ -409,9 +322,7 @@ fn deleting_and_inserting_everything_again_needs_no_more_memory() {
     let mut used = Vec::new();
     for round in 0..10_u8 {
         for n in 0..keys {
-            state
-                .try_put(&key(n + u64::from(round) * keys), &[round; 100])
-                .unwrap();
+            state.try_put(&key(n + u64::from(round) * keys), &[round; 100]).unwrap();
             if n % 100 == 99 {
                 settle(&mut drain);
             }

@@ -14,7 +14,7 @@ use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::TruncationScope;
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
-use crate::per_core_wal::recovery::plan::Span;
+use crate::per_core_wal::recovery::plan::{Span, cut_of};
 use crate::per_core_wal::recovery::survey::Survey;
 use crate::per_core_wal::truncate::truncate_segments;
 use crate::vfs::Vfs;
@@ -108,7 +108,7 @@ impl Checkpointer {
     /// Applies the log up to the durable epoch to the manager.
     fn apply(&mut self, cut: &DurableCut) -> Result<u64, StoreError> {
         let cuts = self.applied.cuts.clone();
-        let after = |core: CoreId| cuts.get(core.index()).copied().unwrap_or(Sequence::ZERO);
+        let after = |core: CoreId| cut_of(&cuts, core);
         let survey = Survey::up_to(&self.vfs, &self.scope.policy.dir, &after, &cut.ends)?;
         for core in (0..self.scope.core_count).map(CoreId) {
             let sealed = survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch);
@@ -124,7 +124,7 @@ impl Checkpointer {
         }
         let before = self.applied.changes;
         let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: cut.epoch };
-        for incarnation in survey.incarnations() {
+        for incarnation in survey.incarnations(after) {
             apply_incarnation(&self.vfs, &survey, incarnation, span, &mut self.manager, &mut self.applied)?;
         }
         self.manager.set_epoch(cut.epoch.0);

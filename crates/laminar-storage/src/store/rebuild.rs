@@ -58,7 +58,7 @@ pub(crate) fn rebuild(
         IncrementalCheckpointManager::open_at(builder.checkpoint_config(layout), Arc::clone(vfs), base)?;
     let before = located.metadata().map_or(survey.core_count(), |metadata| metadata.core_count);
     let mut applied = known_so_far(located);
-    for incarnation in survey.incarnations() {
+    for incarnation in survey.incarnations(|core| plan.span(core).after) {
         let Some(header) = survey.header_of(incarnation) else { continue };
         reshard(builder, &mut manager, header.core_count)?;
         apply_incarnation(vfs, survey, incarnation, |core| plan.span(core), &mut manager, &mut applied)?;
@@ -88,8 +88,9 @@ pub(crate) fn rebuild(
 fn known_so_far(located: &Located) -> Applied {
     let Some(metadata) = located.metadata() else { return Applied::default() };
     let cuts: Vec<_> = metadata.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
-    let digest =
-        |index: usize| metadata.digests.get(index).map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+    let digest = |index: usize| {
+        metadata.digests.get(index).map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys })
+    };
     let barriers = (0..cuts.len()).map(|index| (Epoch(metadata.epoch), digest(index)));
     Applied { changes: 0, barriers: barriers.collect(), cuts }
 }

@@ -16,7 +16,6 @@ use crate::error::Detail;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
 pub struct Settings {
     /// Entries of each core's changelog ring, 32 bytes each, rounded up to a power of two. A larger
     /// ring absorbs longer stalls of the device. 64 to 2^24; default 65,536.

@@ -25,9 +25,10 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) durable: Durable,
     pub(crate) counters: Counters,
-    drain: Mutex<Drain>,
+    /// Ring 1 and the checkpoints; gone once the store is closed, and the directory's locks with them.
+    drain: Mutex<Option<Drain>>,
     cut: Mutex<DurableCut>,
-    checkpointer: Mutex<Checkpointer>,
+    checkpointer: Mutex<Option<Checkpointer>>,
     checkpoint_failure: Mutex<Option<StoreError>>,
     /// Per core: the last epoch it sealed, once it is dropped.
     gone: Vec<OnceLock<Epoch>>,
@@ -66,8 +67,8 @@ impl Shared {
             durable: Durable::starting_at(point),
             counters,
             cut: Mutex::new(drain.cut()),
-            drain: Mutex::new(drain),
-            checkpointer: Mutex::new(checkpointer),
+            drain: Mutex::new(Some(drain)),
+            checkpointer: Mutex::new(Some(checkpointer)),
             checkpoint_failure: Mutex::new(None),
             gone: (0..cores).map(|_| OnceLock::new()).collect(),
             ring1: OnceLock::new(),
@@ -109,6 +110,7 @@ impl Shared {
         self.durable.check()?;
         let turn = {
             let mut drain = lock(&self.drain);
+            let Some(drain) = drain.as_mut() else { return Ok(false) };
             let turn = drain.turn(&self.counters);
             if let Ok(turn) = &turn
                 && turn.durable.is_some()
@@ -186,7 +188,7 @@ impl Shared {
     }
 
     fn confirm(&self) -> Result<(), StoreError> {
-        let result = lock(&self.drain).confirm();
+        let result = lock(&self.drain).as_mut().map_or(Ok(()), Drain::confirm);
         if let Err(error) = &result {
             self.durable.poison(error);
         }
@@ -232,6 +234,10 @@ impl Shared {
     pub(crate) fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
         self.durable.check()?;
         let mut checkpointer = lock(&self.checkpointer);
+        let Some(checkpointer) = checkpointer.as_mut() else {
+            self.check_open()?;
+            return Err(StoreError::closed(Detail::new("the store was closed")));
+        };
         let cut = lock(&self.cut).clone();
         let bytes = self.counters.wal_bytes.get();
         let before = checkpointer.newest().map(|newest| newest.id);
@@ -351,16 +357,17 @@ impl Shared {
     }
 
     fn finish(&self) -> Result<u64, StoreError> {
-        if self.closed.load(Ordering::Acquire) {
-            return Ok(0);
-        }
-        while self.turn()? {}
-        let mut drain = lock(&self.drain);
-        let result = drain.end();
-        if let Err(error) = &result {
+        let drained = (|| {
+            while self.turn()? {}
+            lock(&self.drain).as_mut().map_or(Ok(0), Drain::end)
+        })();
+        if let Err(error) = &drained {
             self.durable.poison(error);
         }
-        result
+        // Whatever happened: the directory is free for the next opening.
+        *lock(&self.drain) = None;
+        *lock(&self.checkpointer) = None;
+        drained
     }
 }
 

@@ -21,16 +21,10 @@ fn an_unknown_operation_byte_is_an_error() {
 #[test]
 fn entries_say_what_they_are() {
     let put = StateChangelogEntry::from_key(b"k", 3, 64, 10, StateOp::Put);
-    assert_eq!(
-        (put.epoch, put.mmap_offset, put.value_len, put.op()),
-        (3, 64, 10, StateOp::Put)
-    );
+    assert_eq!((put.epoch, put.mmap_offset, put.value_len, put.op()), (3, 64, 10, StateOp::Put));
     assert!(put.is_put() && !put.is_delete() && !put.is_seal());
     let delete = StateChangelogEntry::from_key(b"k", 3, 64, 10, StateOp::Delete);
-    assert_eq!(
-        delete,
-        StateChangelogEntry::delete(3, StateChangelogEntry::hash_key(b"k"), 64)
-    );
+    assert_eq!(delete, StateChangelogEntry::delete(3, StateChangelogEntry::hash_key(b"k"), 64));
     assert!(delete.is_delete() && !delete.is_put() && delete.value_len == 0);
     let seal = StateChangelogEntry::seal(3, 0);
     assert!(seal.is_seal() && !seal.is_put() && !seal.is_delete());
@@ -52,10 +46,7 @@ fn a_full_ring_refuses_and_loses_nothing() {
     }
     assert!(buffer.is_full() && buffer.available() == 0);
     assert!(!buffer.push(entry(9)) && !buffer.push_put(b"x", 0, 0) && !buffer.push_delete(b"x", 0));
-    assert_eq!(
-        (buffer.overflow_count(), buffer.total_pushed(), buffer.len()),
-        (3, 4, 4)
-    );
+    assert_eq!((buffer.overflow_count(), buffer.total_pushed(), buffer.len()), (3, 4, 4));
     assert_eq!(buffer.drain(3), [entry(0), entry(1), entry(2)]);
     assert_eq!(buffer.pop(), Some(entry(3)));
     assert!(buffer.is_empty() && buffer.pop().is_none());
@@ -79,10 +70,7 @@ fn cleared_entries_count_as_drained() {
     let buffer = StateChangelogBuffer::with_capacity(4);
     assert!(buffer.push(entry(1)) && buffer.push(entry(2)));
     buffer.clear();
-    assert_eq!(
-        (buffer.total_pushed(), buffer.total_drained(), buffer.len()),
-        (2, 2, 0)
-    );
+    assert_eq!((buffer.total_pushed(), buffer.total_drained(), buffer.len()), (2, 2, 0));
 }
 
 #[test]

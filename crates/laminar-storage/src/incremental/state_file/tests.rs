@@ -50,9 +50,7 @@ fn read(disk: &SimDisk, meta: &CheckpointFile) -> Result<Records, IncrementalChe
 
 fn many(n: u32) -> Records {
     let value = |i: u32| (!i.is_multiple_of(5)).then(|| vec![i as u8; (i % 90) as usize]);
-    (0..n)
-        .map(|i| (format!("key-{i:06}").into_bytes(), value(i)))
-        .collect()
+    (0..n).map(|i| (format!("key-{i:06}").into_bytes(), value(i))).collect()
 }
 
 #[test]

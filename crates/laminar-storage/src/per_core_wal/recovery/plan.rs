@@ -48,9 +48,15 @@ impl Base {
         if self.log.is_none() {
             return Sequence::ZERO;
         }
-        let largest = || self.cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
-        self.cuts.get(core.index()).copied().unwrap_or_else(largest)
+        cut_of(&self.cuts, core)
     }
+}
+
+/// The cut of a core: every record up to it is in the checkpoint. Cores beyond the list belong to an
+/// earlier layout, of which everything lies below the largest cut.
+pub(crate) fn cut_of(cuts: &[Sequence], core: CoreId) -> Sequence {
+    let largest = || cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
+    cuts.get(core.index()).copied().unwrap_or_else(largest)
 }
 
 /// Which records of a core to replay.
@@ -138,7 +144,7 @@ impl Plan {
     fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
         let base_cores =
             self.base.as_ref().filter(|base| base.log.is_some()).map_or(0, |base| base.core_count);
-        for core in (0..self.survey.core_count().max(base_cores)).map(CoreId) {
+        for core in (0..self.needed_cores()).map(CoreId) {
             let missing = |what: String, epoch: Epoch| {
                 Err(PerCoreWalError::SegmentNotFound(Box::new(
                     Detail::new(what)
@@ -174,6 +180,15 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// The cores whose log is needed: those of the log's layout, and those of the checkpoint's unless
+    /// that one covers everything that was ever written anyway.
+    fn needed_cores(&self) -> u16 {
+        let (_, last, _) = self.survey.high_water();
+        let behind = |base: &&Base| base.log.is_some() && base.cuts.iter().all(|cut| *cut < last);
+        let base_cores = self.base.as_ref().filter(behind).map_or(0, |base| base.core_count);
+        self.survey.core_count().max(base_cores)
     }
 
     fn has_records(&self) -> bool {

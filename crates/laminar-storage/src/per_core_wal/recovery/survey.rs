@@ -180,10 +180,11 @@ impl Survey {
             .unwrap_or(Epoch::MAX)
     }
 
-    /// The incarnations that have segments here, oldest first.
-    pub(crate) fn incarnations(&self) -> Vec<Incarnation> {
-        let segments = self.cores.iter().flat_map(|log| &log.segments);
-        segments.map(|segment| segment.header.incarnation).collect::<BTreeSet<_>>().into_iter().collect()
+    /// The incarnations that have records behind `after`, oldest first.
+    pub(crate) fn incarnations(&self, after: impl Fn(CoreId) -> Sequence) -> BTreeSet<Incarnation> {
+        let logs = self.cores.iter().filter(|log| log.last_sequence > after(log.core));
+        let used = logs.flat_map(|log| &log.segments).filter(|segment| segment.records > 0);
+        used.map(|segment| segment.header.incarnation).collect()
     }
 
     /// Header of any segment of an incarnation.

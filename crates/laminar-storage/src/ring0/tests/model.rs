@@ -58,15 +58,13 @@ struct Model {
 
 impl Model {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.events
-            .push_back(Event::Change(StateOp::Put, key.clone(), value.clone()));
+        self.events.push_back(Event::Change(StateOp::Put, key.clone(), value.clone()));
         self.live.insert(key, value);
     }
 
     fn delete(&mut self, key: &[u8]) {
         if self.live.remove(key).is_some() {
-            self.events
-                .push_back(Event::Change(StateOp::Delete, key.to_vec(), Vec::new()));
+            self.events.push_back(Event::Change(StateOp::Delete, key.to_vec(), Vec::new()));
         }
     }
 
@@ -74,9 +72,7 @@ impl Model {
         let batch = drain.drain(max);
         for i in batch.entries {
             let event = self.events.pop_front().unwrap();
-            let Event::Change(_, key, value) = &event else {
-                panic!("{event:?} instead of a change")
-            };
+            let Event::Change(_, key, value) = &event else { panic!("{event:?} instead of a change") };
             if drain.entry(i).unwrap().is_put() {
                 self.drained.insert(key.clone(), value.clone());
             } else {
@@ -88,32 +84,24 @@ impl Model {
             let event = Event::Seal(seal.epoch.get(), seal.commit.map(Vec::from));
             assert_eq!(self.events.pop_front(), Some(event));
         }
-        let digest = self.drained.iter().fold(0_u64, |sum, (k, v)| {
-            sum.wrapping_add(crate::format::digest::record_digest(k, v))
-        });
+        let digest = self
+            .drained
+            .iter()
+            .fold(0_u64, |sum, (k, v)| sum.wrapping_add(crate::format::digest::record_digest(k, v)));
         let live_keys = self.drained.len() as u64;
-        assert_eq!(
-            drain.digest(),
-            crate::format::digest::StateDigest { digest, live_keys }
-        );
+        assert_eq!(drain.digest(), crate::format::digest::StateDigest { digest, live_keys });
     }
 
     fn check(&self, state: &CoreState, drain: &CoreDrain) {
         for k in 0..40 {
             assert_eq!(state.get(&name(k)), self.live.get(&name(k)).map(|v| &v[..]));
         }
-        let all: HashMap<_, _> = state
-            .iter()
-            .map(|(k, v)| (k.to_vec(), v.to_vec()))
-            .collect();
+        let all: HashMap<_, _> = state.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
         assert_eq!(all, self.live);
         assert_eq!(drain.pending(), self.events.len());
         for (i, event) in &self.unreleased {
             let record = drain.record(*i).unwrap();
-            assert_eq!(
-                *event,
-                Event::Change(record.op, record.key.to_vec(), record.value.to_vec())
-            );
+            assert_eq!(*event, Event::Change(record.op, record.key.to_vec(), record.value.to_vec()));
         }
     }
 }
@@ -124,15 +112,15 @@ fn apply(op: Op, model: &mut Model, state: &mut CoreState, drain: &mut CoreDrain
             Ok(()) => model.put(name(k), v),
             Err(error) => assert!(matches!(error, Ring0Error::RingFull)),
         },
-        Op::Update(k, v) => match state.try_update(&name(k), |old| {
-            Some([old.unwrap_or_default(), &[v]].concat())
-        }) {
-            Ok(()) => {
-                let old = model.live.get(&name(k)).cloned().unwrap_or_default();
-                model.put(name(k), [old, vec![v]].concat());
+        Op::Update(k, v) => {
+            match state.try_update(&name(k), |old| Some([old.unwrap_or_default(), &[v]].concat())) {
+                Ok(()) => {
+                    let old = model.live.get(&name(k)).cloned().unwrap_or_default();
+                    model.put(name(k), [old, vec![v]].concat());
+                }
+                Err(error) => assert!(matches!(error, Ring0Error::RingFull)),
             }
-            Err(error) => assert!(matches!(error, Ring0Error::RingFull)),
-        },
+        }
         Op::UpdateAway(k) => {
             if state.try_update(&name(k), |_| None::<Vec<u8>>).is_ok() {
                 model.delete(&name(k));
@@ -145,10 +133,7 @@ fn apply(op: Op, model: &mut Model, state: &mut CoreState, drain: &mut CoreDrain
             }
         }
         Op::Batch(pairs) => {
-            let pairs: Vec<_> = pairs
-                .into_iter()
-                .map(|(k, v)| (name(k), vec![v; 20]))
-                .collect();
+            let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (name(k), vec![v; 20])).collect();
             let applied = match state.try_put_batch(&pairs) {
                 Ok(()) => pairs.len(),
                 Err((applied, _)) => applied,

@@ -8,21 +8,12 @@ use super::{key, small};
 
 /// A value that tells whether it was read whole: the version, repeated.
 fn value(version: u64, len: usize) -> Vec<u8> {
-    version
-        .to_le_bytes()
-        .into_iter()
-        .cycle()
-        .take(len)
-        .collect()
+    version.to_le_bytes().into_iter().cycle().take(len).collect()
 }
 
 #[test]
 fn what_is_drained_on_another_thread_is_whole_and_in_order() {
-    let (writes, keys) = if cfg!(miri) {
-        (400, 10)
-    } else {
-        (600_000, 500)
-    };
+    let (writes, keys) = if cfg!(miri) { (400, 10) } else { (600_000, 500) };
     let (mut state, mut drain) = small(if cfg!(miri) { 32 } else { 1024 });
     let background = thread::spawn(move || {
         let mut seen: HashMap<[u8; 16], u64> = HashMap::new();
@@ -63,16 +54,12 @@ fn what_is_drained_on_another_thread_is_whole_and_in_order() {
     });
     let mut random = 1_u64;
     for version in 1..=writes {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let key = key((random >> 33) % keys);
         let len = 8 + usize::try_from((random >> 20) % 200).unwrap();
         loop {
             let done = match version % 97 {
-                0 => state
-                    .seal(Some(&state.epoch().get().to_le_bytes()))
-                    .map(|_| ()),
+                0 => state.seal(Some(&state.epoch().get().to_le_bytes())).map(|_| ()),
                 1..10 => state.try_delete(&key).map(|_| ()),
                 _ => state.try_put(&key, &value(version, len)),
             };

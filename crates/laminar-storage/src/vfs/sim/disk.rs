@@ -16,7 +16,7 @@ use super::tree::{Ino, Tree};
 use crate::vfs::{Access, FileKind, Vfs, VfsFile};
 
 /// Where the simulated clock starts: 2023-11-14, so that labels look like labels.
-const CLOCK_START_NS: u64 = 1_700_000_000_000_000_000;
+pub(super) const CLOCK_START_NS: u64 = 1_700_000_000_000_000_000;
 const CLOCK_STEP_NS: u64 = 1_000;
 
 /// A simulated disk and the machine it is in. Clones are handles to the same disk.

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::content::{Content, in_memory};
-use super::disk::SimDisk;
+use super::disk::{CLOCK_START_NS, SimDisk};
 use super::machine::Machine;
 use super::select::{ImagePolicy, Images};
 use super::trace::Op;
 use super::tree::{DataChange, DirNode, FileNode, Ino, Node, ROOT, SECTOR, Tree};
+
+/// How far apart the clocks of two boots may be: an hour.
+pub const CLOCK_JUMP_NS: u64 = 3_600_000_000_000;
 
 /// A set of pending items by number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -434,8 +437,69 @@ impl Snapshot {
     /// what was not synced is still not durable. Locks are released.
     #[must_use]
     pub fn restart(&self) -> SimDisk {
-        let Origin { op: _, seed, clock } = self.inner.origin;
-        SimDisk::from_machine(Machine::new(self.inner.tree.clone(), seed ^ 1, clock))
+        let Origin { seed, clock, .. } = self.inner.origin;
+        let mut machine = Machine::new(self.inner.tree.clone(), seed, clock);
+        machine.random = seed ^ self.hash();
+        SimDisk::from_machine(machine)
+    }
+
+    /// Equal (but for a hash collision) only when what is durable, cached and pending is equal.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let tree = &self.inner.tree;
+        let mut scratch = Vec::new();
+        let mut text = Vec::new();
+        for (ino, node) in &tree.nodes {
+            text.extend_from_slice(&ino.to_le_bytes());
+            match node.as_ref() {
+                Node::File(file) => {
+                    text.push(if file.diverged { 2 } else { 1 });
+                    for content in [&file.durable, &file.cached] {
+                        text.extend_from_slice(&content.hash(&mut scratch).to_le_bytes());
+                    }
+                    for item in &file.pending {
+                        hash_change(&item.change, &mut text);
+                    }
+                }
+                Node::Dir(dir) => {
+                    text.push(0);
+                    for (name, child) in dir.durable.iter().chain(dir.cached.iter()) {
+                        text.extend_from_slice(name.as_bytes());
+                        text.push(0);
+                        text.extend_from_slice(&child.to_le_bytes());
+                    }
+                }
+            }
+        }
+        for item in tree.dirents.iter() {
+            text.extend_from_slice(format!("{:?}{:?}", item.change, item.synced).as_bytes());
+        }
+        xxh3_64(&text)
+    }
+
+    /// Whether nothing is pending or lost: the only image of a power cut is what is there.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let clean = |node: &(Ino, Arc<Node>)| match node.1.as_ref() {
+            Node::File(file) => file.is_clean(),
+            Node::Dir(dir) => Arc::ptr_eq(&dir.durable, &dir.cached),
+        };
+        self.inner.tree.dirents.is_empty() && self.inner.tree.nodes.iter().all(clean)
+    }
+}
+
+fn hash_change(change: &DataChange, text: &mut Vec<u8>) {
+    match change {
+        DataChange::Atom { offset, data, start, len } => {
+            text.push(b'a');
+            text.extend_from_slice(&offset.to_le_bytes());
+            text.extend_from_slice(&(*len as u64).to_le_bytes());
+            text.extend_from_slice(&data[*start..start + len]);
+        }
+        DataChange::Size(len) => {
+            text.push(b's');
+            text.extend_from_slice(&len.to_le_bytes());
+        }
     }
 }
 
@@ -478,12 +542,15 @@ impl Image {
     }
 
     /// A machine with this disk, powered on, with no locks held, no faults planned, not tracing.
-    /// Every call gives a disk of its own.
+    /// Every call gives a disk of its own. Random numbers and the clock follow from the seed and the
+    /// content alone, so that the same image behaves the same however it came about; the clock may
+    /// therefore have jumped by up to [`CLOCK_JUMP_NS`] either way.
     #[must_use]
     pub fn mount(&self) -> SimDisk {
-        let Origin { seed, clock, .. } = self.origin;
-        // Another boot draws other random numbers, the same ones every time.
-        let seed = seed ^ self.hash;
-        SimDisk::from_machine(Machine::new(self.tree.clone(), seed, clock))
+        let seed = self.origin.seed;
+        let clock = CLOCK_START_NS + self.hash % CLOCK_JUMP_NS;
+        let mut machine = Machine::new(self.tree.clone(), seed, clock);
+        machine.random = seed ^ self.hash;
+        SimDisk::from_machine(machine)
     }
 }

@@ -83,12 +83,7 @@ impl Machine {
         Ok(fault)
     }
 
-    pub(super) fn finish(
-        &mut self,
-        class: Class,
-        call: &Call<'_>,
-        outcome: Result<u64, io::ErrorKind>,
-    ) {
+    pub(super) fn finish(&mut self, class: Class, call: &Call<'_>, outcome: Result<u64, io::ErrorKind>) {
         let numbered = class.mutates() || self.number_reads;
         if self.traced.is_none() && (self.recorded.is_none() || !class.mutates()) {
             return;
@@ -238,12 +233,7 @@ impl Machine {
                 Err(_) => {}
             }
         }
-        let change = DirChange::Move {
-            from: from_cell,
-            to: to_cell,
-            ino,
-            replaced,
-        };
+        let change = DirChange::Move { from: from_cell, to: to_cell, ino, replaced };
         self.tree.change(self.ops, change);
         self.release(replaced);
         Ok(0)
@@ -292,9 +282,7 @@ impl Machine {
 
     pub(super) fn kind_of(&self, ino: Ino) -> FileKind {
         match self.tree.node(ino).map(Arc::as_ref) {
-            Some(Node::File(file)) => FileKind::File {
-                len: file.cached.len(),
-            },
+            Some(Node::File(file)) => FileKind::File { len: file.cached.len() },
             Some(Node::Dir(_)) => FileKind::Dir,
             None => FileKind::Other,
         }

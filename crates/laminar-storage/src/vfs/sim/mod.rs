@@ -41,6 +41,6 @@ mod tests;
 
 pub use disk::SimDisk;
 pub use faults::{Duration, Fault, Keep, Short};
-pub use image::{Image, ImageId, Snapshot, Torn};
+pub use image::{CLOCK_JUMP_NS, Image, ImageId, Snapshot, Torn};
 pub use select::{ImagePolicy, Images, Profile};
 pub use trace::{Op, Stats};

@@ -183,7 +183,11 @@ fn history_has_the_disk_after_every_change() {
     assert_eq!(history[2].last_op().unwrap().call, "pwrite");
     assert_eq!(history[2].flushed().mount().files(), [("f.tmp".into(), 3)]);
     assert_eq!(history[5].pending(), 0);
+    assert!(history[5].is_clean() && !history[4].is_clean());
+    let hashes: BTreeSet<u64> = history.iter().map(Snapshot::hash).collect();
+    assert_eq!(hashes.len(), 6);
     let killed = history[4].restart();
+    assert_eq!(killed.snapshot().hash(), history[4].hash());
     assert_eq!(killed.files(), [("f".into(), 3)]);
     assert!(killed.snapshot().pending() > 0, "a kill makes nothing durable");
 }

@@ -56,12 +56,7 @@ fn check(disk: &SimDisk, acked: u64, place: &str) {
     for key in (1..=5).map(|n| vec![n]).chain([b"all".to_vec()]) {
         assert_eq!(manager.get(&key).unwrap().as_deref(), expected.get(&key), "{place}");
     }
-    assert!(
-        !names(disk)
-            .iter()
-            .any(|name| name.contains(".tmp/") || name.contains(".trash/")),
-        "{place}"
-    );
+    assert!(!names(disk).iter().any(|name| name.contains(".tmp/") || name.contains(".trash/")), "{place}");
     for listed in manager.list_checkpoints().unwrap() {
         validate_checkpoint_in(disk, &dir_of(listed.id)).unwrap_or_else(|e| panic!("{place}: {e}"));
     }
@@ -111,16 +106,8 @@ fn what_opening_shows_survives_a_power_cut() {
     history(&disk, &mut 0).unwrap();
     for snapshot in disk.history() {
         let restarted = snapshot.restart();
-        let shown = try_open(&restarted)
-            .unwrap()
-            .latest_checkpoint_id()
-            .unwrap_or(0);
-        let policy = ImagePolicy {
-            exhaustive_bits: 3,
-            random: 2,
-            torn_cuts: 0,
-            ..ImagePolicy::default()
-        };
+        let shown = try_open(&restarted).unwrap().latest_checkpoint_id().unwrap_or(0);
+        let policy = ImagePolicy { exhaustive_bits: 3, random: 2, torn_cuts: 0, ..ImagePolicy::default() };
         for image in restarted.snapshot().images(&policy) {
             check(&image.mount(), shown, &format!("op {}", snapshot.op()));
         }
