@@ -86,7 +86,7 @@ impl Arena {
         self.free[class.index()] = next;
         self.free_bytes -= class.size();
         if next != 0 {
-            prefetch::range(self.base.at(index(next)), class.size());
+            prefetch::range_to_write(self.base.at(index(next)), class.size());
         }
         Some(Slot { at, class })
     }
@@ -224,6 +224,6 @@ impl Arena {
     /// Fetches a slot that will be used soon.
     #[inline]
     pub(super) fn prefetch(&self, at: u64, bytes: usize) {
-        prefetch::range(self.base.at(index(at)), bytes);
+        prefetch::range_to_write(self.base.at(index(at)), bytes);
     }
 }

@@ -285,7 +285,7 @@ impl CoreState {
                 }
             }
             None => self.find(&needle, key).map(|(place, old)| {
-                self.index.remove(place);
+                self.index.remove(place, needle.hash);
                 old
             }),
         };
@@ -415,7 +415,7 @@ impl CoreState {
             StateChangelogEntry::delete(epoch, needle.hash, at),
             Retired::with_its_prev(at),
         );
-        self.index.remove(place);
+        self.index.remove(place, needle.hash);
         Ok(())
     }
 
