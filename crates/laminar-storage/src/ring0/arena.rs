@@ -221,6 +221,32 @@ impl Arena {
         unsafe { self.free(retired.at()) };
     }
 
+    /// Hands on what a drained changelog entry retired when it is one slot of the class; makes it
+    /// available again otherwise.
+    ///
+    /// # Safety
+    /// As [`Self::free_retired`].
+    #[inline]
+    pub(super) unsafe fn reuse_retired(
+        &mut self,
+        retired: super::retire::Retired,
+        class: Class,
+    ) -> Option<Slot> {
+        if !retired.with_prev() {
+            // SAFETY: a record that was published and released; it has been used (R0-3).
+            let header = unsafe { record::header(self.base, retired.at()) };
+            if header.class == class {
+                return Some(Slot {
+                    at: retired.at(),
+                    class,
+                });
+            }
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.free_retired(retired) };
+        None
+    }
+
     /// Fetches a slot that will be used soon.
     #[inline]
     pub(super) fn prefetch(&self, at: u64, bytes: usize) {

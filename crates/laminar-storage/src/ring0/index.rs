@@ -111,6 +111,16 @@ impl Index {
         prefetch::line(home.wrapping_add(64));
     }
 
+    /// Fetches the part of what a search for `hash` will read that would otherwise be asked for late.
+    #[inline]
+    pub(super) fn prefetch_to_read(&self, hash: u64) {
+        let home = self
+            .blocks
+            .segment(self.pointer_of(hash).block())
+            .home_address(hash);
+        prefetch::line(home.wrapping_add(64));
+    }
+
     #[inline]
     fn pointer_of(&self, hash: u64) -> Pointer {
         self.directory.pointers(self.pointers())[self.slot_of(hash)]

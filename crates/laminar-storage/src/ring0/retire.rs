@@ -88,6 +88,12 @@ impl RetireQueue {
         self.pushed - self.reclaimed < self.words.len() as u64
     }
 
+    /// Whether more than half of the places are taken.
+    #[inline]
+    pub(super) fn is_half_full(&self) -> bool {
+        self.pushed - self.reclaimed > self.words.len() as u64 / 2
+    }
+
     /// Notes what the next entry retires.
     #[inline]
     pub(super) fn push(&mut self, retired: Retired) {

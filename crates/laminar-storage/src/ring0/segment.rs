@@ -12,7 +12,6 @@
 //! searches down or to fill the table. All safe code.
 
 use super::hash::KeyHasher;
-use super::prefetch;
 
 /// Buckets in a segment, so that it is 32 KiB with its header.
 const BUCKETS: usize = 255;
@@ -227,8 +226,6 @@ impl Segment {
     #[inline]
     pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<At> {
         let mut index = home(needle.hash);
-        // The second line is needed as soon as the first one has come: ask for both now.
-        prefetch::line((&raw const self.buckets[index].words[1]).cast());
         for _ in 0..BUCKETS {
             let bucket = &self.buckets[index];
             let mut matches = bucket.matches(needle.low);

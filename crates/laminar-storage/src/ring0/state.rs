@@ -98,7 +98,16 @@ impl CoreState {
     #[inline]
     pub(crate) fn try_put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
         check(key, value)?;
-        self.put_hashed(self.hasher.hash(key), key, value)
+        let hash = self.hasher.hash(key);
+        self.fetch(hash);
+        self.put_hashed(hash, key, value)
+    }
+
+    /// Starts the one read from memory that a change waits for, before anything else is done: the
+    /// processor then reaches the next change's within the wait for this one's.
+    #[inline]
+    fn fetch(&self, hash: u64) {
+        self.index.prefetch(hash);
     }
 
     #[inline]
@@ -112,8 +121,10 @@ impl CoreState {
     /// Removes `key`; `false`, and nothing goes to the changelog, when it was absent.
     pub(crate) fn try_delete(&mut self, key: &[u8]) -> Result<bool, Ring0Error> {
         check(key, &[])?;
+        let hash = self.hasher.hash(key);
+        self.fetch(hash);
         self.reserve_entry()?;
-        let needle = Needle::new(self.hasher.hash(key), key);
+        let needle = Needle::new(hash, key);
         let Some((place, at)) = self.find(&needle, key) else {
             return Ok(false);
         };
@@ -130,8 +141,10 @@ impl CoreState {
         change: impl FnOnce(Option<&[u8]>) -> Option<V>,
     ) -> Result<(), Ring0Error> {
         check(key, &[])?;
+        let hash = self.hasher.hash(key);
+        self.fetch(hash);
         self.reserve_entry()?;
-        let needle = Needle::new(self.hasher.hash(key), key);
+        let needle = Needle::new(hash, key);
         let lookup = self.lookup(&needle, key)?;
         let old = match lookup {
             // SAFETY: the index points to it, so it is live (R0-4) and not free.
@@ -174,7 +187,9 @@ impl CoreState {
     /// The value of `key`.
     #[inline]
     pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        let needle = Needle::new(self.hasher.hash(key), key);
+        let hash = self.hasher.hash(key);
+        self.index.prefetch_to_read(hash);
+        let needle = Needle::new(hash, key);
         let (_, at) = self.find(&needle, key)?;
         // SAFETY: the index points to it, so it is live (R0-4) and not free.
         Some(unsafe { self.arena.record(at) }.value)
@@ -329,11 +344,13 @@ impl CoreState {
             .find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
     }
 
-    /// Makes sure that one entry can be pushed, and takes back slots meanwhile: two per entry, so that
-    /// a backlog shrinks.
+    /// Makes sure that one entry can be pushed.
     #[inline]
     fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
-        self.reclaim(2);
+        if self.retired.is_half_full() {
+            // Allocations take one back for each one that comes; this catches up.
+            self.reclaim(4);
+        }
         if self.retired.has_room() && self.changelog.has_room() {
             return Ok(());
         }
@@ -342,16 +359,11 @@ impl CoreState {
     }
 
     /// Takes back what up to `most` released entries retired.
-    #[inline]
     fn reclaim(&mut self, most: usize) {
         for _ in 0..most {
             let Some(retired) = self.retired.take() else {
                 return;
             };
-            let soon = self.retired.upcoming(FETCH_AHEAD);
-            if soon != Retired::NOTHING {
-                self.arena.prefetch(soon.at(), FETCH_BYTES);
-            }
             if retired != Retired::NOTHING {
                 // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
                 unsafe { self.arena.free_retired(retired) };
@@ -359,8 +371,19 @@ impl CoreState {
         }
     }
 
+    /// A slot of a class: what the oldest released entry retired if that fits, which is the usual case.
     #[inline]
     fn allocate(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+        if let Some(retired) = self.retired.take() {
+            self.arena
+                .prefetch(self.retired.upcoming(FETCH_AHEAD).at(), FETCH_BYTES);
+            if retired != Retired::NOTHING {
+                // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
+                if let Some(slot) = unsafe { self.arena.reuse_retired(retired, class) } {
+                    return Ok(slot);
+                }
+            }
+        }
         match self.arena.reuse(class) {
             Some(slot) => Ok(slot),
             None => self.allocate_slowly(class),
