@@ -176,6 +176,16 @@ impl Arena {
         slot.at
     }
 
+    /// Says which record the one at `at` replaces.
+    ///
+    /// # Safety
+    /// `at` is a record that Ring 0 has written and not published (R0-4).
+    #[inline]
+    pub(super) unsafe fn set_prev(&mut self, at: u64, prev: u64) {
+        // SAFETY: used, and known to nobody else, by the caller's promise.
+        unsafe { record::header_mut(self.base, at) }.prev = prev;
+    }
+
     /// The record at `at`.
     ///
     /// # Safety

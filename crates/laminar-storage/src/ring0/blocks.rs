@@ -120,6 +120,12 @@ impl Blocks {
         [first, second]
     }
 
+    /// Sees to it that `blocks` more can be taken.
+    #[inline]
+    pub(super) fn reserve(&mut self, blocks: usize) -> Result<(), Ring0Error> {
+        self.bump.reserve(blocks * SEGMENT)
+    }
+
     /// The segment behind another one.
     pub(super) fn next(&self, block: Block) -> Option<Block> {
         // `next` of a segment in use is only ever written with a block's number.

@@ -166,6 +166,13 @@ impl Index {
         None
     }
 
+    /// Sees to it that inserting `keys` more keys, which are spread like hashes, will find memory.
+    #[inline]
+    pub(super) fn reserve_splits(&mut self, keys: usize) -> Result<(), Ring0Error> {
+        self.blocks
+            .reserve(keys + self.directory.capacity * 2 / DIRECTORY_BLOCK)
+    }
+
     /// The record of a key, or a free place for it. Makes room first if there is none, and fails only
     /// when that needs memory that cannot be had.
     #[inline]

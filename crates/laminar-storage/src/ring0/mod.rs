@@ -61,6 +61,7 @@ mod class;
 mod drain;
 mod hash;
 mod index;
+mod pending;
 mod prefault;
 mod prefetch;
 mod record;
@@ -153,8 +154,8 @@ fn new_state_with(
         StateChangelogBuffer::with_capacity(config.ring_capacity).split();
     producer.set_epoch(config.first_epoch.get());
     let released = Arc::new(retire::Released::default());
-    // Twice the ring: Ring 1 may hold one ring full of drained entries while Ring 0 fills another.
-    let retired = retire::RetireQueue::new(producer.capacity() * 2, Arc::clone(&released));
+    // An entry has its place until Ring 1 has released it, so that the ring itself is never full.
+    let retired = retire::RetireQueue::new(producer.capacity(), Arc::clone(&released));
     let drain = CoreDrain::new(config.core, records, consumer, released);
     Ok((
         CoreState::new(config.core, hasher, arena, index, producer, retired),

@@ -8,6 +8,7 @@ use super::arena::{Arena, Slot};
 use super::class::Class;
 use super::hash::KeyHasher;
 use super::index::{Index, Lookup, Offsets, Place};
+use super::pending::{Pending, WAITING_MOST, Waiting};
 use super::record::{self, Kind};
 use super::retire::{RetireQueue, Retired};
 use super::segment::Needle;
@@ -17,8 +18,6 @@ use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::changelog::{ChangelogProducer, StateChangelogEntry};
 
-/// Keys that a batch has in flight at once.
-const GROUP: usize = 16;
 /// How many reclaims ahead a retired slot is fetched into the cache.
 const FETCH_AHEAD: u64 = 12;
 /// Bytes fetched of it, whose size is not known before: header, key and a usual value.
@@ -48,6 +47,7 @@ pub(crate) struct CoreState {
     index: Index,
     changelog: ChangelogProducer,
     retired: RetireQueue,
+    pending: Pending,
 }
 
 #[inline]
@@ -86,6 +86,7 @@ impl CoreState {
             index,
             changelog,
             retired,
+            pending: Pending::new(),
         }
     }
 
@@ -94,35 +95,78 @@ impl CoreState {
         self.core
     }
 
-    /// Gives `key` a value.
+    /// Gives `key` a value. Ring 1 sees it a few puts later, or after [`Self::flush`].
     #[inline]
     pub(crate) fn try_put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
         check(key, value)?;
         let hash = self.hasher.hash(key);
-        self.fetch(hash);
-        self.put_hashed(hash, key, value)
-    }
-
-    /// Starts the one read from memory that a change waits for, before anything else is done: the
-    /// processor then reaches the next change's within the wait for this one's.
-    #[inline]
-    fn fetch(&self, hash: u64) {
         self.index.prefetch(hash);
+        if self.pending.is_full() {
+            self.finish_oldest()?;
+        }
+        self.reserve_entry()?;
+        self.index.reserve_splits(WAITING_MOST)?;
+        let slot = self.allocate(Arena::class_for(key, value)?)?;
+        let at = self.arena.write(slot, Kind::Put, 0, 0, key, value);
+        let needle = Needle::new(hash, key);
+        self.pending.add(Waiting {
+            needle,
+            at,
+            value_len: value_len(value),
+        });
+        Ok(())
     }
 
+    /// Passes everything put so far on to Ring 1, which otherwise happens when more is put.
     #[inline]
-    fn put_hashed(&mut self, hash: u64, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
-        self.reserve_entry()?;
-        let needle = Needle::new(hash, key);
-        let lookup = self.lookup(&needle, key)?;
-        self.put_at(lookup, &needle, key, value)
+    pub(crate) fn flush(&mut self) -> Result<(), Ring0Error> {
+        while self.pending.len() > 0 {
+            self.finish_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// Pushes the oldest waiting put to the changelog and points the index to it. Room in the ring was
+    /// reserved when it was put, and so was memory for the index; should even that not be enough,
+    /// the put keeps waiting, and can be read, and the operation that came now fails.
+    #[inline]
+    fn finish_oldest(&mut self) -> Result<(), Ring0Error> {
+        let Some(Waiting {
+            needle,
+            at,
+            value_len,
+        }) = self.pending.oldest()
+        else {
+            return Ok(());
+        };
+        let arena = &self.arena;
+        // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
+        let same = |other| unsafe { arena.record(other) }.key == unsafe { arena.record(at) }.key;
+        let lookup = self.index.find_or_room(&needle, same)?;
+        let entry = StateChangelogEntry::put(self.changelog.epoch(), needle.hash, at, value_len);
+        match lookup {
+            Lookup::Found(place, prev) => {
+                // SAFETY: it was written by this thread and not pushed yet, so that nobody else knows
+                // it (R0-4).
+                unsafe { self.arena.set_prev(at, prev) };
+                self.push(entry, Retired::record(prev));
+                self.index.swing(place, &needle, at);
+            }
+            Lookup::Room(place) => {
+                self.push(entry, Retired::NOTHING);
+                self.index.insert(place, &needle, at);
+            }
+        }
+        self.pending.finish_oldest();
+        Ok(())
     }
 
     /// Removes `key`; `false`, and nothing goes to the changelog, when it was absent.
     pub(crate) fn try_delete(&mut self, key: &[u8]) -> Result<bool, Ring0Error> {
         check(key, &[])?;
         let hash = self.hasher.hash(key);
-        self.fetch(hash);
+        self.index.prefetch(hash);
+        self.flush()?;
         self.reserve_entry()?;
         let needle = Needle::new(hash, key);
         let Some((place, at)) = self.find(&needle, key) else {
@@ -142,7 +186,8 @@ impl CoreState {
     ) -> Result<(), Ring0Error> {
         check(key, &[])?;
         let hash = self.hasher.hash(key);
-        self.fetch(hash);
+        self.index.prefetch(hash);
+        self.flush()?;
         self.reserve_entry()?;
         let needle = Needle::new(hash, key);
         let lookup = self.lookup(&needle, key)?;
@@ -162,24 +207,15 @@ impl CoreState {
         }
     }
 
-    /// Puts all pairs, in order, fetching the memory of a group of them at once. On an error the
-    /// pairs before the failing one are applied, and their number comes with it.
+    /// Puts all pairs, in order. On an error the pairs before the failing one are applied, and their
+    /// number comes with it.
     pub(crate) fn try_put_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &mut self,
         pairs: &[(K, V)],
     ) -> Result<(), (usize, Ring0Error)> {
-        let mut hashes = [0; GROUP];
-        for (group, first) in pairs.chunks(GROUP).zip((0..).step_by(GROUP)) {
-            for ((key, _), hash) in group.iter().zip(&mut hashes) {
-                *hash = self.hasher.hash(key.as_ref());
-                self.index.prefetch(*hash);
-            }
-            for ((pair, hash), nth) in group.iter().zip(hashes).zip(first..) {
-                let (key, value) = (pair.0.as_ref(), pair.1.as_ref());
-                check(key, value).map_err(|error| (nth, error))?;
-                self.put_hashed(hash, key, value)
-                    .map_err(|error| (nth, error))?;
-            }
+        for ((key, value), nth) in pairs.iter().zip(0..) {
+            self.try_put(key.as_ref(), value.as_ref())
+                .map_err(|error| (nth, error))?;
         }
         Ok(())
     }
@@ -187,23 +223,54 @@ impl CoreState {
     /// The value of `key`.
     #[inline]
     pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        let hash = self.hasher.hash(key);
-        self.index.prefetch_to_read(hash);
-        let needle = Needle::new(hash, key);
-        let (_, at) = self.find(&needle, key)?;
-        // SAFETY: the index points to it, so it is live (R0-4) and not free.
+        let at = self.current(key)?;
+        // SAFETY: `current` gives live or waiting records (R0-4), which are not free.
         Some(unsafe { self.arena.record(at) }.value)
     }
 
     /// Whether `key` has a value.
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
-        let needle = Needle::new(self.hasher.hash(key), key);
-        self.find(&needle, key).is_some()
+        self.current(key).is_some()
+    }
+
+    /// The record that has the value of `key`.
+    #[inline]
+    fn current(&self, key: &[u8]) -> Option<u64> {
+        let hash = self.hasher.hash(key);
+        self.index.prefetch_to_read(hash);
+        // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
+        let waiting = self
+            .pending
+            .find(hash, |at| unsafe { self.arena.record(at) }.key == key);
+        if waiting.is_some() {
+            return waiting;
+        }
+        self.find(&Needle::new(hash, key), key).map(|(_, at)| at)
     }
 
     /// How many keys there are.
     pub(crate) fn len(&self) -> u64 {
-        self.index.len()
+        let is_new = |(nth, put): (usize, &Waiting)| {
+            let key = self.waiting_key(put);
+            let again = self
+                .pending
+                .iter()
+                .take(nth)
+                .any(|earlier| self.waiting_key(earlier) == key);
+            !again && self.find(&put.needle, key).is_none()
+        };
+        let new = self
+            .pending
+            .iter()
+            .enumerate()
+            .filter(|each| is_new(*each))
+            .count();
+        self.index.len() + new as u64
+    }
+
+    fn waiting_key(&self, put: &Waiting) -> &[u8] {
+        // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
+        unsafe { self.arena.record(put.at) }.key
     }
 
     /// Whether there is no key.
@@ -213,9 +280,18 @@ impl CoreState {
 
     /// All keys with their values, in no particular order.
     pub(crate) fn iter(&self) -> Iter<'_> {
+        let mut hidden = [0; WAITING_MOST];
+        let mut newest = [0; WAITING_MOST];
+        for ((put, hidden), newest) in self.pending.iter().zip(&mut hidden).zip(&mut newest) {
+            let key = self.waiting_key(put);
+            *hidden = self.find(&put.needle, key).map_or(0, |(_, at)| at);
+            *newest = self.current(key).filter(|at| *at == put.at).unwrap_or(0);
+        }
         Iter {
             arena: &self.arena,
             offsets: self.index.offsets(),
+            hidden,
+            newest: newest.into_iter(),
         }
     }
 
@@ -256,6 +332,7 @@ impl CoreState {
             });
         }
         check(&[], commit.unwrap_or_default())?;
+        self.flush()?;
         self.reserve_entry()?;
         let at = match commit {
             Some(bytes) => {
@@ -276,6 +353,7 @@ impl CoreState {
     /// changelog, and the replaced slot is free at once.
     pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Ring0Error> {
         check(key, value.unwrap_or_default())?;
+        self.flush()?;
         if !self.retired.is_quiet() {
             return Err(Ring0Error::NotQuiet);
         }
@@ -344,17 +422,25 @@ impl CoreState {
             .find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
     }
 
-    /// Makes sure that one entry can be pushed.
+    /// Makes sure that one more entry than those of the waiting puts can be pushed. A place in the
+    /// retire queue is a place in the ring: both hold as many, and entries leave the ring first (R0-5).
     #[inline]
     fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
+        let needed = self.pending.len() + 1;
         if self.retired.is_half_full() {
             // Allocations take one back for each one that comes; this catches up.
             self.reclaim(4);
         }
-        if self.retired.has_room() && self.changelog.has_room() {
+        if self.retired.has_room_for(needed) {
+            return Ok(());
+        }
+        self.reclaim(RECLAIM_MOST);
+        if self.retired.has_room_for(needed) {
             return Ok(());
         }
         self.changelog.count_overflow();
+        // Ring 1 makes room only for what it gets to see.
+        self.flush()?;
         Err(Ring0Error::RingFull)
     }
 
@@ -448,7 +534,7 @@ impl CoreState {
         let pushed = self.changelog.push(entry);
         assert!(
             pushed.is_ok(),
-            "room for one entry was seen, and nobody else pushes"
+            "the ring has as many places as the retire queue, which has room"
         );
         self.retired.push(retired);
     }
@@ -459,16 +545,30 @@ impl CoreState {
 pub(crate) struct Iter<'a> {
     arena: &'a Arena,
     offsets: Offsets<'a>,
+    /// Records in the index that a waiting put replaces; 0 for none.
+    hidden: [u64; WAITING_MOST],
+    /// Waiting puts that no later one replaces; 0 for none.
+    newest: std::array::IntoIter<u64, WAITING_MOST>,
 }
 
 impl<'a> Iterator for Iter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let at = self.offsets.next()?;
-        // SAFETY: the index points to it, so it is live (R0-4) and not free; the borrow of the state
-        // keeps it so.
+        let hidden = self.hidden;
+        let at = match self.offsets.find(|at| !hidden.contains(at)) {
+            Some(at) => at,
+            None => self.newest.find(|at| *at != 0)?,
+        };
+        // SAFETY: it is live or waiting (R0-4), so not free; the borrow of the state keeps it so.
         let record: record::RecordRef<'a> = unsafe { self.arena.record(at) };
         Some((record.key, record.value))
+    }
+}
+
+impl Drop for CoreState {
+    fn drop(&mut self) {
+        // What was put belongs to an epoch that nobody can seal any more; Ring 1 still gets to see it.
+        let _ = self.flush();
     }
 }
