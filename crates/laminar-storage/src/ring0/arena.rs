@@ -96,10 +96,11 @@ impl Arena {
     pub(super) fn fresh(&mut self, class: Class) -> Result<Slot, Ring0Error> {
         let size = class.size();
         let much_is_free = self.free_bytes > self.bump.used() / 8;
-        if much_is_free && !self.bump.has_ready(size) {
-            if let Some(slot) = self.split_larger(class) {
-                return Ok(slot);
-            }
+        if much_is_free
+            && !self.bump.has_ready(size)
+            && let Some(slot) = self.split_larger(class)
+        {
+            return Ok(slot);
         }
         match self.bump.take(size) {
             Ok(at) => Ok(Slot {

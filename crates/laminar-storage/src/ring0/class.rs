@@ -81,7 +81,10 @@ mod tests {
             .chain([largest]);
         for bytes in sizes {
             let size = Class::for_size(bytes).unwrap().size();
-            assert!(size >= bytes && size % UNIT == 0, "{bytes} in {size}");
+            assert!(
+                size >= bytes && size.is_multiple_of(UNIT),
+                "{bytes} in {size}"
+            );
             assert!(
                 size - bytes < UNIT || (size - bytes) * 8 <= size,
                 "{bytes} in {size}"

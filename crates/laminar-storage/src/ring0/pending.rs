@@ -2,13 +2,13 @@
 //!
 //! A random read from memory takes longer than everything else a put does. So a put only asks for its
 //! bucket, writes its record and waits here, while the next puts do the same; it is finished when
-//! eight more have come, or when anything needs it finished. Several reads are then in flight at any
+//! sixteen more have come, or when anything needs it finished. Several reads are then in flight at any
 //! time, without the caller having to batch. Readers look here before they look into the index.
 
 use super::segment::Needle;
 
 /// Puts that can wait. Enough to cover a read from memory; few enough to search at each `get`.
-pub(super) const WAITING_MOST: usize = 8;
+pub(super) const WAITING_MOST: usize = 16;
 
 /// A put that is written and not in the index yet.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +22,8 @@ pub(super) struct Waiting {
 /// The waiting puts, oldest first.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// `Waiting::needle.hash` of each, so that a search reads one cache line.
-    hashes: [u64; WAITING_MOST],
+    /// The low bits of each hash, so that a search for a key that does not wait is two vector compares.
+    tags: [u16; WAITING_MOST],
     puts: [Waiting; WAITING_MOST],
     /// Puts ever added; the newest is at this minus one, modulo the capacity.
     added: usize,
@@ -39,7 +39,7 @@ impl Pending {
             value_len: 0,
         };
         Self {
-            hashes: [0; WAITING_MOST],
+            tags: [0; WAITING_MOST],
             puts: [none; WAITING_MOST],
             added: 0,
             finished: 0,
@@ -60,7 +60,7 @@ impl Pending {
     #[inline]
     pub(super) fn add(&mut self, put: Waiting) {
         debug_assert!(!self.is_full());
-        self.hashes[self.added % WAITING_MOST] = put.needle.hash;
+        self.tags[self.added % WAITING_MOST] = tag(put.needle.hash);
         self.puts[self.added % WAITING_MOST] = put;
         self.added = self.added.wrapping_add(1);
     }
@@ -76,10 +76,20 @@ impl Pending {
         self.finished = self.finished.wrapping_add(1);
     }
 
+    #[inline]
+    fn may_have(&self, hash: u64) -> bool {
+        let tag = tag(hash);
+        // Without an early end, which would keep it from being done as vectors.
+        self.tags
+            .iter()
+            .fold(false, |any, other| any | (*other == tag))
+            && self.len() > 0
+    }
+
     /// The record of the newest put of a key; `same` compares the key with that of a record.
     #[inline]
     pub(super) fn find(&self, hash: u64, same: impl Fn(u64) -> bool) -> Option<u64> {
-        if self.len() == 0 || self.hashes.iter().all(|other| *other != hash) {
+        if !self.may_have(hash) {
             return None;
         }
         let newest_first = (0..self.len())
@@ -94,4 +104,10 @@ impl Pending {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Waiting> {
         (0..self.len()).map(|nth| &self.puts[self.finished.wrapping_add(nth) % WAITING_MOST])
     }
+}
+
+#[inline]
+fn tag(hash: u64) -> u16 {
+    let [a, b, ..] = hash.to_le_bytes();
+    u16::from_le_bytes([a, b])
 }

@@ -92,7 +92,7 @@ impl Region {
 
     /// Size of the chunk that comes after `committed` bytes: small stores stay small.
     pub(super) fn chunk_after(committed: usize) -> usize {
-        (committed / 8 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+        (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
     }
 
     /// Commits chunks until at least `end` bytes, or everything reserved, can be used.

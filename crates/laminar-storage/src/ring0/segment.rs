@@ -386,7 +386,7 @@ mod tests {
         let needles: Vec<Needle> = (0..200_u64)
             .map(|n| {
                 let key = n.to_le_bytes();
-                Needle::new((0xffff - (n % 2) * 300) << 16 | n % 3, &key)
+                Needle::new(((0xffff - (n % 2) * 300) << 16) | (n % 3), &key)
             })
             .collect();
         for (needle, n) in needles.iter().zip(1..) {

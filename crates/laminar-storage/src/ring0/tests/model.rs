@@ -110,7 +110,7 @@ impl Model {
             .collect();
         assert_eq!(all, self.live);
         assert_eq!(state.len(), self.live.len() as u64);
-        assert!(drain.pending() <= self.events.len() && self.events.len() <= drain.pending() + 8);
+        assert!(drain.pending() <= self.events.len() && self.events.len() <= drain.pending() + 16);
         for (i, event) in &self.unreleased {
             let record = drain.record(*i).unwrap();
             assert_eq!(
