@@ -159,9 +159,7 @@ impl std::error::Error for Detail {
 /// Shorthand for the detail of a failed file operation.
 pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) -> Detail {
     let remedy = match source.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "Give this user read and write permission, then open again"
-        }
+        io::ErrorKind::PermissionDenied => "Give this user read and write permission, then open again",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "Free space on this file system, then open again; nothing acknowledged is lost"
         }
@@ -169,8 +167,5 @@ pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) ->
         io::ErrorKind::NotFound => "Check the path",
         _ => "Check the device and the system log, then open again",
     };
-    Detail::new(action)
-        .at_path(path)
-        .caused_by(source)
-        .remedy(format!("{remedy}."))
+    Detail::new(action).at_path(path).caused_by(source).remedy(format!("{remedy}."))
 }
