@@ -12,8 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Size and alignment of a huge page; chunks and the region itself are multiples of it.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
-/// Largest chunk. About 4 ms of work for the kernel, and a hundredth of a large state.
-const CHUNK_MAX: usize = 16 << 20;
+/// Largest chunk. About 2 ms of work for the kernel; filling it takes a core several times as long.
+const CHUNK_MAX: usize = 8 << 20;
 /// A reservation that the system refuses is halved down to this.
 const SMALLEST: usize = 64 << 20;
 
@@ -90,7 +90,7 @@ impl Region {
 
     /// Size of the chunk that comes after `committed` bytes: small stores stay small.
     pub(super) fn chunk_after(committed: usize) -> usize {
-        (committed / 8 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+        (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
     }
 
     /// Commits chunks until at least `end` bytes, or everything reserved, can be used.
