@@ -6,14 +6,14 @@ pub mod format;
 pub mod ids;
 pub mod incremental;
 pub mod per_core_wal;
-// The store is what calls it; until that is in place nothing outside the tests does.
-#[allow(dead_code, unused_imports)]
+pub mod report;
 mod ring0;
 pub mod store;
 pub mod vfs;
 
 pub use ids::{CheckpointId, CoreId, Epoch};
 pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
+pub use ring0::MemoryStats;
 pub use store::{
     CheckpointReceipt, CloseReceipt, CoreStore, Health, Opened, Pairs, Router, Settings, StateReader, Stats,
     Store, StoreBuilder, StoreError,

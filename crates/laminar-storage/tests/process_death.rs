@@ -176,7 +176,7 @@ fn write_until_killed(dir: &Path, seed: u64) {
     for round in 0_u64.. {
         let epoch = cores[0].epoch().get();
         for key in 0..120_u32 {
-            if (epoch + u64::from(key)) % 7 == 0 {
+            if (epoch + u64::from(key)).is_multiple_of(7) {
                 let core = &mut cores[key as usize % 2];
                 match value_of(key, epoch) {
                     Some(value) => core.put(&key.to_le_bytes(), &value).expect("put"),
@@ -200,7 +200,7 @@ fn expected(epochs: &[u64]) -> HashMap<Vec<u8>, Vec<u8>> {
     let mut state = HashMap::new();
     for epoch in epochs {
         for key in 0..120_u32 {
-            if (epoch + u64::from(key)) % 7 == 0 {
+            if (epoch + u64::from(key)).is_multiple_of(7) {
                 match value_of(key, *epoch) {
                     Some(value) => drop(state.insert(key.to_le_bytes().to_vec(), value)),
                     None => drop(state.remove(key.to_le_bytes().as_slice())),

@@ -42,10 +42,6 @@ impl Arena {
         Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0 })
     }
 
-    pub(super) fn base(&self) -> Base {
-        self.base
-    }
-
     pub(super) fn region(&self) -> &Arc<Region> {
         self.bump.region()
     }
@@ -222,10 +218,7 @@ impl Arena {
             // SAFETY: a record that was published and released; it has been used (R0-3).
             let header = unsafe { record::header(self.base, retired.at()) };
             if header.class == class {
-                return Some(Slot {
-                    at: retired.at(),
-                    class,
-                });
+                return Some(Slot { at: retired.at(), class });
             }
         }
         // SAFETY: the caller's promise is the same.

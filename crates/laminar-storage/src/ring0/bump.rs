@@ -56,11 +56,7 @@ impl Bump {
     #[inline]
     pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Ring0Error> {
         let end = self.next + bytes;
-        if end > self.hard {
-            self.look_ahead(end)
-        } else {
-            Ok(())
-        }
+        if end > self.hard { self.look_ahead(end) } else { Ok(()) }
     }
 
     /// Whether `bytes` more can be had without committing anything now.

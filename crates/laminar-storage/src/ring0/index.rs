@@ -96,10 +96,7 @@ impl Index {
     /// Fetches what a search for `hash` will read, and a change will write.
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
-        let home = self
-            .blocks
-            .segment(self.pointer_of(hash).block())
-            .home_address(hash);
+        let home = self.blocks.segment(self.pointer_of(hash).block()).home_address(hash);
         prefetch::line_to_write(home);
         prefetch::line(home.wrapping_add(64));
     }
@@ -107,10 +104,7 @@ impl Index {
     /// Fetches the part of what a search for `hash` will read that would otherwise be asked for late.
     #[inline]
     pub(super) fn prefetch_to_read(&self, hash: u64) {
-        let home = self
-            .blocks
-            .segment(self.pointer_of(hash).block())
-            .home_address(hash);
+        let home = self.blocks.segment(self.pointer_of(hash).block()).home_address(hash);
         prefetch::line(home.wrapping_add(64));
     }
 
@@ -130,12 +124,7 @@ impl Index {
     }
 
     #[inline]
-    fn find_in(
-        &self,
-        block: Block,
-        needle: &Needle,
-        same: impl Fn(u64) -> bool,
-    ) -> Option<(Place, u64)> {
+    fn find_in(&self, block: Block, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
         let segment = self.blocks.segment(block);
         let at = segment.find(needle, same)?;
         Some((Place { block, at }, segment.record(at)))
@@ -157,8 +146,7 @@ impl Index {
     /// Sees to it that inserting `keys` more keys, which are spread like hashes, will find memory.
     #[inline]
     pub(super) fn reserve_splits(&mut self, keys: usize) -> Result<(), Ring0Error> {
-        self.blocks
-            .reserve(keys + self.directory.capacity * 2 / DIRECTORY_BLOCK)
+        self.blocks.reserve(keys + self.directory.capacity * 2 / DIRECTORY_BLOCK)
     }
 
     /// The record of a key, or a free place for it. Makes room first if there is none, and fails only
@@ -176,10 +164,7 @@ impl Index {
         }
         let segment = self.blocks.segment(block);
         if segment.count < FULL && !pointer.is_chained() {
-            return Ok(Lookup::Room(Place {
-                block,
-                at: segment.room(needle.hash),
-            }));
+            return Ok(Lookup::Room(Place { block, at: segment.room(needle.hash) }));
         }
         self.make_room(needle, same)
     }
@@ -198,10 +183,7 @@ impl Index {
             }
             let segment = self.blocks.segment(block);
             if segment.count < FULL {
-                return Ok(Lookup::Room(Place {
-                    block,
-                    at: segment.room(needle.hash),
-                }));
+                return Ok(Lookup::Room(Place { block, at: segment.room(needle.hash) }));
             }
             if u32::from(segment.depth) < self.depth {
                 self.split(block, needle.hash)?;
@@ -222,10 +204,7 @@ impl Index {
                 None => self.append(block)?,
             };
         }
-        Ok(Place {
-            block,
-            at: self.blocks.segment(block).room(hash),
-        })
+        Ok(Place { block, at: self.blocks.segment(block).room(hash) })
     }
 
     fn append(&mut self, last: Block) -> Result<Block, Ring0Error> {
@@ -286,17 +265,13 @@ impl Index {
     /// Points an occupied place at another record of its key.
     #[inline]
     pub(super) fn swing(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks
-            .segment_mut(place.block)
-            .swing(place.at, needle, at);
+        self.blocks.segment_mut(place.block).swing(place.at, needle, at);
     }
 
     /// Fills a free place.
     #[inline]
     pub(super) fn insert(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks
-            .segment_mut(place.block)
-            .insert(place.at, needle.hash, Entry::new(needle, at));
+        self.blocks.segment_mut(place.block).insert(place.at, needle.hash, Entry::new(needle, at));
         self.len += 1;
     }
 
@@ -308,12 +283,7 @@ impl Index {
 
     /// The offsets of all records, in no particular order.
     pub(super) fn offsets(&self) -> Offsets<'_> {
-        Offsets {
-            index: self,
-            pointer: 0,
-            block: None,
-            nth: 0,
-        }
+        Offsets { index: self, pointer: 0, block: None, nth: 0 }
     }
 }
 

@@ -81,9 +81,10 @@ mod state;
 use std::io;
 use std::sync::Arc;
 
-pub(crate) use drain::{Batch, CoreDrain, Record, Seal};
+pub(crate) use drain::{Batch, CoreDrain};
 pub(crate) use hash::KeyHasher;
-pub(crate) use read::{Iter, MemoryStats};
+pub(crate) use read::Iter;
+pub use read::MemoryStats;
 pub(crate) use state::CoreState;
 
 use crate::ids::{CoreId, Epoch};
@@ -158,7 +159,7 @@ fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, 
     let released = Arc::new(retire::Released::default());
     // An entry has its place until Ring 1 has released it, so that the ring itself is never full.
     let retired = retire::RetireQueue::new(producer.capacity(), Arc::clone(&released));
-    let drain = CoreDrain::new(config.core, records, consumer, released);
+    let drain = CoreDrain::new(records, consumer, released);
     Ok((CoreState::new(config.core, hasher, arena, index, producer, retired), drain))
 }
 

@@ -33,17 +33,8 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn new() -> Self {
-        let none = Waiting {
-            needle: Needle::new(0, &[]),
-            at: 0,
-            value_len: 0,
-        };
-        Self {
-            tags: [0; WAITING_MOST],
-            puts: [none; WAITING_MOST],
-            added: 0,
-            finished: 0,
-        }
+        let none = Waiting { needle: Needle::new(0, &[]), at: 0, value_len: 0 };
+        Self { tags: [0; WAITING_MOST], puts: [none; WAITING_MOST], added: 0, finished: 0 }
     }
 
     #[inline]
@@ -80,10 +71,7 @@ impl Pending {
     fn may_have(&self, hash: u64) -> bool {
         let tag = tag(hash);
         // Without an early end, which would keep it from being done as vectors.
-        self.tags
-            .iter()
-            .fold(false, |any, other| any | (*other == tag))
-            && self.len() > 0
+        self.tags.iter().fold(false, |any, other| any | (*other == tag)) && self.len() > 0
     }
 
     /// The record of the newest put of a key; `same` compares the key with that of a record.
@@ -92,12 +80,9 @@ impl Pending {
         if !self.may_have(hash) {
             return None;
         }
-        let newest_first = (0..self.len())
-            .map(|back| &self.puts[self.added.wrapping_sub(back + 1) % WAITING_MOST]);
-        newest_first
-            .filter(|put| put.needle.hash == hash)
-            .map(|put| put.at)
-            .find(|at| same(*at))
+        let newest_first =
+            (0..self.len()).map(|back| &self.puts[self.added.wrapping_sub(back + 1) % WAITING_MOST]);
+        newest_first.filter(|put| put.needle.hash == hash).map(|put| put.at).find(|at| same(*at))
     }
 
     /// All, oldest first.

@@ -11,7 +11,8 @@ use crate::format::digest::{StateDigest, record_digest};
 
 /// How much memory a core's state uses, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct MemoryStats {
+#[non_exhaustive]
+pub struct MemoryStats {
     /// Given by the system, for records and index together.
     pub committed_bytes: u64,
     /// In slots of live records, and of replaced ones that Ring 1 has not released yet.
@@ -42,9 +43,7 @@ impl CoreState {
         let hash = self.hasher.hash(key);
         self.index.prefetch_to_read(hash);
         // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
-        let waiting = self
-            .pending
-            .find(hash, |at| unsafe { self.arena.record(at) }.key == key);
+        let waiting = self.pending.find(hash, |at| unsafe { self.arena.record(at) }.key == key);
         if waiting.is_some() {
             return waiting;
         }
@@ -55,19 +54,10 @@ impl CoreState {
     pub(crate) fn len(&self) -> u64 {
         let is_new = |(nth, put): (usize, &Waiting)| {
             let key = self.waiting_key(put);
-            let again = self
-                .pending
-                .iter()
-                .take(nth)
-                .any(|earlier| self.waiting_key(earlier) == key);
+            let again = self.pending.iter().take(nth).any(|earlier| self.waiting_key(earlier) == key);
             !again && self.find(&put.needle, key).is_none()
         };
-        let new = self
-            .pending
-            .iter()
-            .enumerate()
-            .filter(|each| is_new(*each))
-            .count();
+        let new = self.pending.iter().enumerate().filter(|each| is_new(*each)).count();
         self.index.len() + new as u64
     }
 
@@ -90,23 +80,13 @@ impl CoreState {
             *hidden = self.find(&put.needle, key).map_or(0, |(_, at)| at);
             *newest = self.current(key).filter(|at| *at == put.at).unwrap_or(0);
         }
-        Iter {
-            arena: &self.arena,
-            offsets: self.index.offsets(),
-            hidden,
-            newest: newest.into_iter(),
-        }
+        Iter { arena: &self.arena, offsets: self.index.offsets(), hidden, newest: newest.into_iter() }
     }
 
     /// The digest of the state, computed from every record.
     pub(crate) fn digest(&self) -> StateDigest {
-        let digest = self.iter().fold(0_u64, |sum, (key, value)| {
-            sum.wrapping_add(record_digest(key, value))
-        });
-        StateDigest {
-            digest,
-            live_keys: self.len(),
-        }
+        let digest = self.iter().fold(0_u64, |sum, (key, value)| sum.wrapping_add(record_digest(key, value)));
+        StateDigest { digest, live_keys: self.len() }
     }
 
     /// How much memory it uses.

@@ -133,11 +133,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    const EMPTY: Self = Self {
-        metas: [0; LANES],
-        went_on: 0,
-        words: [[0; 2]; LANES],
-    };
+    const EMPTY: Self = Self { metas: [0; LANES], went_on: 0, words: [[0; 2]; LANES] };
 
     /// The places whose tag and length are `low`, one bit each.
     #[inline]
@@ -181,13 +177,7 @@ const _: () = assert!(SEGMENT == 32 << 10 && size_of::<Bucket>() == 128);
 
 impl Segment {
     pub(super) fn empty() -> Self {
-        Self {
-            count: 0,
-            depth: 0,
-            _pad: 0,
-            next: 0,
-            buckets: [Bucket::EMPTY; BUCKETS],
-        }
+        Self { count: 0, depth: 0, _pad: 0, next: 0, buckets: [Bucket::EMPTY; BUCKETS] }
     }
 
     /// The record that an occupied place points to.
@@ -221,10 +211,7 @@ impl Segment {
                     && (!is_long(meta) || same(record_of(meta)))
                     && meta != 0
                 {
-                    return Some(At {
-                        bucket: index,
-                        lane,
-                    });
+                    return Some(At { bucket: index, lane });
                 }
                 matches &= matches - 1;
             }
@@ -243,10 +230,7 @@ impl Segment {
         loop {
             let free = self.buckets[bucket].free();
             if free != 0 {
-                return At {
-                    bucket,
-                    lane: free.trailing_zeros() as usize,
-                };
+                return At { bucket, lane: free.trailing_zeros() as usize };
             }
             bucket = after(bucket);
         }
@@ -292,17 +276,11 @@ impl Segment {
         zero.depth = depth;
         one.depth = depth;
         for bucket in &self.buckets {
-            for (meta, words) in bucket
-                .metas
-                .iter()
-                .zip(bucket.words)
-                .filter(|(meta, _)| **meta != 0)
-            {
+            for (meta, words) in bucket.metas.iter().zip(bucket.words).filter(|(meta, _)| **meta != 0) {
                 let entry = Entry { meta: *meta, words };
                 let hash = entry.hash(hasher);
                 // Which half it is cannot be guessed: choose an address instead of a branch.
-                let half =
-                    std::hint::select_unpredictable(hash >> bit & 1 == 1, &mut *one, &mut *zero);
+                let half = std::hint::select_unpredictable(hash >> bit & 1 == 1, &mut *one, &mut *zero);
                 half.insert(half.room(hash), hash, entry);
             }
         }
@@ -345,10 +323,7 @@ mod tests {
             let needle = Needle::new(hasher.hash(key), key);
             let entry = Entry::new(&needle, 64);
             assert!(!is_long(entry.meta));
-            assert_eq!(
-                (entry.hash(hasher), record_of(entry.meta)),
-                (hasher.hash(key), 64)
-            );
+            assert_eq!((entry.hash(hasher), record_of(entry.meta)), (hasher.hash(key), 64));
             words.push((needle.low & 0xff_0000, needle.words));
         }
         words.sort_unstable();
@@ -372,11 +347,7 @@ mod tests {
             .collect();
         for (needle, n) in needles.iter().zip(1..) {
             assert!(segment.find(needle, |_| unreachable!()).is_none());
-            segment.insert(
-                segment.room(needle.hash),
-                needle.hash,
-                Entry::new(needle, n * 16),
-            );
+            segment.insert(segment.room(needle.hash), needle.hash, Entry::new(needle, n * 16));
         }
         for needle in needles.iter().step_by(2) {
             let at = segment.find(needle, |_| unreachable!()).unwrap();
@@ -389,11 +360,6 @@ mod tests {
             segment.remove(at, needle.hash);
         }
         assert_eq!(segment.count, 0);
-        assert!(
-            segment
-                .buckets
-                .iter()
-                .all(|bucket| bucket.went_on == 0 && bucket.metas == [0; LANES])
-        );
+        assert!(segment.buckets.iter().all(|bucket| bucket.went_on == 0 && bucket.metas == [0; LANES]));
     }
 }

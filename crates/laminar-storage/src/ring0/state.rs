@@ -1,8 +1,5 @@
 //! The half of a core that its own thread holds: what changes it. Reading is in `read.rs`.
-#![expect(
-    unsafe_code,
-    reason = "reads records through the index and retires them"
-)]
+#![expect(unsafe_code, reason = "reads records through the index and retires them")]
 
 use super::arena::{Arena, Slot};
 use super::class::Class;
@@ -64,15 +61,7 @@ impl CoreState {
         changelog: ChangelogProducer,
         retired: RetireQueue,
     ) -> Self {
-        Self {
-            core,
-            hasher,
-            arena,
-            index,
-            changelog,
-            retired,
-            pending: Pending::new(),
-        }
+        Self { core, hasher, arena, index, changelog, retired, pending: Pending::new() }
     }
 
     /// The core this is the state of.
@@ -94,11 +83,7 @@ impl CoreState {
         let slot = self.allocate(Arena::class_for(key, value)?)?;
         let at = self.arena.write(slot, Kind::Put, 0, 0, key, value);
         let needle = Needle::new(hash, key);
-        self.pending.add(Waiting {
-            needle,
-            at,
-            value_len: value_len(value),
-        });
+        self.pending.add(Waiting { needle, at, value_len: value_len(value) });
         Ok(())
     }
 
@@ -116,12 +101,7 @@ impl CoreState {
     /// the put keeps waiting, and can be read, and the operation that came now fails.
     #[inline]
     fn finish_oldest(&mut self) -> Result<(), Ring0Error> {
-        let Some(Waiting {
-            needle,
-            at,
-            value_len,
-        }) = self.pending.oldest()
-        else {
+        let Some(Waiting { needle, at, value_len }) = self.pending.oldest() else {
             return Ok(());
         };
         let arena = &self.arena;
@@ -199,8 +179,7 @@ impl CoreState {
         pairs: &[(K, V)],
     ) -> Result<(), (usize, Ring0Error)> {
         for ((key, value), nth) in pairs.iter().zip(0..) {
-            self.try_put(key.as_ref(), value.as_ref())
-                .map_err(|error| (nth, error))?;
+            self.try_put(key.as_ref(), value.as_ref()).map_err(|error| (nth, error))?;
         }
         Ok(())
     }
@@ -210,16 +189,9 @@ impl CoreState {
         Epoch(self.changelog.epoch())
     }
 
-    /// Closes the current epoch and says which one it was; the next change belongs to the next one.
-    /// `commit` travels to Ring 1 with it, in order with the changes.
-    pub(crate) fn seal(&mut self, commit: Option<&[u8]>) -> Result<Epoch, Ring0Error> {
-        let epoch = self.epoch();
-        self.seal_to(epoch, commit)?;
-        Ok(epoch)
-    }
-
-    /// Closes the current epoch under the number `epoch`, which may jump forward: changes that were
-    /// made as part of the current epoch are part of `epoch`.
+    /// Closes every epoch from the current one to `epoch`; the next change belongs to the one after.
+    /// Changes since the last seal belong to the first of them, the others are empty. `commit` travels
+    /// to Ring 1 with the seal, in order with the changes.
     pub(crate) fn seal_to(&mut self, epoch: Epoch, commit: Option<&[u8]>) -> Result<(), Ring0Error> {
         if epoch < self.epoch() {
             return Err(Ring0Error::EpochPassed { current: self.epoch() });
@@ -279,6 +251,7 @@ impl CoreState {
     }
 
     /// The changelog's counters.
+    #[cfg(test)]
     pub(crate) fn changelog(&self) -> &ChangelogProducer {
         &self.changelog
     }
@@ -300,7 +273,7 @@ impl CoreState {
     /// Makes sure that one more entry than those of the waiting puts can be pushed. A place in the
     /// retire queue is a place in the ring: both hold as many, and entries leave the ring first (R0-5).
     #[inline]
-    fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
+    pub(crate) fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
         let needed = self.pending.len() + 1;
         if self.retired.is_half_full() {
             // Allocations take one back for each one that comes; this catches up.
@@ -336,8 +309,7 @@ impl CoreState {
     #[inline]
     fn allocate(&mut self, class: Class) -> Result<Slot, Ring0Error> {
         if let Some(retired) = self.retired.take() {
-            self.arena
-                .prefetch(self.retired.upcoming(FETCH_AHEAD).at(), FETCH_BYTES);
+            self.arena.prefetch(self.retired.upcoming(FETCH_AHEAD).at(), FETCH_BYTES);
             if retired != Retired::NOTHING {
                 // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
                 if let Some(slot) = unsafe { self.arena.reuse_retired(retired, class) } {
@@ -386,10 +358,7 @@ impl CoreState {
         let slot = self.allocate(Arena::class_for(key, &[])?)?;
         let at = self.arena.write(slot, Kind::Tombstone, prev, 0, key, &[]);
         let epoch = self.changelog.epoch();
-        self.push(
-            StateChangelogEntry::delete(epoch, needle.hash, at),
-            Retired::with_its_prev(at),
-        );
+        self.push(StateChangelogEntry::delete(epoch, needle.hash, at), Retired::with_its_prev(at));
         self.index.remove(place, needle.hash);
         Ok(())
     }
@@ -398,10 +367,7 @@ impl CoreState {
     #[inline]
     fn push(&mut self, entry: StateChangelogEntry, retired: Retired) {
         let pushed = self.changelog.push(entry);
-        assert!(
-            pushed.is_ok(),
-            "the ring has as many places as the retire queue, which has room"
-        );
+        assert!(pushed.is_ok(), "the ring has as many places as the retire queue, which has room");
         self.retired.push(retired);
     }
 }

@@ -4,6 +4,7 @@ mod allocations;
 mod model;
 mod threads;
 
+use super::drain::Seal;
 use super::*;
 use crate::format::digest::{StateDigest, record_digest};
 
@@ -60,7 +61,7 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
     state.try_put(b"c", b"3").unwrap();
     assert_eq!(state.epoch(), Epoch(2));
     assert_eq!((state.get(b"a"), state.get(b"b"), state.get(b"c")), (None, Some(&b""[..]), Some(&b"3"[..])));
-    assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, drain.core()));
+    assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, CoreId(3)));
 
     let batch = drain.drain(100);
     assert_eq!(batch.seal, Some(Seal { epoch: Epoch(1), commit: Some((*b"offsets").into()) }));
@@ -93,10 +94,7 @@ fn waiting_puts_are_counted_iterated_and_deleted_like_others() {
     let mut all: Vec<_> = state.iter().collect();
     all.sort_unstable();
     assert_eq!(all, [(&b"a"[..], &b"4"[..]), (b"b", b"old"), (b"c", b"3")]);
-    assert_eq!(
-        (state.len(), state.get(b"c"), state.contains(b"d")),
-        (3, Some(&b"3"[..]), false)
-    );
+    assert_eq!((state.len(), state.get(b"c"), state.contains(b"d")), (3, Some(&b"3"[..]), false));
     let digest = state.digest();
     assert_eq!(settle(&mut state, &mut drain), 4);
     assert_eq!((drain.digest(), state.digest()), (digest, digest));
@@ -134,14 +132,8 @@ fn update_sees_the_old_value_and_does_not_run_on_a_full_ring() {
     assert!(matches!(state.try_put(b"x", b"z"), Err(Ring0Error::RingFull)));
     assert!(matches!(state.try_delete(b"x"), Err(Ring0Error::RingFull)));
     assert!(matches!(state.seal(None), Err(Ring0Error::RingFull)));
-    assert!(matches!(
-        state.try_put_batch(&[(b"x", b"z")]),
-        Err((0, Ring0Error::RingFull))
-    ));
-    assert_eq!(
-        (state.get(b"x"), state.changelog().overflow_count()),
-        (Some(&b"y"[..]), 5)
-    );
+    assert!(matches!(state.try_put_batch(&[(b"x", b"z")]), Err((0, Ring0Error::RingFull))));
+    assert_eq!((state.get(b"x"), state.changelog().overflow_count()), (Some(&b"y"[..]), 5));
     assert_eq!(settle(&mut state, &mut drain), 4);
     state.try_put(b"x", b"z").unwrap();
 }
@@ -388,4 +380,13 @@ fn the_helper_ends_with_the_last_core() {
     assert!(Arc::strong_count(&before) > 3);
     drop(states);
     drop(before);
+}
+
+impl CoreState {
+    /// Closes the current epoch and says which one it was.
+    fn seal(&mut self, commit: Option<&[u8]>) -> Result<Epoch, Ring0Error> {
+        let epoch = self.epoch();
+        self.seal_to(epoch, commit)?;
+        Ok(epoch)
+    }
 }

@@ -142,8 +142,6 @@ impl Plan {
 
     /// Every core's log must reach back to the checkpoint, or to its beginning.
     fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
-        let base_cores =
-            self.base.as_ref().filter(|base| base.log.is_some()).map_or(0, |base| base.core_count);
         for core in (0..self.needed_cores()).map(CoreId) {
             let missing = |what: String, epoch: Epoch| {
                 Err(PerCoreWalError::SegmentNotFound(Box::new(
