@@ -59,8 +59,10 @@ pub struct Plan {
     pub nested_policy: ImagePolicy,
     /// How many times a recovery may crash in turn: 0 for crashes of the scenario only.
     pub depth: u32,
-    /// Of the recoveries from a power cut one in so many is crashed in turn; those from a kill always.
+    /// Of the recoveries from a power cut one in so many is crashed in turn.
     pub nested_every: u64,
+    /// The same for the recoveries from a kill.
+    pub nested_kills_every: u64,
     /// Threads that recover.
     pub threads: usize,
     /// Stops after so many failures.
@@ -78,6 +80,7 @@ impl Default for Plan {
             nested_policy,
             depth: 1,
             nested_every: 8,
+            nested_kills_every: 1,
             threads: 1,
             failures_max: 10,
             images_max: u64::MAX,
@@ -214,7 +217,10 @@ impl<S: Scenario> Explorer<'_, S> {
     fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
         let deeper = (level as u64) < u64::from(self.plan.depth);
         // With nothing pending, a kill leaves the same as a power cut.
-        if !snapshot.is_clean() && self.is_new(snapshot.hash(), known.fingerprint, level).is_some() {
+        if !snapshot.is_clean()
+            && let Some(key) = self.is_new(snapshot.hash(), known.fingerprint, level)
+        {
+            let deeper = deeper && (key >> 8).is_multiple_of(self.plan.nested_kills_every.max(1));
             self.kills.fetch_add(1, Ordering::Relaxed);
             let killed = trail.then(snapshot.op(), Crash::Kill);
             self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);

@@ -13,11 +13,12 @@ pub mod faults;
 pub mod log;
 pub mod oracle;
 pub mod registry;
+pub mod store;
 pub mod toy;
 pub mod trail;
 
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
 pub use faults::{FaultReport, sweep_faults};
 pub use log::Log;
-pub use oracle::{Model, Recovered, State};
+pub use oracle::{CoreView, Model, Recovered, State};
 pub use trail::{Crash, Step, Trail};

@@ -7,7 +7,8 @@ use laminar_sim::{Plan, Trail};
 
 const USAGE: &str = "usage:
   laminar-sim list
-  laminar-sim run [NAME] [--seed N] [--depth N] [--bits N] [--nested-every N] [--threads N] [--images N]
+  laminar-sim run [NAME] [--seed N] [--depth N] [--bits N] [--nested-every N] [--nested-kills-every N]
+                   [--threads N] [--images N]
   laminar-sim faults [NAME] [--seed N] [--bits N]
   laminar-sim replay NAME SEED TRAIL
 without NAME: every scenario that has no mistake built in";
@@ -111,6 +112,7 @@ impl Options {
                 "seed" => options.seed = value,
                 "depth" => options.plan.depth = small()?,
                 "bits" => options.plan.policy.exhaustive_bits = small()?,
+                "nested-kills-every" => options.plan.nested_kills_every = value,
                 "nested-every" => options.plan.nested_every = value,
                 "threads" => options.plan.threads = small()? as usize,
                 "images" => options.plan.images_max = value,

@@ -15,6 +15,9 @@ use laminar_storage::ids::{CoreId, Epoch};
 /// Keys and values of one core.
 pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// What one core holds: keys and values, source offsets, watermark.
+pub type CoreView = (State, BTreeMap<String, u64>, Option<i64>);
+
 /// One core at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct View {
@@ -100,6 +103,26 @@ impl Model {
         core.sealed.insert(epoch, Arc::clone(&core.now));
         core.open = epoch.next();
         epoch
+    }
+
+    /// A core closes every epoch up to this one. What it changed since its last seal belongs to the
+    /// first of them; the others are empty. Note it before the store is told to.
+    pub fn seal_to(&mut self, core: CoreId, epoch: Epoch) {
+        while self.core(core).open <= epoch {
+            self.seal(core);
+        }
+    }
+
+    /// The epoch that a core's changes go to.
+    #[must_use]
+    pub fn open_epoch(&self, core: CoreId) -> Epoch {
+        self.cores[usize::from(core.get())].open
+    }
+
+    /// Number of cores.
+    #[must_use]
+    pub fn core_count(&self) -> usize {
+        self.cores.len()
     }
 
     /// The store said that everything up to this epoch is durable. Note it after it did.
@@ -192,6 +215,17 @@ impl Model {
             core.open = next;
         }
         self.forget_before(epoch);
+    }
+
+    /// As [`Self::landed`], when the store may have distributed its keys anew: `layout` is what every
+    /// core holds now, which the caller has compared with this model.
+    pub fn adopt(&mut self, epoch: Epoch, next: Epoch, layout: Vec<CoreView>) {
+        let core = |(state, offsets, watermark)| {
+            let now = Arc::new(View { state, offsets, watermark });
+            Core { now: Arc::clone(&now), open: next, sealed: BTreeMap::from([(epoch, now)]) }
+        };
+        self.cores = layout.into_iter().map(core).collect();
+        self.ack(epoch);
     }
 
     /// Drops the states of epochs that no recovery may land on any more.

@@ -4,6 +4,7 @@ use laminar_storage::vfs::sim::ImagePolicy;
 
 use crate::driver::{Plan, Report, Scenario, explore, replay};
 use crate::faults::{ALL_FAULTS, FaultReport, sweep_faults};
+use crate::store::store_scenarios;
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
 use crate::trail::Trail;
 
@@ -54,5 +55,8 @@ pub fn all() -> Vec<Entry> {
     let toy =
         |mistake: Mistake| Entry { scenario: Box::new(Toy::new(mistake)), broken: mistake != Mistake::None };
     let mistakes = CRASH_MISTAKES.iter().chain(FAULT_MISTAKES);
-    [Mistake::None].iter().chain(mistakes).map(|m| toy(*m)).collect()
+    let toys = [Mistake::None].iter().chain(mistakes).map(|m| toy(*m));
+    let stores = store_scenarios().into_iter();
+    let stores = stores.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
+    toys.chain(stores).collect()
 }

@@ -24,7 +24,7 @@ impl Bump {
         helper.look_after(&region);
         let hard = region.committed();
         // A store that never fills half of its first huge page never gets a second one.
-        Self { region, helper, next: 0, soft: HUGE_PAGE / 2, hard }
+        Self { region, helper, next: 0, soft: hard.min(HUGE_PAGE / 2), hard }
     }
 
     pub(super) fn base(&self) -> Base {
@@ -74,7 +74,7 @@ impl Bump {
             self.region.commit(end).map_err(Ring0Error::Memory)?;
             self.hard = self.region.committed();
         }
-        let chunk = Region::chunk_after(self.hard);
+        let chunk = self.region.chunk_after(self.hard);
         if end + chunk > self.hard {
             self.region.want(self.hard + 1);
             self.helper.wake();

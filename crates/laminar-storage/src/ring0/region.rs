@@ -14,6 +14,10 @@ use std::sync::{Mutex, PoisonError};
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 /// Largest chunk. About 2 ms of work for the kernel; filling it takes a core several times as long.
 const CHUNK_MAX: usize = 8 << 20;
+/// A region of at most this many bytes is given memory in small chunks and without huge pages: whoever
+/// sets the lowest limit wants many small stores, or to open one many times.
+const SMALL_REGION: usize = 4 << 20;
+const SMALL_CHUNK: usize = 128 << 10;
 /// A reservation that the system refuses is halved down to this.
 const SMALLEST: usize = 64 << 20;
 
@@ -89,7 +93,10 @@ impl Region {
     }
 
     /// Size of the chunk that comes after `committed` bytes: small stores stay small.
-    pub(super) fn chunk_after(committed: usize) -> usize {
+    pub(super) fn chunk_after(&self, committed: usize) -> usize {
+        if self.len <= SMALL_REGION {
+            return SMALL_CHUNK;
+        }
         (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
     }
 
@@ -98,7 +105,7 @@ impl Region {
         let _one_at_a_time = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut committed = self.committed.load(Ordering::Relaxed);
         while committed < end.min(self.len) {
-            let chunk = Self::chunk_after(committed).min(self.len - committed);
+            let chunk = self.chunk_after(committed).min(self.len - committed);
             self.map.commit(self.base.at(committed), chunk)?;
             committed += chunk;
             self.committed.store(committed, Ordering::Release);
@@ -160,9 +167,11 @@ impl Map {
         // SAFETY: the range lies within this mapping, and nobody uses it before `committed` covers
         // it (R0-1), so that no reference sees its rights change.
         unsafe { mprotect(address.cast(), len, MprotectFlags::READ | MprotectFlags::WRITE) }?;
-        // Only advice: without huge pages everything is slower and nothing is wrong.
-        // SAFETY: as above; this advice changes no contents.
-        let _ = unsafe { madvise(address.cast(), len, Advice::LinuxHugepage) };
+        if len >= HUGE_PAGE {
+            // Only advice: without huge pages everything is slower and nothing is wrong.
+            // SAFETY: as above; this advice changes no contents.
+            let _ = unsafe { madvise(address.cast(), len, Advice::LinuxHugepage) };
+        }
         // SAFETY: as above; populating changes no contents.
         match unsafe { madvise(address.cast(), len, Advice::LinuxPopulateWrite) } {
             Ok(()) => {}

@@ -26,7 +26,7 @@ pub struct Settings {
     /// Address space reserved for each core's records, in bytes; memory is used only as records need
     /// it. 4 MiB to 16 TiB; default 64 GiB.
     pub state_limit_bytes: u64,
-    /// Bytes after which a WAL segment is closed. 64 KiB to 16 GiB; default 64 MiB.
+    /// Bytes after which a WAL segment is closed. 4 KiB to 16 GiB; default 64 MiB.
     pub segment_bytes: u64,
     /// Bytes of every new segment that are written and synced ahead, which makes later syncs cheaper.
     /// At most `segment_bytes`; default 4 MiB.
@@ -63,7 +63,7 @@ impl Settings {
         within("ring_capacity", self.ring_capacity as u64, 64, 1 << 24)?;
         within("put_timeout_ms", self.put_timeout_ms, 0, 3_600_000)?;
         within("state_limit_bytes", self.state_limit_bytes, 4 << 20, 16 << 40)?;
-        within("segment_bytes", self.segment_bytes, 64 << 10, 16 << 30)?;
+        within("segment_bytes", self.segment_bytes, 4 << 10, 16 << 30)?;
         within("preallocate_bytes", self.preallocate_bytes, 0, self.segment_bytes)?;
         within("checkpoint_interval_ms", self.checkpoint_interval_ms, 0, 30 * 24 * 3_600_000)?;
         within("checkpoint_wal_bytes", self.checkpoint_wal_bytes, 0, 1 << 50)?;

@@ -308,6 +308,12 @@ impl Walk<'_> {
                     break;
                 }
                 if wanted != (name.incarnation, name.number) {
+                    if wanted.1 < name.number && name.number < next.number {
+                        // The chain leads past it: when its successor was created, this one was seen
+                        // never to have been completely created. A crash came before it was swept.
+                        leftovers.push(self.dir.join(name.file_name()));
+                        continue;
+                    }
                     return Err(self.gap(next));
                 }
             }
@@ -315,8 +321,11 @@ impl Walk<'_> {
                 .checked_sub(1)
                 .and_then(|i| names.get(i))
                 .is_none_or(|p| p.incarnation != name.incarnation);
-            let required =
-                first && self.current.is_some_and(|current| name.incarnation <= current.incarnation);
+            // Of earlier incarnations only the chain knows whether they were established.
+            let required = first
+                && self.current.is_some_and(|current| {
+                    name.incarnation == current.incarnation && name.core.0 < current.core_count
+                });
             match self.segment(*name, required, successor.as_ref(), &mut log)? {
                 Some(segment) => {
                     if let Some(log) = &mut log {
