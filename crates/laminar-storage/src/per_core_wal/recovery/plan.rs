@@ -164,7 +164,8 @@ impl Plan {
             };
             let header = &oldest.header;
             let reaches = match &self.base {
-                None => false,
+                // Nothing was ever written before: an opening that took no record left it.
+                None => header.last_sequence == Sequence::ZERO,
                 Some(base) if base.log.is_none() => header.last_epoch <= base.epoch,
                 Some(base) => header.last_sequence <= base.cut(core),
             };
