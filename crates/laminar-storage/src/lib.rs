@@ -66,7 +66,7 @@
 //! | [`store`] | what people use: [`Store`], [`CoreStore`], [`Settings`], [`StateReader`], [`Router`] |
 //! | [`incremental`] | changelog, checkpoints, and recovery into a map |
 //! | [`per_core_wal`] | the write-ahead log: writers, readers, merging, recovery |
-//! | [`format`] | bytes and structs, without I/O |
+//! | [`mod@format`] | bytes and structs, without I/O |
 //! | [`vfs`] | the operations the rest reaches the disk through, and a simulated disk |
 //! | [`report`], [`error`], [`ids`] | what recovery did; what errors carry; the id types |
 //!
