@@ -101,7 +101,9 @@ impl Observer for Bar {
     }
 
     fn closing(&mut self) {
-        self.bar.set_message("making everything durable, writing a checkpoint");
+        self.bar.set_message(
+            "making everything durable, writing a checkpoint (Ctrl-C: stop without it, also safe)",
+        );
     }
 }
 
