@@ -19,12 +19,13 @@ use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
-use super::metadata::{CheckpointFile, IncrementalCheckpointMetadata};
+use super::metadata::{CheckpointFile, CoreDigest, IncrementalCheckpointMetadata};
 use super::overlay::Overlay;
 use super::spill::Spill;
 use super::state_file::StateFileReader;
 use super::tokens::{Draft, DraftFile, Published, Synced, WalFloor, Written};
 use crate::error::Detail;
+use crate::format::digest::record_digest;
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId, WalPosition};
 use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
@@ -293,6 +294,28 @@ impl IncrementalCheckpointManager {
         metadata.is_incremental =
             self.config.incremental && self.latest.is_some() && (linked || !parent_had_files);
         metadata
+    }
+
+    /// Digest and number of the live keys of every core, changes in memory included. Reads everything.
+    ///
+    /// # Errors
+    /// `Io`, `ChecksumMismatch`, `Corruption` of the state files.
+    pub(crate) fn live_digests(&self) -> Result<Vec<CoreDigest>> {
+        let mut digests = Vec::with_capacity(self.chains.len());
+        for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
+            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
+            let memory = Source::Memory(changes.changes().iter().peekable());
+            let mut merge = Merge::new(files.chain([memory]).collect())?;
+            let mut core = CoreDigest { digest: 0, live_keys: 0 };
+            while let Some(record) = merge.next_record()? {
+                if let Some(value) = record.value {
+                    core.digest = core.digest.wrapping_add(record_digest(record.key, value));
+                    core.live_keys += 1;
+                }
+            }
+            digests.push(core);
+        }
+        Ok(digests)
     }
 
     /// Live keys of the new checkpoint, by the cheapest way that is exact.
