@@ -78,7 +78,7 @@ fn child() {
 
 /// Every operation of a core but sealing, which may wake Ring 1.
 fn work(core: &mut CoreStore, round: u32) {
-    let value = [round as u8; 100];
+    let value = [round.to_le_bytes()[0]; 100];
     for i in 0..KEYS {
         let key = u128::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
         match i % 8 {
