@@ -95,7 +95,7 @@ pub(crate) fn rebuild(
 /// belong to the recovery point, as those of cores of an earlier layout.
 fn expected_digest(applied: &Applied, point: Epoch) -> Option<StateDigest> {
     let at_point = applied.barriers.iter().all(|(epoch, _)| *epoch == point);
-    let digests = applied.digests().filter(|_| at_point)?;
+    let digests = applied.digests().filter(|digests| at_point && !digests.is_empty())?;
     Some(digests.into_iter().fold(StateDigest::default(), StateDigest::plus))
 }
 
