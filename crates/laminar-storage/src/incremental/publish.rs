@@ -304,7 +304,7 @@ impl IncrementalCheckpointManager {
         let mut digests = Vec::with_capacity(self.chains.len());
         for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.changes().iter().peekable());
+            let memory = Source::Memory(changes.sorted());
             let mut merge = Merge::new(files.chain([memory]).collect())?;
             let mut core = CoreDigest { digest: 0, live_keys: 0 };
             while let Some(record) = merge.next_record()? {
