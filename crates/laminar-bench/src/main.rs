@@ -1,2 +1,175 @@
-//! Measurements of laminar-storage.
-fn main() {}
+//! Measurements of laminar-storage, each with yardsticks measured in the same run.
+//!
+//! `laminar-bench all --quick` takes minutes; without `--quick` the sizes are those of the record.
+//! Absolute figures belong to the machine; what counts are ratios between rows of one run.
+#![allow(clippy::cast_possible_truncation, reason = "numbers of keys and nanoseconds, not data of a disk")]
+
+mod durable;
+mod keys;
+mod lifecycle;
+mod machine;
+mod place;
+mod recovery;
+mod ring0;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::machine::Pins;
+use crate::place::Place;
+use crate::table::{Cell, Report, Table};
+
+/// Whatever stops a run.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Parser)]
+#[command(version, about = "Measures laminar-storage")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// Small sizes: about a minute per subcommand
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Keep hot threads on the first CPUs and background threads on the last one
+    #[arg(long, global = true)]
+    pin: bool,
+    /// Directory for the files of the run; a directory of its own is made in it and removed
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Also writes the figures to FILE
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Keys of the state, in place of the usual number
+    #[arg(long, global = true, value_name = "N")]
+    keys: Option<u64>,
+    /// Operations per row, in place of the usual number
+    #[arg(long, global = true, value_name = "N")]
+    ops: Option<usize>,
+}
+
+#[derive(Subcommand, Clone)]
+enum What {
+    /// Latency of single operations on a core, while Ring 1 writes the log
+    Ring0,
+    /// Puts per second until durable, log bytes per put, latency from seal to durable
+    Durable,
+    /// Fill, checkpoint, change 1 %, checkpoint, kill -9, reopen, compare every key
+    Lifecycle(lifecycle::Options),
+    /// Time to open a store from its log alone, and from checkpoint and log
+    Recovery,
+    /// All of them
+    All,
+    /// The process that is killed
+    #[command(hide = true)]
+    LifecycleChild(lifecycle::child::Options),
+}
+
+/// What a measurement is given.
+pub struct Run {
+    pub quick: bool,
+    pub pins: Pins,
+    pub place: Place,
+    pub keys: Option<u64>,
+    pub ops: Option<usize>,
+}
+
+impl Run {
+    /// One of two sizes.
+    pub fn size<T>(&self, quick: T, full: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    pub fn keys_or(&self, quick: u64, full: u64) -> u64 {
+        self.keys.unwrap_or(self.size(quick, full))
+    }
+
+    pub fn ops_or(&self, quick: usize, full: usize) -> usize {
+        self.ops.unwrap_or(self.size(quick, full))
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.what {
+        What::LifecycleChild(options) => lifecycle::child::run(options).map(|()| 0),
+        what => measure(what, &cli.common),
+    };
+    match done {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(differences) => {
+            eprintln!("laminar-bench: {differences} differences");
+            ExitCode::from(1)
+        }
+        Err(error) => {
+            eprintln!("laminar-bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn measure(what: &What, common: &Common) -> Result<u64, Error> {
+    let run = Run {
+        quick: common.quick,
+        pins: Pins::new(common.pin)?,
+        place: Place::new(common.dir.as_deref())?,
+        keys: common.keys,
+        ops: common.ops,
+    };
+    let mut about = machine::about(common.quick, common.pin);
+    about["file_system"] = run.place.file_system.into();
+    println!("laminar-bench {}", env!("CARGO_PKG_VERSION"));
+    for (name, value) in about.as_object().into_iter().flatten() {
+        println!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    }
+    if cfg!(debug_assertions) {
+        println!("  !! a debug build: these figures say nothing about speed");
+    }
+    let mut report = Report::default();
+    report.add(calibration(&run));
+    match what {
+        What::Ring0 => ring0::run(&run, &mut report)?,
+        What::Durable => durable::run(&run, &mut report)?,
+        What::Lifecycle(options) => lifecycle::run(&run, options, &mut report)?,
+        What::Recovery => recovery::run(&run, &mut report)?,
+        What::All => {
+            ring0::run(&run, &mut report)?;
+            durable::run(&run, &mut report)?;
+            lifecycle::run(&run, &lifecycle::Options::default(), &mut report)?;
+            recovery::run(&run, &mut report)?;
+        }
+        What::LifecycleChild(_) => {}
+    }
+    if let Some(path) = &common.json {
+        std::fs::write(path, format!("{:#}\n", report.json(&about)))?;
+    }
+    Ok(report.differences)
+}
+
+/// What the clock costs and how often the machine stops a thread that does nothing.
+fn calibration(run: &Run) -> Table {
+    let mut table = Table::new(
+        "calibration",
+        "Calibration: the clock, and gaps an idle loop sees",
+        &["", "clock reading", "gaps/s > 1 µs", "> 10 µs", "> 100 µs", "longest"],
+    );
+    let gaps = machine::idle_gaps(Duration::from_secs(run.size(1, 5)));
+    table.row(vec![
+        Cell::text("idle loop"),
+        Cell::Nanos(machine::clock_cost()),
+        Cell::Number(gaps.per_second_over_1us, 0),
+        Cell::Number(gaps.per_second_over_10us, 0),
+        Cell::Number(gaps.per_second_over_100us, 0),
+        Cell::time(gaps.longest),
+    ]);
+    table
+}

@@ -1,2 +1,39 @@
-//! The `laminar` command.
-fn main() {}
+//! The `laminar` command: a crash-safe keyed aggregation over files, and tools for its state.
+
+mod agg;
+mod args;
+mod commands;
+mod demo;
+mod engine;
+mod error;
+mod export;
+mod input;
+mod inspect;
+mod job;
+mod pipeline;
+mod progress;
+mod query;
+mod signals;
+mod summary;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::engine::store::{StoreEngine, StoreView};
+use crate::error::Kind;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse_from(args::join_dead_letter(std::env::args_os()));
+    match commands::run::<StoreEngine, StoreView>(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if error.kind() != Kind::BrokenPipe {
+                // If even standard error is gone, the exit code still tells.
+                let _ = writeln!(std::io::stderr(), "laminar: {error}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -140,13 +140,13 @@ impl Subject {
         let mut outcome = ("panic", None);
         let judged = guarded(|| {
             outcome = match open(disk, self.scenario.cores, &self.scenario.settings) {
-                Ok(opened) => match recovered(&opened)
-                    .and_then(|(found, _)| self.model.check_recovered(&found))
-                {
-                    Ok(()) => ("same state", None),
-                    Err(wrong) if wrong.starts_with("LOST") => ("ROLLED BACK", Some(wrong)),
-                    Err(wrong) => ("WRONG STATE", Some(wrong)),
-                },
+                Ok(opened) => {
+                    match recovered(&opened).and_then(|(found, _)| self.model.check_recovered(&found)) {
+                        Ok(()) => ("same state", None),
+                        Err(wrong) if wrong.starts_with("LOST") => ("ROLLED BACK", Some(wrong)),
+                        Err(wrong) => ("WRONG STATE", Some(wrong)),
+                    }
+                }
                 Err(error) => judge(&error),
             };
             Ok(())

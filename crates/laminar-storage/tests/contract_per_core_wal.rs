@@ -1,6 +1,8 @@
 //! Every item of the contract's `per_core_wal` section that stands on the log alone, in its
 //! documented shape, with assertions on what comes back.
 
+#![allow(clippy::unwrap_used, reason = "tests say so by failing")]
+
 use std::collections::HashMap;
 use std::path::Path;
 

@@ -224,12 +224,12 @@ impl IncrementalCheckpointManager {
                 files.push(DraftFile::Open(file.clone()));
             }
         }
-        let changes = changes.cores().get(core.index()).filter(|core| !core.changes().is_empty());
+        let changes = changes.cores().get(core.index()).filter(|core| !core.is_empty());
         if merged.is_empty() && changes.is_none() {
             return Ok(files);
         }
         let older = merged.iter().map(|file| Source::File(file.reader.cursor()));
-        let newest = changes.map(|core| Source::Memory(core.changes().iter().peekable()));
+        let newest = changes.map(|core| Source::Memory(core.sorted()));
         let merge = Merge::new(older.chain(newest).collect())?;
         let identity = spill.next_identity(self.store_id, core)?;
         if let Some(finished) = spill.write(vfs, identity, merge, kept.is_empty())? {
@@ -304,7 +304,7 @@ impl IncrementalCheckpointManager {
         let mut digests = Vec::with_capacity(self.chains.len());
         for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.changes().iter().peekable());
+            let memory = Source::Memory(changes.sorted());
             let mut merge = Merge::new(files.chain([memory]).collect())?;
             let mut core = CoreDigest { digest: 0, live_keys: 0 };
             while let Some(record) = merge.next_record()? {
@@ -337,7 +337,7 @@ impl IncrementalCheckpointManager {
         let mut live = 0;
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.changes().iter().peekable());
+            let memory = Source::Memory(changes.sorted());
             let mut merge = Merge::new(files.chain([memory]).collect())?;
             while let Some(record) = merge.next_record()? {
                 live += u64::from(record.value.is_some());

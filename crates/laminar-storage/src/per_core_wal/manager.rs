@@ -65,8 +65,7 @@ impl PerCoreWalManager {
         let (last_epoch, last_sequence, _) = survey.high_water();
         let epoch = if last_sequence == Sequence::ZERO { Epoch::ZERO } else { last_epoch.next() };
         let core_count = core_count(&config);
-        let beginning =
-            Beginning {
+        let beginning = Beginning {
             core_count,
             mode: WalMode::Plain,
             epoch,

@@ -42,10 +42,6 @@ impl Arena {
         Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0 })
     }
 
-    pub(super) fn base(&self) -> Base {
-        self.base
-    }
-
     pub(super) fn region(&self) -> &Arc<Region> {
         self.bump.region()
     }
@@ -77,7 +73,7 @@ impl Arena {
         self.free[class.index()] = next;
         self.free_bytes -= class.size();
         if next != 0 {
-            prefetch::range(self.base.at(index(next)), class.size());
+            prefetch::range_to_write(self.base.at(index(next)), class.size());
         }
         Some(Slot { at, class })
     }
@@ -87,10 +83,11 @@ impl Arena {
     pub(super) fn fresh(&mut self, class: Class) -> Result<Slot, Ring0Error> {
         let size = class.size();
         let much_is_free = self.free_bytes > self.bump.used() / 8;
-        if much_is_free && !self.bump.has_ready(size) {
-            if let Some(slot) = self.split_larger(class) {
-                return Ok(slot);
-            }
+        if much_is_free
+            && !self.bump.has_ready(size)
+            && let Some(slot) = self.split_larger(class)
+        {
+            return Ok(slot);
         }
         match self.bump.take(size) {
             Ok(at) => Ok(Slot { at: at as u64, class }),
@@ -151,6 +148,16 @@ impl Arena {
         slot.at
     }
 
+    /// Says which record the one at `at` replaces.
+    ///
+    /// # Safety
+    /// `at` is a record that Ring 0 has written and not published (R0-4).
+    #[inline]
+    pub(super) unsafe fn set_prev(&mut self, at: u64, prev: u64) {
+        // SAFETY: used, and known to nobody else, by the caller's promise.
+        unsafe { record::header_mut(self.base, at) }.prev = prev;
+    }
+
     /// The record at `at`.
     ///
     /// # Safety
@@ -196,9 +203,32 @@ impl Arena {
         unsafe { self.free(retired.at()) };
     }
 
+    /// Hands on what a drained changelog entry retired when it is one slot of the class; makes it
+    /// available again otherwise.
+    ///
+    /// # Safety
+    /// As [`Self::free_retired`].
+    #[inline]
+    pub(super) unsafe fn reuse_retired(
+        &mut self,
+        retired: super::retire::Retired,
+        class: Class,
+    ) -> Option<Slot> {
+        if !retired.with_prev() {
+            // SAFETY: a record that was published and released; it has been used (R0-3).
+            let header = unsafe { record::header(self.base, retired.at()) };
+            if header.class == class {
+                return Some(Slot { at: retired.at(), class });
+            }
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.free_retired(retired) };
+        None
+    }
+
     /// Fetches a slot that will be used soon.
     #[inline]
     pub(super) fn prefetch(&self, at: u64, bytes: usize) {
-        prefetch::range(self.base.at(index(at)), bytes);
+        prefetch::range_to_write(self.base.at(index(at)), bytes);
     }
 }

@@ -105,6 +105,22 @@ impl Blocks {
         unsafe { &mut *self.address(block.0) }
     }
 
+    /// Two different segments, to change.
+    pub(super) fn two_segments(&mut self, a: Block, b: Block) -> [&mut Segment; 2] {
+        assert!(a != b, "a segment cannot be borrowed twice");
+        // SAFETY: as in `segment_mut`; the other reference is to another block.
+        let first = unsafe { &mut *self.address(a.0) };
+        // SAFETY: as above.
+        let second = unsafe { &mut *self.address(b.0) };
+        [first, second]
+    }
+
+    /// Sees to it that `blocks` more can be taken.
+    #[inline]
+    pub(super) fn reserve(&mut self, blocks: usize) -> Result<(), Ring0Error> {
+        self.bump.reserve(blocks * SEGMENT)
+    }
+
     /// The segment behind another one.
     pub(super) fn next(&self, block: Block) -> Option<Block> {
         // `next` of a segment in use is only ever written with a block's number.

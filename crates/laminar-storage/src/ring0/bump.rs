@@ -52,6 +52,13 @@ impl Bump {
         Ok(start)
     }
 
+    /// Sees to it that the next `bytes` bytes can be taken.
+    #[inline]
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), Ring0Error> {
+        let end = self.next + bytes;
+        if end > self.hard { self.look_ahead(end) } else { Ok(()) }
+    }
+
     /// Whether `bytes` more can be had without committing anything now.
     pub(super) fn has_ready(&self, bytes: usize) -> bool {
         self.next + bytes <= self.hard || self.next + bytes <= self.region.committed()

@@ -76,7 +76,7 @@ mod tests {
         let sizes = (1..70_000).chain((70_000..largest).step_by(997)).chain([largest]);
         for bytes in sizes {
             let size = Class::for_size(bytes).unwrap().size();
-            assert!(size >= bytes && size % UNIT == 0, "{bytes} in {size}");
+            assert!(size >= bytes && size.is_multiple_of(UNIT), "{bytes} in {size}");
             assert!(size - bytes < UNIT || (size - bytes) * 8 <= size, "{bytes} in {size}");
         }
         assert_eq!(Class::for_size(usize::MAX / 2), None);

@@ -13,7 +13,7 @@ use super::record::{self, RecordRef, index};
 use super::region::Region;
 use super::retire::Released;
 use crate::format::digest::{StateDigest, record_digest};
-use crate::ids::{CoreId, Epoch};
+use crate::ids::Epoch;
 use crate::incremental::changelog::{ChangelogConsumer, StateChangelogEntry, StateOp};
 
 /// How far ahead records, and half of that far the ones they replaced, are fetched.
@@ -33,10 +33,10 @@ pub(crate) struct Record<'a> {
 /// The end of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seal {
-    /// The epoch that is closed. Entries drained since the seal before belong to it, whatever
-    /// smaller epoch they were made in.
+    /// The last epoch that is closed. Entries drained since the seal before belong to the first one
+    /// that it closes.
     pub epoch: Epoch,
-    /// What was given to `CoreState::seal`.
+    /// What was given to `CoreState::seal_to`.
     pub commit: Option<Box<[u8]>>,
 }
 
@@ -52,7 +52,6 @@ pub(crate) struct Batch {
 /// The changes of one core, for Ring 1. `Send`, not `Sync`.
 #[derive(Debug)]
 pub(crate) struct CoreDrain {
-    core: CoreId,
     changelog: ChangelogConsumer,
     /// Keeps the records alive when the state is dropped first.
     records: Arc<Region>,
@@ -67,19 +66,9 @@ pub(crate) struct CoreDrain {
 }
 
 impl CoreDrain {
-    pub(super) fn new(
-        core: CoreId,
-        records: Arc<Region>,
-        changelog: ChangelogConsumer,
-        released: Arc<Released>,
-    ) -> Self {
+    pub(super) fn new(records: Arc<Region>, changelog: ChangelogConsumer, released: Arc<Released>) -> Self {
         let digest = StateDigest::default();
-        Self { core, changelog, records, released, held: Vec::new(), first: 0, done: 0, processed: 0, digest }
-    }
-
-    /// The core whose changes these are.
-    pub(crate) fn core(&self) -> CoreId {
-        self.core
+        Self { changelog, records, released, held: Vec::new(), first: 0, done: 0, processed: 0, digest }
     }
 
     /// Takes up to `max` changes, all of one epoch, and the end of that epoch if it comes next. The
@@ -145,16 +134,19 @@ impl CoreDrain {
     }
 
     /// How many entries, seals included, wait to be drained; may grow at any time.
+    #[cfg(test)]
     pub(crate) fn pending(&self) -> usize {
         self.held.len() - self.done + self.changelog.len()
     }
 
     /// Whether nothing waits to be drained.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.pending() == 0
     }
 
     /// Whether the state is gone. What it pushed before can still be drained.
+    #[cfg(test)]
     pub(crate) fn producer_gone(&self) -> bool {
         self.changelog.producer_gone()
     }

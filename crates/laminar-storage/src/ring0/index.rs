@@ -4,7 +4,7 @@
 //! ```text
 //!   hash >> (64 - depth) ──▶ directory: [ 0 | 0 | 1 | 2 ]      4 bytes each, doubled when a segment
 //!                                         └─┬─┘   │   │        needs a bit more than it has
-//!                                       segment  segment ...   32 KiB each, split at 90 %
+//!                                       segment  segment ...   32 KiB each, split at 85 %
 //! ```
 //!
 //! So the worst insertion costs a split, some ten microseconds, at any number of keys. Segments are
@@ -16,13 +16,13 @@
 use std::sync::Arc;
 
 use super::Ring0Error;
-use super::blocks::{Block, Blocks, DIRECTORY_BLOCK, Directory};
+use super::blocks::{Block, Blocks, DIRECTORY_BLOCK, Directory, Pointer};
 use super::hash::KeyHasher;
 use super::prefault::Prefaulter;
 use super::prefetch;
 use super::record::index as to_index;
 use super::region::Region;
-use super::segment::{Entry, FULL, Needle, Probe, Segment};
+use super::segment::{At, Entry, FULL, Needle, Segment};
 
 /// Doublings beyond what evenly spread keys need, before a segment overflows instead.
 const SPARE_DEPTH: u32 = 4;
@@ -31,7 +31,7 @@ const SPARE_DEPTH: u32 = 4;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     block: Block,
-    slot: usize,
+    at: At,
 }
 
 /// What a search for a key that will be written came to.
@@ -93,27 +93,41 @@ impl Index {
         to_index(hash >> (64 - self.depth))
     }
 
-    /// Fetches what a search for `hash` will read.
+    /// Fetches what a search for `hash` will read, and a change will write.
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
-        let pointer = self.directory.pointers(self.pointers())[self.slot_of(hash)];
-        let home = self.blocks.segment(pointer.block()).home_address(hash);
-        prefetch::line(home);
-        // The entry may lie across two lines, and probing goes on behind it.
+        let home = self.blocks.segment(self.pointer_of(hash).block()).home_address(hash);
+        prefetch::line_to_write(home);
         prefetch::line(home.wrapping_add(64));
+    }
+
+    /// Fetches the part of what a search for `hash` will read that would otherwise be asked for late.
+    #[inline]
+    pub(super) fn prefetch_to_read(&self, hash: u64) {
+        let home = self.blocks.segment(self.pointer_of(hash).block()).home_address(hash);
+        prefetch::line(home.wrapping_add(64));
+    }
+
+    #[inline]
+    fn pointer_of(&self, hash: u64) -> Pointer {
+        self.directory.pointers(self.pointers())[self.slot_of(hash)]
     }
 
     /// The record of a key.
     #[inline]
     pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
-        let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
-        let block = pointer.block();
-        let segment = self.blocks.segment(block);
-        match segment.find(needle, &same) {
-            Probe::Hit(slot) => Some((Place { block, slot }, segment.entry(slot).at())),
-            Probe::Miss(_) if pointer.is_chained() => self.find_behind(block, needle, same),
-            Probe::Miss(_) => None,
+        let pointer = self.pointer_of(needle.hash);
+        match self.find_in(pointer.block(), needle, &same) {
+            None if pointer.is_chained() => self.find_behind(pointer.block(), needle, same),
+            result => result,
         }
+    }
+
+    #[inline]
+    fn find_in(&self, block: Block, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
+        let segment = self.blocks.segment(block);
+        let at = segment.find(needle, same)?;
+        Some((Place { block, at }, segment.record(at)))
     }
 
     #[cold]
@@ -121,12 +135,18 @@ impl Index {
         let mut block = first;
         while let Some(next) = self.blocks.next(block) {
             block = next;
-            let segment = self.blocks.segment(block);
-            if let Probe::Hit(slot) = segment.find(needle, &same) {
-                return Some((Place { block, slot }, segment.entry(slot).at()));
+            let found = self.find_in(block, needle, &same);
+            if found.is_some() {
+                return found;
             }
         }
         None
+    }
+
+    /// Sees to it that inserting `keys` more keys, which are spread like hashes, will find memory.
+    #[inline]
+    pub(super) fn reserve_splits(&mut self, keys: usize) -> Result<(), Ring0Error> {
+        self.blocks.reserve(keys + self.directory.capacity * 2 / DIRECTORY_BLOCK)
     }
 
     /// The record of a key, or a free place for it. Makes room first if there is none, and fails only
@@ -137,33 +157,33 @@ impl Index {
         needle: &Needle,
         same: impl Fn(u64) -> bool,
     ) -> Result<Lookup, Ring0Error> {
-        let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
+        let pointer = self.pointer_of(needle.hash);
         let block = pointer.block();
-        let segment = self.blocks.segment(block);
-        match segment.find(needle, &same) {
-            Probe::Hit(slot) => Ok(Lookup::Found(Place { block, slot }, segment.entry(slot).at())),
-            Probe::Miss(slot) if segment.count < FULL && !pointer.is_chained() => {
-                Ok(Lookup::Room(Place { block, slot }))
-            }
-            Probe::Miss(_) => self.make_room(needle, same),
+        if let Some((place, record)) = self.find_in(block, needle, &same) {
+            return Ok(Lookup::Found(place, record));
         }
+        let segment = self.blocks.segment(block);
+        if segment.count < FULL && !pointer.is_chained() {
+            return Ok(Lookup::Room(Place { block, at: segment.room(needle.hash) }));
+        }
+        self.make_room(needle, same)
     }
 
+    /// [`Self::find_or_room`] for a key that is not in the first segment it may be in.
     #[cold]
     fn make_room(&mut self, needle: &Needle, same: impl Fn(u64) -> bool) -> Result<Lookup, Ring0Error> {
         loop {
-            let pointer = self.directory.pointers(self.pointers())[self.slot_of(needle.hash)];
-            if pointer.is_chained() {
-                if let Some((place, at)) = self.find(needle, same) {
-                    return Ok(Lookup::Found(place, at));
-                }
-                return self.room_in_chain(pointer.block(), needle).map(Lookup::Room);
-            }
+            let pointer = self.pointer_of(needle.hash);
             let block = pointer.block();
+            if pointer.is_chained() {
+                return match self.find_behind(block, needle, same) {
+                    Some((place, record)) => Ok(Lookup::Found(place, record)),
+                    None => self.room_in_chain(block, needle.hash).map(Lookup::Room),
+                };
+            }
             let segment = self.blocks.segment(block);
             if segment.count < FULL {
-                let (Probe::Hit(slot) | Probe::Miss(slot)) = segment.find(needle, &same);
-                return Ok(Lookup::Room(Place { block, slot }));
+                return Ok(Lookup::Room(Place { block, at: segment.room(needle.hash) }));
             }
             if u32::from(segment.depth) < self.depth {
                 self.split(block, needle.hash)?;
@@ -176,7 +196,7 @@ impl Index {
     }
 
     /// A free place in the first segment of a chain that has one, or in a new one at its end.
-    fn room_in_chain(&mut self, first: Block, needle: &Needle) -> Result<Place, Ring0Error> {
+    fn room_in_chain(&mut self, first: Block, hash: u64) -> Result<Place, Ring0Error> {
         let mut block = first;
         while self.blocks.segment(block).count >= FULL {
             block = match self.blocks.next(block) {
@@ -184,9 +204,7 @@ impl Index {
                 None => self.append(block)?,
             };
         }
-        match self.blocks.segment(block).find(needle, |_| false) {
-            Probe::Hit(slot) | Probe::Miss(slot) => Ok(Place { block, slot }),
-        }
+        Ok(Place { block, at: self.blocks.segment(block).room(hash) })
     }
 
     fn append(&mut self, last: Block) -> Result<Block, Ring0Error> {
@@ -196,7 +214,7 @@ impl Index {
     }
 
     /// The pointers that lead to the segment of `hash`.
-    fn pointers_to(&mut self, hash: u64, depth: u8) -> &mut [super::blocks::Pointer] {
+    fn pointers_to(&mut self, hash: u64, depth: u8) -> &mut [Pointer] {
         let len = self.pointers();
         let span = 1_usize << (self.depth - u32::from(depth));
         let first = self.slot_of(hash) / span * span;
@@ -217,10 +235,9 @@ impl Index {
         let hasher = self.hasher;
         self.scratch.copy_from(self.blocks.segment(block));
         let depth = self.scratch.depth + 1;
-        let old = self.blocks.segment_mut(block);
+        let [old, other] = self.blocks.two_segments(block, new);
         old.clear();
-        old.fill_half(&self.scratch, depth, hasher, false);
-        self.blocks.segment_mut(new).fill_half(&self.scratch, depth, hasher, true);
+        self.scratch.split_into([old, other], depth, hasher);
         let pointers = self.pointers_to(hash, depth - 1);
         let half = pointers.len() / 2;
         pointers[half..].fill(new.pointer());
@@ -248,25 +265,25 @@ impl Index {
     /// Points an occupied place at another record of its key.
     #[inline]
     pub(super) fn swing(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks.segment_mut(place.block).swing(place.slot, needle, at);
+        self.blocks.segment_mut(place.block).swing(place.at, needle, at);
     }
 
     /// Fills a free place.
     #[inline]
     pub(super) fn insert(&mut self, place: Place, needle: &Needle, at: u64) {
-        self.blocks.segment_mut(place.block).set(place.slot, Entry::new(needle, at));
+        self.blocks.segment_mut(place.block).insert(place.at, needle.hash, Entry::new(needle, at));
         self.len += 1;
     }
 
-    /// Frees an occupied place.
-    pub(super) fn remove(&mut self, place: Place) {
-        self.blocks.segment_mut(place.block).remove(place.slot);
+    /// Frees the place that the key with this hash occupies.
+    pub(super) fn remove(&mut self, place: Place, hash: u64) {
+        self.blocks.segment_mut(place.block).remove(place.at, hash);
         self.len -= 1;
     }
 
     /// The offsets of all records, in no particular order.
     pub(super) fn offsets(&self) -> Offsets<'_> {
-        Offsets { index: self, pointer: 0, block: None, slot: 0 }
+        Offsets { index: self, pointer: 0, block: None, nth: 0 }
     }
 }
 
@@ -278,8 +295,8 @@ pub(super) struct Offsets<'a> {
     pointer: usize,
     /// The segment being walked.
     block: Option<Block>,
-    /// The next slot to look at in it.
-    slot: usize,
+    /// The next place to look at in it.
+    nth: usize,
 }
 
 impl Iterator for Offsets<'_> {
@@ -294,17 +311,17 @@ impl Iterator for Offsets<'_> {
                     let block = pointers.get(self.pointer)?.block();
                     let depth = self.index.blocks.segment(block).depth;
                     self.pointer += 1 << (self.index.depth - u32::from(depth));
-                    self.slot = 0;
+                    self.nth = 0;
                     block
                 }
             };
-            if let Some((slot, entry)) = self.index.blocks.segment(block).first_from(self.slot) {
+            if let Some((next, record)) = self.index.blocks.segment(block).first_from(self.nth) {
                 self.block = Some(block);
-                self.slot = slot + 1;
-                return Some(entry.at());
+                self.nth = next;
+                return Some(record);
             }
             self.block = self.index.blocks.next(block);
-            self.slot = 0;
+            self.nth = 0;
         }
     }
 }

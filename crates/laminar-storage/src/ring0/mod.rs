@@ -13,7 +13,9 @@
 //! ```
 //!
 //! A write puts a new record into a new slot, pushes the changelog entry, and only then swings the
-//! index to it; the record it replaces goes to the retire queue under the number of that entry.
+//! index to it; the record it replaces goes to the retire queue under the number of that entry. A put
+//! does the last two steps a few puts later (`pending.rs`), so that the reads from memory of several
+//! puts overlap; readers look among the waiting puts first, and everything else finishes them first.
 //!
 //! # Invariants
 //!
@@ -27,14 +29,16 @@
 //!   lives, and never moves. While its kind is not `Free`, key and value follow the header with the
 //!   lengths it gives, inside the slot. Offsets are multiples of 16 and never 0.
 //! - **R0-4** (exclusive) A slot is in exactly one of these states: *fresh* or *free* (Ring 0 alone
-//!   knows it), *held* as an [`arena::Slot`], *live* (the index points to it), *retired* (in the retire
-//!   queue). Only fresh, free and held slots are written, but for the digest.
+//!   knows it), *held* as an [`arena::Slot`], *waiting* (a record of a put that is not pushed yet), *live*
+//!   (the index points to it), *retired* (in the retire queue; a tombstone or commit record is retired
+//!   as it is pushed). Only fresh, free, held and waiting slots are written, but for the digest.
 //! - **R0-5** (reuse) A retired slot becomes free only after Ring 1 has released the changelog entry that
 //!   retired it. Entry `n` retires the record that entry `n` replaced; a delete or a seal retires its own
 //!   record as well. Ring 1 reads, for an entry it has popped and not released, the entry's record and
 //!   that record's `prev`, nothing else. An entry's own record is retired by the same or by a later
 //!   entry, and `prev` by the entry itself, so that neither is reused while Ring 1 may read it. Entries are
-//!   released in order, and the retire queue has a place for every unreleased entry.
+//!   released in order, and the retire queue has a place for every unreleased entry and every waiting put.
+//!   It has as many places as the ring, so that the ring has room whenever the queue has.
 //! - **R0-6** (index) A `Block` is a block of the index region that was handed out and holds initialised
 //!   bytes; only Ring 0 reads or writes the index region.
 //! - **R0-7** (publication) A record is written before its entry is pushed (the ring's Release) and
@@ -42,11 +46,14 @@
 //!   `released` (Release), and Ring 0 frees a slot after it has read that (Acquire). The digest field is
 //!   atomic; after publication only Ring 1 writes it, and only Ring 1 reads it.
 //! - **R0-8** (all or nothing) An operation that fails has changed nothing that can be seen: ring and queue
-//!   space is checked first, memory is had next, and nothing after the push can fail.
+//!   space is checked first, memory is had next, and nothing after the push can fail. A put that waits
+//!   has its places reserved, and the index the memory for the splits that evenly spread hashes can cause; if
+//!   colliding ones need more than there is, the put goes on waiting, readable, and the later
+//!   operation that would have finished it fails.
 //!
 //! # When something fails
 //!
-//! A full ring, or too many entries drained and not released, is [`Ring0Error::RingFull`]: try again once
+//! As many unreleased entries as the ring has places is [`Ring0Error::RingFull`]: try again once
 //! Ring 1 has made progress. Address space that is used up is [`Ring0Error::StateFull`]. Nothing here
 //! touches a disk.
 //!
@@ -61,8 +68,10 @@ mod class;
 mod drain;
 mod hash;
 mod index;
+mod pending;
 mod prefault;
 mod prefetch;
+mod read;
 mod record;
 mod region;
 mod retire;
@@ -72,9 +81,11 @@ mod state;
 use std::io;
 use std::sync::Arc;
 
-pub(crate) use drain::{Batch, CoreDrain, Record, Seal};
+pub(crate) use drain::{Batch, CoreDrain};
 pub(crate) use hash::KeyHasher;
-pub(crate) use state::{CoreState, Iter, MemoryStats};
+pub(crate) use read::Iter;
+pub use read::MemoryStats;
+pub(crate) use state::CoreState;
 
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::changelog::StateChangelogBuffer;
@@ -90,7 +101,7 @@ const KEY_AND_VALUE_FIT: &str = "lengths are checked, and the slot is chosen for
 pub(crate) struct StateConfig {
     /// The core.
     pub core: CoreId,
-    /// Entries in the changelog ring, rounded up to a power of two.
+    /// Entries that can be on their way: pushed and not released by Ring 1. Rounded up to a power of two.
     pub ring_capacity: usize,
     /// Address space reserved for records, and again for the index. No memory is used for it. When
     /// the system refuses, less is taken.
@@ -146,9 +157,9 @@ fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, 
     let (mut producer, consumer) = StateChangelogBuffer::with_capacity(config.ring_capacity).split();
     producer.set_epoch(config.first_epoch.get());
     let released = Arc::new(retire::Released::default());
-    // Twice the ring: Ring 1 may hold one ring full of drained entries while Ring 0 fills another.
-    let retired = retire::RetireQueue::new(producer.capacity() * 2, Arc::clone(&released));
-    let drain = CoreDrain::new(config.core, records, consumer, released);
+    // An entry has its place until Ring 1 has released it, so that the ring itself is never full.
+    let retired = retire::RetireQueue::new(producer.capacity(), Arc::clone(&released));
+    let drain = CoreDrain::new(records, consumer, released);
     Ok((CoreState::new(config.core, hasher, arena, index, producer, retired), drain))
 }
 

@@ -12,8 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Size and alignment of a huge page; chunks and the region itself are multiples of it.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
-/// Largest chunk. About 4 ms of work for the kernel, and a hundredth of a large state.
-const CHUNK_MAX: usize = 16 << 20;
+/// Largest chunk. About 2 ms of work for the kernel; filling it takes a core several times as long.
+const CHUNK_MAX: usize = 8 << 20;
 /// A region of at most this many bytes is given memory in small chunks and without huge pages: whoever
 /// sets the lowest limit wants many small stores, or to open one many times.
 const SMALL_REGION: usize = 4 << 20;
@@ -97,7 +97,7 @@ impl Region {
         if self.len <= SMALL_REGION {
             return SMALL_CHUNK;
         }
-        (committed / 8 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+        (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
     }
 
     /// Commits chunks until at least `end` bytes, or everything reserved, can be used.

@@ -76,16 +76,22 @@ impl RetireQueue {
         index(entry) & (self.words.len() - 1)
     }
 
-    /// Whether the next entry has a place.
+    /// Whether the next `entries` entries have a place.
     #[inline]
-    pub(super) fn has_room(&self) -> bool {
-        self.pushed - self.reclaimed < self.words.len() as u64
+    pub(super) fn has_room_for(&self, entries: usize) -> bool {
+        self.pushed - self.reclaimed + entries as u64 <= self.words.len() as u64
+    }
+
+    /// Whether more than half of the places are taken.
+    #[inline]
+    pub(super) fn is_half_full(&self) -> bool {
+        self.pushed - self.reclaimed > self.words.len() as u64 / 2
     }
 
     /// Notes what the next entry retires.
     #[inline]
     pub(super) fn push(&mut self, retired: Retired) {
-        debug_assert!(self.has_room());
+        debug_assert!(self.has_room_for(1));
         let word = self.word(self.pushed);
         self.words[word] = retired;
         self.pushed += 1;

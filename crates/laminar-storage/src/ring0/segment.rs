@@ -1,14 +1,26 @@
-//! A fixed-size open-addressing table: the piece the index grows by.
+//! A fixed-size hash table: the piece the index grows by.
 //!
-//! Linear probing from the slot that the low bits of the hash choose; removal shifts back, so that
-//! there are no tombstones to slow down or to fill the table. All safe code.
+//! ```text
+//!   segment: [ header | bucket | bucket | ... 255 of 128 bytes, two cache lines each ]
+//!   bucket:  [ 5 metas | went_on | key 0 ][ key 1 | key 2 | key 3 | key 4 ]
+//! ```
+//!
+//! A middle part of the hash chooses a bucket. All five metas are compared at once: which place a key
+//! has costs no mispredicted branch, so that a processor can have several searches in flight, and
+//! both lines are fetched at the same time. A bucket counts the keys that wanted it and went on to the
+//! next one because it was full; a removal takes that back, so that there are no tombstones to slow
+//! searches down or to fill the table. All safe code.
 
 use super::hash::KeyHasher;
 
-/// Entries in a segment, so that it is 32 KiB with its header.
-pub(super) const SLOTS: usize = 1365;
-/// A segment with this many entries is full: beyond it, probing gets long.
-pub(super) const FULL: u16 = 1228;
+/// Buckets in a segment, so that it is 32 KiB with its header.
+const BUCKETS: usize = 255;
+/// Entries in a bucket.
+const LANES: usize = 5;
+/// Entries that fit into a segment.
+const PLACES: usize = BUCKETS * LANES;
+/// A segment with this many entries, 85 % of its places, is full: beyond, too many keys go on.
+pub(super) const FULL: u16 = 1084;
 /// Keys up to this many bytes lie in the entry itself.
 pub(super) const INLINE: usize = 16;
 /// In place of the length, for keys that do not.
@@ -57,7 +69,6 @@ fn little_word(bytes: &[u8]) -> u64 {
 
 /// 24 bytes: where the record is, and enough of the key to know it.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
 pub(super) struct Entry {
     /// Bits 0..16 tag (low bits of the hash), 16..24 length of an inline key or [`LONG`], 24..64
     /// arena offset in units of 16 bytes. 0 is a free place.
@@ -66,8 +77,6 @@ pub(super) struct Entry {
     words: [u64; 2],
 }
 
-const _: () = assert!(size_of::<Entry>() == 24);
-
 impl Entry {
     #[inline]
     pub(super) fn new(needle: &Needle, at: u64) -> Self {
@@ -75,38 +84,9 @@ impl Entry {
         Self { meta: at << 20 | needle.low, words: needle.words }
     }
 
-    /// Where the record is.
-    #[inline]
-    pub(super) fn at(&self) -> u64 {
-        (self.meta >> 24) << 4
-    }
-
-    #[inline]
-    pub(super) fn is_free(&self) -> bool {
-        self.meta == 0
-    }
-
-    #[inline]
-    fn looks_like(&self, needle: &Needle) -> bool {
-        // One condition, not three branches: the processor need not guess which part differs.
-        (self.meta & 0xff_ffff ^ needle.low)
-            | (self.words[0] ^ needle.words[0])
-            | (self.words[1] ^ needle.words[1])
-            == 0
-    }
-
-    fn is_long(&self) -> bool {
-        self.meta >> 16 & 0xff == LONG
-    }
-
-    #[inline]
-    fn home(&self) -> usize {
-        home(self.meta)
-    }
-
     /// The hash, from the entry alone.
     fn hash(&self, hasher: KeyHasher) -> u64 {
-        if self.is_long() {
+        if is_long(self.meta) {
             return self.words[0];
         }
         let mut key = [0; INLINE];
@@ -117,26 +97,69 @@ impl Entry {
     }
 }
 
-/// The slot where probing begins.
 #[inline]
-pub(super) fn home(hash: u64) -> usize {
-    (usize::from(low_16(hash)) * SLOTS) >> 16
+fn is_long(meta: u64) -> bool {
+    meta >> 16 & 0xff == LONG
+}
+
+/// Where the record of an entry is.
+#[inline]
+fn record_of(meta: u64) -> u64 {
+    (meta >> 24) << 4
+}
+
+/// The bucket where a search begins. The tag has other bits, so that it tells keys of a bucket apart.
+#[inline]
+fn home(hash: u64) -> usize {
+    let [_, _, a, b, ..] = hash.to_le_bytes();
+    (usize::from(u16::from_le_bytes([a, b])) * BUCKETS) >> 16
 }
 
 #[inline]
-fn low_16(word: u64) -> u16 {
-    let [a, b, ..] = word.to_le_bytes();
-    u16::from_le_bytes([a, b])
+fn after(bucket: usize) -> usize {
+    if bucket + 1 == BUCKETS { 0 } else { bucket + 1 }
 }
 
-#[inline]
-fn after(slot: usize) -> usize {
-    if slot + 1 == SLOTS { 0 } else { slot + 1 }
+/// Five entries, the part that is searched first.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(128))]
+struct Bucket {
+    /// [`Entry::meta`] of each.
+    metas: [u64; LANES],
+    /// Keys that wanted this bucket or one before it and are in a later one.
+    went_on: u64,
+    /// [`Entry::words`] of each.
+    words: [[u64; 2]; LANES],
+}
+
+impl Bucket {
+    const EMPTY: Self = Self { metas: [0; LANES], went_on: 0, words: [[0; 2]; LANES] };
+
+    /// The places whose tag and length are `low`, one bit each.
+    #[inline]
+    fn matches(&self, low: u64) -> u32 {
+        let equal = |lane: usize| u32::from(self.metas[lane] & 0xff_ffff == low) << lane;
+        equal(0) | equal(1) | equal(2) | equal(3) | equal(4)
+    }
+
+    /// The free places, one bit each.
+    #[inline]
+    fn free(&self) -> u32 {
+        let free = |lane: usize| u32::from(self.metas[lane] == 0) << lane;
+        free(0) | free(1) | free(2) | free(3) | free(4)
+    }
+}
+
+/// A place in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    bucket: usize,
+    lane: usize,
 }
 
 /// 32 KiB of index.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub(super) struct Segment {
     /// Occupied entries, `0..=FULL`.
     pub(super) count: u16,
@@ -145,104 +168,122 @@ pub(super) struct Segment {
     _pad: u8,
     /// In the index: block of the segment this one overflows into, 0 for none. Among free blocks: the next one.
     pub(super) next: u32,
-    entries: [Entry; SLOTS],
+    buckets: [Bucket; BUCKETS],
 }
 
 /// Bytes of a segment.
 pub(super) const SEGMENT: usize = size_of::<Segment>();
-const _: () = assert!(SEGMENT == 32 << 10);
-
-/// What a search came to.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Probe {
-    /// The key's entry is in this slot.
-    Hit(usize),
-    /// The key is not here; this slot would be its place.
-    Miss(usize),
-}
+const _: () = assert!(SEGMENT == 32 << 10 && size_of::<Bucket>() == 128);
 
 impl Segment {
     pub(super) fn empty() -> Self {
-        Self { count: 0, depth: 0, _pad: 0, next: 0, entries: [Entry::default(); SLOTS] }
+        Self { count: 0, depth: 0, _pad: 0, next: 0, buckets: [Bucket::EMPTY; BUCKETS] }
     }
 
+    /// The record that an occupied place points to.
     #[inline]
-    pub(super) fn entry(&self, slot: usize) -> &Entry {
-        &self.entries[slot]
+    pub(super) fn record(&self, at: At) -> u64 {
+        record_of(self.buckets[at.bucket].metas[at.lane])
     }
 
-    /// The entries in use, with their slots.
-    pub(super) fn first_from(&self, slot: usize) -> Option<(usize, &Entry)> {
-        let rest = self.entries.get(slot..)?;
-        rest.iter().enumerate().find(|(_, entry)| !entry.is_free()).map(|(skip, entry)| (slot + skip, entry))
+    /// The first record from the `nth` place on, and the number of the place after it.
+    pub(super) fn first_from(&self, nth: usize) -> Option<(usize, u64)> {
+        let meta = |place: usize| self.buckets[place / LANES].metas[place % LANES];
+        (nth..PLACES)
+            .map(|place| (place + 1, meta(place)))
+            .find(|(_, meta)| *meta != 0)
+            .map(|(n, m)| (n, record_of(m)))
     }
 
     /// Looks for a key; `same` compares a long key with the one of the record at an offset.
     #[inline]
-    pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Probe {
-        let mut slot = home(needle.hash);
+    pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<At> {
+        let mut index = home(needle.hash);
+        for _ in 0..BUCKETS {
+            let bucket = &self.buckets[index];
+            let mut matches = bucket.matches(needle.low);
+            while matches != 0 {
+                let lane = matches.trailing_zeros() as usize;
+                let (words, meta) = (bucket.words[lane], bucket.metas[lane]);
+                // A free place matches the empty key with tag 0, hence the last condition. One
+                // condition for both words: the processor need not guess which of them differs.
+                if (words[0] ^ needle.words[0]) | (words[1] ^ needle.words[1]) == 0
+                    && (!is_long(meta) || same(record_of(meta)))
+                    && meta != 0
+                {
+                    return Some(At { bucket: index, lane });
+                }
+                matches &= matches - 1;
+            }
+            if bucket.went_on == 0 {
+                return None;
+            }
+            index = after(index);
+        }
+        None
+    }
+
+    /// A free place for a key that is not here. There is one unless the segment is full.
+    #[inline]
+    pub(super) fn room(&self, hash: u64) -> At {
+        let mut bucket = home(hash);
         loop {
-            let entry = &self.entries[slot];
-            if entry.looks_like(needle) && !entry.is_free() && (!entry.is_long() || same(entry.at())) {
-                return Probe::Hit(slot);
+            let free = self.buckets[bucket].free();
+            if free != 0 {
+                return At { bucket, lane: free.trailing_zeros() as usize };
             }
-            if entry.is_free() {
-                return Probe::Miss(slot);
-            }
-            slot = after(slot);
+            bucket = after(bucket);
         }
     }
 
-    /// Points an occupied slot somewhere else, or fills the free slot that a search ended on.
+    /// Fills the free place that [`Self::room`] gave for the key's hash.
     #[inline]
-    pub(super) fn set(&mut self, slot: usize, entry: Entry) {
-        self.count += u16::from(self.entries[slot].is_free());
-        self.entries[slot] = entry;
-    }
-
-    /// Points an occupied slot at another record of the same key.
-    #[inline]
-    pub(super) fn swing(&mut self, slot: usize, needle: &Needle, at: u64) {
-        self.entries[slot].meta = at << 20 | needle.low;
-    }
-
-    /// Frees a slot and moves back what had to probe past it.
-    pub(super) fn remove(&mut self, slot: usize) {
-        let mut hole = slot;
-        let mut slot = after(slot);
-        while !self.entries[slot].is_free() {
-            let home = self.entries[slot].home();
-            // It may move into the hole unless its home lies cyclically after the hole.
-            let stays = if hole < slot { hole < home && home <= slot } else { hole < home || home <= slot };
-            if !stays {
-                self.entries[hole] = self.entries[slot];
-                hole = slot;
-            }
-            slot = after(slot);
+    pub(super) fn insert(&mut self, at: At, hash: u64, entry: Entry) {
+        let mut passed = home(hash);
+        while passed != at.bucket {
+            self.buckets[passed].went_on += 1;
+            passed = after(passed);
         }
-        self.entries[hole] = Entry::default();
-        self.count -= 1;
-    }
-
-    /// Appends an entry whose key is known not to be here.
-    fn add(&mut self, entry: Entry) {
-        let mut slot = entry.home();
-        while !self.entries[slot].is_free() {
-            slot = after(slot);
-        }
-        self.entries[slot] = entry;
+        let bucket = &mut self.buckets[at.bucket];
+        bucket.metas[at.lane] = entry.meta;
+        bucket.words[at.lane] = entry.words;
         self.count += 1;
     }
 
-    /// Takes the place of `old` with those of its keys whose hash has `bit` as `one` says.
-    pub(super) fn fill_half(&mut self, old: &Self, depth: u8, hasher: KeyHasher, one: bool) {
+    /// Points an occupied place at another record of the same key.
+    #[inline]
+    pub(super) fn swing(&mut self, at: At, needle: &Needle, record: u64) {
+        self.buckets[at.bucket].metas[at.lane] = record << 20 | needle.low;
+    }
+
+    /// Frees the place that the key with this hash occupies.
+    pub(super) fn remove(&mut self, at: At, hash: u64) {
+        let mut passed = home(hash);
+        while passed != at.bucket {
+            self.buckets[passed].went_on -= 1;
+            passed = after(passed);
+        }
+        let bucket = &mut self.buckets[at.bucket];
+        bucket.metas[at.lane] = 0;
+        bucket.words[at.lane] = [0; 2];
+        self.count -= 1;
+    }
+
+    /// Moves its entries into two empty segments, by the bit of their hash that `depth` adds.
+    pub(super) fn split_into(&self, halves: [&mut Self; 2], depth: u8, hasher: KeyHasher) {
         let bit = 64 - u32::from(depth);
-        for entry in old.entries.iter().filter(|entry| !entry.is_free()) {
-            if (entry.hash(hasher) >> bit & 1 == 1) == one {
-                self.add(*entry);
+        let [zero, one] = halves;
+        zero.depth = depth;
+        one.depth = depth;
+        for bucket in &self.buckets {
+            for (meta, words) in bucket.metas.iter().zip(bucket.words).filter(|(meta, _)| **meta != 0) {
+                let entry = Entry { meta: *meta, words };
+                let hash = entry.hash(hasher);
+                // Which half it is cannot be guessed: choose an address instead of a branch.
+                let half = std::hint::select_unpredictable(hash >> bit & 1 == 1, &mut *one, &mut *zero);
+                half.insert(half.room(hash), hash, entry);
             }
         }
-        self.depth = depth;
     }
 
     /// Empties it.
@@ -250,7 +291,7 @@ impl Segment {
         self.count = 0;
         self.depth = 0;
         self.next = 0;
-        self.entries.fill(Entry::default());
+        self.buckets.fill(Bucket::EMPTY);
     }
 
     /// Becomes what `other` is.
@@ -258,13 +299,13 @@ impl Segment {
         self.count = other.count;
         self.depth = other.depth;
         self.next = other.next;
-        self.entries.copy_from_slice(&other.entries);
+        self.buckets.copy_from_slice(&other.buckets);
     }
 
-    /// Where the entry that probing for `hash` looks at first lies.
+    /// Where the two lines lie that a search for `hash` looks at first.
     #[inline]
     pub(super) fn home_address(&self, hash: u64) -> *const u8 {
-        (&raw const self.entries[home(hash)]).cast()
+        (&raw const self.buckets[home(hash)]).cast()
     }
 }
 
@@ -281,8 +322,8 @@ mod tests {
             let key = &bytes[..len];
             let needle = Needle::new(hasher.hash(key), key);
             let entry = Entry::new(&needle, 64);
-            assert!(!entry.is_long() && entry.looks_like(&needle));
-            assert_eq!((entry.hash(hasher), entry.at()), (hasher.hash(key), 64));
+            assert!(!is_long(entry.meta));
+            assert_eq!((entry.hash(hasher), record_of(entry.meta)), (hasher.hash(key), 64));
             words.push((needle.low & 0xff_0000, needle.words));
         }
         words.sort_unstable();
@@ -290,33 +331,35 @@ mod tests {
         assert_eq!(words.len(), INLINE + 1);
         let long = Needle::new(hasher.hash(&bytes), &bytes);
         let entry = Entry::new(&long, 16);
-        assert!(entry.is_long());
+        assert!(is_long(entry.meta));
         assert_eq!(entry.hash(hasher), hasher.hash(&bytes));
     }
 
     #[test]
-    fn removal_leaves_every_other_key_reachable_around_the_end() {
+    fn removal_leaves_every_other_key_reachable_and_takes_the_overflow_back() {
         let mut segment = Segment::empty();
-        // All keys want the last few slots, so that the run wraps around.
+        // All keys want one of the last two buckets, so that they go on around the end.
         let needles: Vec<Needle> = (0..200_u64)
             .map(|n| {
                 let key = n.to_le_bytes();
-                Needle::new(0xffff - (n % 3) * 60, &key)
+                Needle::new(((0xffff - (n % 2) * 300) << 16) | (n % 3), &key)
             })
             .collect();
         for (needle, n) in needles.iter().zip(1..) {
-            let Probe::Miss(slot) = segment.find(needle, |_| unreachable!()) else { panic!("found") };
-            segment.set(slot, Entry::new(needle, n * 16));
+            assert!(segment.find(needle, |_| unreachable!()).is_none());
+            segment.insert(segment.room(needle.hash), needle.hash, Entry::new(needle, n * 16));
         }
-        for (removed, needle) in needles.iter().enumerate().step_by(2) {
-            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else { panic!("lost {removed}") };
-            segment.remove(slot);
-            assert!(matches!(segment.find(needle, |_| unreachable!()), Probe::Miss(_)));
+        for needle in needles.iter().step_by(2) {
+            let at = segment.find(needle, |_| unreachable!()).unwrap();
+            segment.remove(at, needle.hash);
+            assert!(segment.find(needle, |_| unreachable!()).is_none());
         }
         for (needle, n) in needles.iter().zip(1..).skip(1).step_by(2) {
-            let Probe::Hit(slot) = segment.find(needle, |_| unreachable!()) else { panic!("lost {n}") };
-            assert_eq!(segment.entry(slot).at(), n * 16);
+            let at = segment.find(needle, |_| unreachable!()).unwrap();
+            assert_eq!(segment.record(at), n * 16);
+            segment.remove(at, needle.hash);
         }
-        assert_eq!(segment.count, 100);
+        assert_eq!(segment.count, 0);
+        assert!(segment.buckets.iter().all(|bucket| bucket.went_on == 0 && bucket.metas == [0; LANES]));
     }
 }

@@ -1,21 +1,20 @@
-//! The half of a core that its own thread holds.
+//! The half of a core that its own thread holds: what changes it. Reading is in `read.rs`.
 #![expect(unsafe_code, reason = "reads records through the index and retires them")]
 
 use super::arena::{Arena, Slot};
 use super::class::Class;
 use super::hash::KeyHasher;
-use super::index::{Index, Lookup, Offsets, Place};
-use super::record::{self, Kind};
+use super::index::{Index, Lookup, Place};
+use super::pending::{Pending, WAITING_MOST, Waiting};
+use super::record::Kind;
 use super::retire::{RetireQueue, Retired};
 use super::segment::Needle;
 use super::{KEY_AND_VALUE_FIT, Ring0Error};
-use crate::format::digest::{StateDigest, record_digest};
+use crate::format::digest::record_digest;
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::changelog::{ChangelogProducer, StateChangelogEntry};
 
-/// Keys that a batch has in flight at once.
-const GROUP: usize = 16;
 /// How many reclaims ahead a retired slot is fetched into the cache.
 const FETCH_AHEAD: u64 = 12;
 /// Bytes fetched of it, whose size is not known before: header, key and a usual value.
@@ -23,28 +22,16 @@ const FETCH_BYTES: usize = 192;
 /// Released slots that are looked at, in search for one that fits, before fresh memory is used.
 const RECLAIM_MOST: usize = 64;
 
-/// How much memory a core's state uses, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct MemoryStats {
-    /// Given by the system, for records and index together.
-    pub committed_bytes: u64,
-    /// In slots of live records, and of replaced ones that Ring 1 has not released yet.
-    pub live_bytes: u64,
-    /// In slots that wait to be used again.
-    pub free_bytes: u64,
-    /// In the index.
-    pub index_bytes: u64,
-}
-
 /// The state of one core, for the thread that owns it. `Send`, not `Sync`.
 #[derive(Debug)]
 pub(crate) struct CoreState {
     core: CoreId,
-    hasher: KeyHasher,
-    arena: Arena,
-    index: Index,
+    pub(super) hasher: KeyHasher,
+    pub(super) arena: Arena,
+    pub(super) index: Index,
     changelog: ChangelogProducer,
     retired: RetireQueue,
+    pub(super) pending: Pending,
 }
 
 #[inline]
@@ -74,7 +61,7 @@ impl CoreState {
         changelog: ChangelogProducer,
         retired: RetireQueue,
     ) -> Self {
-        Self { core, hasher, arena, index, changelog, retired }
+        Self { core, hasher, arena, index, changelog, retired, pending: Pending::new() }
     }
 
     /// The core this is the state of.
@@ -82,26 +69,71 @@ impl CoreState {
         self.core
     }
 
-    /// Gives `key` a value.
+    /// Gives `key` a value. Ring 1 sees it a few puts later, or after [`Self::flush`].
     #[inline]
     pub(crate) fn try_put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
         check(key, value)?;
-        self.put_hashed(self.hasher.hash(key), key, value)
+        let hash = self.hasher.hash(key);
+        self.index.prefetch(hash);
+        if self.pending.is_full() {
+            self.finish_oldest()?;
+        }
+        self.reserve_entry()?;
+        self.index.reserve_splits(WAITING_MOST)?;
+        let slot = self.allocate(Arena::class_for(key, value)?)?;
+        let at = self.arena.write(slot, Kind::Put, 0, 0, key, value);
+        let needle = Needle::new(hash, key);
+        self.pending.add(Waiting { needle, at, value_len: value_len(value) });
+        Ok(())
     }
 
+    /// Passes everything put so far on to Ring 1, which otherwise happens when more is put.
     #[inline]
-    fn put_hashed(&mut self, hash: u64, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
-        self.reserve_entry()?;
-        let needle = Needle::new(hash, key);
-        let lookup = self.lookup(&needle, key)?;
-        self.put_at(lookup, &needle, key, value)
+    pub(crate) fn flush(&mut self) -> Result<(), Ring0Error> {
+        while self.pending.len() > 0 {
+            self.finish_oldest()?;
+        }
+        Ok(())
+    }
+
+    /// Pushes the oldest waiting put to the changelog and points the index to it. Room in the ring was
+    /// reserved when it was put, and so was memory for the index; should even that not be enough,
+    /// the put keeps waiting, and can be read, and the operation that came now fails.
+    #[inline]
+    fn finish_oldest(&mut self) -> Result<(), Ring0Error> {
+        let Some(Waiting { needle, at, value_len }) = self.pending.oldest() else {
+            return Ok(());
+        };
+        let arena = &self.arena;
+        // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
+        let same = |other| unsafe { arena.record(other) }.key == unsafe { arena.record(at) }.key;
+        let lookup = self.index.find_or_room(&needle, same)?;
+        let entry = StateChangelogEntry::put(self.changelog.epoch(), needle.hash, at, value_len);
+        match lookup {
+            Lookup::Found(place, prev) => {
+                // SAFETY: it was written by this thread and not pushed yet, so that nobody else knows
+                // it (R0-4).
+                unsafe { self.arena.set_prev(at, prev) };
+                self.push(entry, Retired::record(prev));
+                self.index.swing(place, &needle, at);
+            }
+            Lookup::Room(place) => {
+                self.push(entry, Retired::NOTHING);
+                self.index.insert(place, &needle, at);
+            }
+        }
+        self.pending.finish_oldest();
+        Ok(())
     }
 
     /// Removes `key`; `false`, and nothing goes to the changelog, when it was absent.
     pub(crate) fn try_delete(&mut self, key: &[u8]) -> Result<bool, Ring0Error> {
         check(key, &[])?;
+        let hash = self.hasher.hash(key);
+        self.index.prefetch(hash);
+        self.flush()?;
         self.reserve_entry()?;
-        let needle = Needle::new(self.hasher.hash(key), key);
+        let needle = Needle::new(hash, key);
         let Some((place, at)) = self.find(&needle, key) else {
             return Ok(false);
         };
@@ -118,8 +150,11 @@ impl CoreState {
         change: impl FnOnce(Option<&[u8]>) -> Option<V>,
     ) -> Result<(), Ring0Error> {
         check(key, &[])?;
+        let hash = self.hasher.hash(key);
+        self.index.prefetch(hash);
+        self.flush()?;
         self.reserve_entry()?;
-        let needle = Needle::new(self.hasher.hash(key), key);
+        let needle = Needle::new(hash, key);
         let lookup = self.lookup(&needle, key)?;
         let old = match lookup {
             // SAFETY: the index points to it, so it is live (R0-4) and not free.
@@ -137,61 +172,16 @@ impl CoreState {
         }
     }
 
-    /// Puts all pairs, in order, fetching the memory of a group of them at once. On an error the
-    /// pairs before the failing one are applied, and their number comes with it.
+    /// Puts all pairs, in order. On an error the pairs before the failing one are applied, and their
+    /// number comes with it.
     pub(crate) fn try_put_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &mut self,
         pairs: &[(K, V)],
     ) -> Result<(), (usize, Ring0Error)> {
-        let mut hashes = [0; GROUP];
-        for (group, first) in pairs.chunks(GROUP).zip((0..).step_by(GROUP)) {
-            for ((key, _), hash) in group.iter().zip(&mut hashes) {
-                *hash = self.hasher.hash(key.as_ref());
-                self.index.prefetch(*hash);
-            }
-            for ((pair, hash), nth) in group.iter().zip(hashes).zip(first..) {
-                let (key, value) = (pair.0.as_ref(), pair.1.as_ref());
-                check(key, value).map_err(|error| (nth, error))?;
-                self.put_hashed(hash, key, value).map_err(|error| (nth, error))?;
-            }
+        for ((key, value), nth) in pairs.iter().zip(0..) {
+            self.try_put(key.as_ref(), value.as_ref()).map_err(|error| (nth, error))?;
         }
         Ok(())
-    }
-
-    /// The value of `key`.
-    #[inline]
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        let needle = Needle::new(self.hasher.hash(key), key);
-        let (_, at) = self.find(&needle, key)?;
-        // SAFETY: the index points to it, so it is live (R0-4) and not free.
-        Some(unsafe { self.arena.record(at) }.value)
-    }
-
-    /// Whether `key` has a value.
-    pub(crate) fn contains(&self, key: &[u8]) -> bool {
-        let needle = Needle::new(self.hasher.hash(key), key);
-        self.find(&needle, key).is_some()
-    }
-
-    /// How many keys there are.
-    pub(crate) fn len(&self) -> u64 {
-        self.index.len()
-    }
-
-    /// Whether there is no key.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// All keys with their values, in no particular order.
-    pub(crate) fn iter(&self) -> Iter<'_> {
-        Iter { arena: &self.arena, offsets: self.index.offsets() }
-    }
-
-    /// The digest of the state, computed from every record.
-    pub(crate) fn digest(&self) -> StateDigest {
-        let digest = self.iter().fold(0_u64, |sum, (key, value)| sum.wrapping_add(record_digest(key, value)));
-        StateDigest { digest, live_keys: self.len() }
     }
 
     /// The current epoch: the one that the next change belongs to.
@@ -199,21 +189,15 @@ impl CoreState {
         Epoch(self.changelog.epoch())
     }
 
-    /// Closes the current epoch and says which one it was; the next change belongs to the next one.
-    /// `commit` travels to Ring 1 with it, in order with the changes.
-    pub(crate) fn seal(&mut self, commit: Option<&[u8]>) -> Result<Epoch, Ring0Error> {
-        let epoch = self.epoch();
-        self.seal_to(epoch, commit)?;
-        Ok(epoch)
-    }
-
-    /// Closes the current epoch under the number `epoch`, which may jump forward: changes that were
-    /// made as part of the current epoch are part of `epoch`.
+    /// Closes every epoch from the current one to `epoch`; the next change belongs to the one after.
+    /// Changes since the last seal belong to the first of them, the others are empty. `commit` travels
+    /// to Ring 1 with the seal, in order with the changes.
     pub(crate) fn seal_to(&mut self, epoch: Epoch, commit: Option<&[u8]>) -> Result<(), Ring0Error> {
         if epoch < self.epoch() {
             return Err(Ring0Error::EpochPassed { current: self.epoch() });
         }
         check(&[], commit.unwrap_or_default())?;
+        self.flush()?;
         self.reserve_entry()?;
         let at = match commit {
             Some(bytes) => {
@@ -231,6 +215,7 @@ impl CoreState {
     /// changelog, and the replaced slot is free at once.
     pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Ring0Error> {
         check(key, value.unwrap_or_default())?;
+        self.flush()?;
         if !self.retired.is_quiet() {
             return Err(Ring0Error::NotQuiet);
         }
@@ -253,7 +238,7 @@ impl CoreState {
                 }
             }
             None => self.find(&needle, key).map(|(place, old)| {
-                self.index.remove(place);
+                self.index.remove(place, needle.hash);
                 old
             }),
         };
@@ -265,24 +250,14 @@ impl CoreState {
         Ok(())
     }
 
-    /// How much memory it uses.
-    pub(crate) fn memory(&self) -> MemoryStats {
-        let committed = self.arena.region().committed() + self.index.region().committed();
-        MemoryStats {
-            committed_bytes: committed as u64,
-            live_bytes: self.arena.live_bytes() as u64,
-            free_bytes: self.arena.free_bytes() as u64,
-            index_bytes: self.index.used() as u64,
-        }
-    }
-
     /// The changelog's counters.
+    #[cfg(test)]
     pub(crate) fn changelog(&self) -> &ChangelogProducer {
         &self.changelog
     }
 
     #[inline]
-    fn find(&self, needle: &Needle, key: &[u8]) -> Option<(Place, u64)> {
+    pub(super) fn find(&self, needle: &Needle, key: &[u8]) -> Option<(Place, u64)> {
         let arena = &self.arena;
         // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
         self.index.find(needle, |at| unsafe { arena.record(at) }.key == key)
@@ -295,29 +270,34 @@ impl CoreState {
         self.index.find_or_room(needle, |at| unsafe { arena.record(at) }.key == key)
     }
 
-    /// Makes sure that one entry can be pushed, and takes back slots meanwhile: two per entry, so that
-    /// a backlog shrinks.
+    /// Makes sure that one more entry than those of the waiting puts can be pushed. A place in the
+    /// retire queue is a place in the ring: both hold as many, and entries leave the ring first (R0-5).
     #[inline]
     pub(crate) fn reserve_entry(&mut self) -> Result<(), Ring0Error> {
-        self.reclaim(2);
-        if self.retired.has_room() && self.changelog.has_room() {
+        let needed = self.pending.len() + 1;
+        if self.retired.is_half_full() {
+            // Allocations take one back for each one that comes; this catches up.
+            self.reclaim(4);
+        }
+        if self.retired.has_room_for(needed) {
+            return Ok(());
+        }
+        self.reclaim(RECLAIM_MOST);
+        if self.retired.has_room_for(needed) {
             return Ok(());
         }
         self.changelog.count_overflow();
+        // Ring 1 makes room only for what it gets to see.
+        self.flush()?;
         Err(Ring0Error::RingFull)
     }
 
     /// Takes back what up to `most` released entries retired.
-    #[inline]
     fn reclaim(&mut self, most: usize) {
         for _ in 0..most {
             let Some(retired) = self.retired.take() else {
                 return;
             };
-            let soon = self.retired.upcoming(FETCH_AHEAD);
-            if soon != Retired::NOTHING {
-                self.arena.prefetch(soon.at(), FETCH_BYTES);
-            }
             if retired != Retired::NOTHING {
                 // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
                 unsafe { self.arena.free_retired(retired) };
@@ -325,8 +305,18 @@ impl CoreState {
         }
     }
 
+    /// A slot of a class: what the oldest released entry retired if that fits, which is the usual case.
     #[inline]
     fn allocate(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+        if let Some(retired) = self.retired.take() {
+            self.arena.prefetch(self.retired.upcoming(FETCH_AHEAD).at(), FETCH_BYTES);
+            if retired != Retired::NOTHING {
+                // SAFETY: the queue gives only what Ring 1 has released (R0-5), and gives it once.
+                if let Some(slot) = unsafe { self.arena.reuse_retired(retired, class) } {
+                    return Ok(slot);
+                }
+            }
+        }
         match self.arena.reuse(class) {
             Some(slot) => Ok(slot),
             None => self.allocate_slowly(class),
@@ -369,7 +359,7 @@ impl CoreState {
         let at = self.arena.write(slot, Kind::Tombstone, prev, 0, key, &[]);
         let epoch = self.changelog.epoch();
         self.push(StateChangelogEntry::delete(epoch, needle.hash, at), Retired::with_its_prev(at));
-        self.index.remove(place);
+        self.index.remove(place, needle.hash);
         Ok(())
     }
 
@@ -377,26 +367,14 @@ impl CoreState {
     #[inline]
     fn push(&mut self, entry: StateChangelogEntry, retired: Retired) {
         let pushed = self.changelog.push(entry);
-        assert!(pushed.is_ok(), "room for one entry was seen, and nobody else pushes");
+        assert!(pushed.is_ok(), "the ring has as many places as the retire queue, which has room");
         self.retired.push(retired);
     }
 }
 
-/// All keys of a core with their values.
-#[derive(Debug)]
-pub(crate) struct Iter<'a> {
-    arena: &'a Arena,
-    offsets: Offsets<'a>,
-}
-
-impl<'a> Iterator for Iter<'a> {
-    type Item = (&'a [u8], &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let at = self.offsets.next()?;
-        // SAFETY: the index points to it, so it is live (R0-4) and not free; the borrow of the state
-        // keeps it so.
-        let record: record::RecordRef<'a> = unsafe { self.arena.record(at) };
-        Some((record.key, record.value))
+impl Drop for CoreState {
+    fn drop(&mut self) {
+        // What was put belongs to an epoch that nobody can seal any more; Ring 1 still gets to see it.
+        let _ = self.flush();
     }
 }

@@ -4,6 +4,7 @@ mod allocations;
 mod model;
 mod threads;
 
+use super::drain::Seal;
 use super::*;
 use crate::format::digest::{StateDigest, record_digest};
 
@@ -15,8 +16,9 @@ fn small(ring_capacity: usize) -> (CoreState, CoreDrain) {
 }
 
 /// Drains and releases everything.
-fn settle(drain: &mut CoreDrain) -> u64 {
+fn settle(state: &mut CoreState, drain: &mut CoreDrain) -> u64 {
     let mut changes = 0;
+    state.flush().unwrap();
     while !drain.is_empty() {
         changes += drain.drain(1000).entries.len() as u64;
         drain.release();
@@ -59,7 +61,7 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
     state.try_put(b"c", b"3").unwrap();
     assert_eq!(state.epoch(), Epoch(2));
     assert_eq!((state.get(b"a"), state.get(b"b"), state.get(b"c")), (None, Some(&b""[..]), Some(&b"3"[..])));
-    assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, drain.core()));
+    assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, CoreId(3)));
 
     let batch = drain.drain(100);
     assert_eq!(batch.seal, Some(Seal { epoch: Epoch(1), commit: Some((*b"offsets").into()) }));
@@ -69,11 +71,36 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
     assert!(drain.entries(&batch).iter().all(|e| e.epoch == 1));
     assert_eq!(drain.digest(), StateDigest { digest: record_digest(b"b", b""), live_keys: 1 });
 
+    assert!(drain.is_empty());
+    state.flush().unwrap();
     let next = drain.drain(100);
     assert_eq!((next.entries.len(), next.seal), (1, None));
     drain.release();
     assert!(drain.is_empty() && drain.record(0).is_none() && drain.entries(&batch).is_empty());
     assert_eq!(drain.digest(), state.digest());
+}
+
+#[test]
+fn waiting_puts_are_counted_iterated_and_deleted_like_others() {
+    let (mut state, mut drain) = small(64);
+    for k in [b"a", b"b"] {
+        state.try_put(k, b"old").unwrap();
+    }
+    settle(&mut state, &mut drain);
+    for (k, v) in [(b"a", b"1"), (b"c", b"2"), (b"c", b"3"), (b"a", b"4")] {
+        state.try_put(k, v).unwrap();
+    }
+    assert!(drain.is_empty());
+    let mut all: Vec<_> = state.iter().collect();
+    all.sort_unstable();
+    assert_eq!(all, [(&b"a"[..], &b"4"[..]), (b"b", b"old"), (b"c", b"3")]);
+    assert_eq!((state.len(), state.get(b"c"), state.contains(b"d")), (3, Some(&b"3"[..]), false));
+    let digest = state.digest();
+    assert_eq!(settle(&mut state, &mut drain), 4);
+    assert_eq!((drain.digest(), state.digest()), (digest, digest));
+    state.try_put(b"e", b"5").unwrap();
+    assert!(state.try_delete(b"e").unwrap());
+    assert_eq!((state.len(), state.get(b"e")), (3, None));
 }
 
 #[test]
@@ -107,7 +134,7 @@ fn update_sees_the_old_value_and_does_not_run_on_a_full_ring() {
     assert!(matches!(state.seal(None), Err(Ring0Error::RingFull)));
     assert!(matches!(state.try_put_batch(&[(b"x", b"z")]), Err((0, Ring0Error::RingFull))));
     assert_eq!((state.get(b"x"), state.changelog().overflow_count()), (Some(&b"y"[..]), 5));
-    assert_eq!(settle(&mut drain), 4);
+    assert_eq!(settle(&mut state, &mut drain), 4);
     state.try_put(b"x", b"z").unwrap();
 }
 
@@ -120,7 +147,7 @@ fn a_panic_in_update_leaves_everything_as_it_was() {
     }));
     assert!(caught.is_err());
     assert_eq!((state.get(b"x"), state.len()), (Some(&b"y"[..]), 1));
-    assert_eq!(settle(&mut drain), 1);
+    assert_eq!(settle(&mut state, &mut drain), 1);
 }
 
 #[test]
@@ -129,6 +156,7 @@ fn drained_records_stay_until_they_are_released() {
     for round in 0..4_u8 {
         state.try_put(b"k", &[round; 100]).unwrap();
     }
+    state.flush().unwrap();
     let batch = drain.drain(100);
     let mut refused = 0;
     for round in 4..40_u8 {
@@ -140,7 +168,7 @@ fn drained_records_stay_until_they_are_released() {
         assert_eq!(drain.record(i).unwrap().value, [round; 100]);
     }
     drain.release();
-    settle(&mut drain);
+    settle(&mut state, &mut drain);
     assert_eq!(drain.digest(), state.digest());
 }
 
@@ -174,6 +202,7 @@ fn lengths_up_to_the_limits_and_no_further() {
     state.try_put(key, value).unwrap();
     state.try_put(b"", b"empty key").unwrap();
     assert!(state.get(key) == Some(value) && state.get(b"") == Some(b"empty key"));
+    state.flush().unwrap();
     let batch = drain.drain(9);
     let record = drain.record(batch.entries.start).unwrap();
     assert!(record.key == key && record.value == value);
@@ -192,7 +221,7 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
             Ok(()) => stored += 1,
             Err(error) => break error,
         }
-        settle(&mut drain);
+        settle(&mut state, &mut drain);
     };
     assert!(matches!(error, Ring0Error::StateFull { limit_bytes } if limit_bytes == 2 << 20), "{error}");
     assert_eq!(state.len(), stored);
@@ -200,10 +229,10 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
     // A free slot of a larger class is cut up, rather than refusing a small record.
     assert!(
         state.try_delete(&key(0)).is_err() || state.try_delete(&key(1)).is_err() || {
-            settle(&mut drain);
+            settle(&mut state, &mut drain);
             (0..50).all(|n| {
                 let put = state.try_put(&key(1000 + n), &[2; 3000]).is_ok();
-                settle(&mut drain);
+                settle(&mut state, &mut drain);
                 put
             })
         }
@@ -228,9 +257,10 @@ fn loading_reuses_slots_at_once_and_hands_its_digest_over() {
     assert!(memory.live_bytes + memory.free_bytes < 31 * 96 + 64, "{memory:?}");
     drain.set_digest(state.digest());
     state.try_put(&key(15), b"new").unwrap();
+    assert!(drain.is_empty());
     assert!(matches!(state.load(b"k", None), Err(Ring0Error::NotQuiet)));
     state.try_delete(&key(16)).unwrap();
-    settle(&mut drain);
+    settle(&mut state, &mut drain);
     assert_eq!(drain.digest(), state.digest());
     state.load(b"k", Some(b"v")).unwrap();
 }
@@ -256,7 +286,7 @@ fn keys_with_the_same_hash_are_kept_apart() {
                 state.try_put(&long(n), &n.to_be_bytes()).unwrap();
             }
         }
-        settle(&mut drain);
+        settle(&mut state, &mut drain);
         for n in (0..count).step_by(3) {
             assert!(state.try_delete(&key(n)).unwrap());
         }
@@ -270,7 +300,7 @@ fn keys_with_the_same_hash_are_kept_apart() {
         for n in (0..count).step_by(3) {
             state.try_put(&key(n), b"again").unwrap();
         }
-        settle(&mut drain);
+        settle(&mut state, &mut drain);
         assert_eq!(state.iter().count() as u64, count + count / 10);
         assert_eq!(drain.digest(), state.digest());
     }
@@ -282,11 +312,11 @@ fn a_million_keys_grow_and_are_all_there() {
     let (mut state, mut drain) = small(1 << 12);
     for n in 0..count {
         if state.try_put(&key(n), &n.to_le_bytes()).is_err() {
-            settle(&mut drain);
+            settle(&mut state, &mut drain);
             state.try_put(&key(n), &n.to_le_bytes()).unwrap();
         }
     }
-    settle(&mut drain);
+    settle(&mut state, &mut drain);
     assert_eq!((state.len(), state.iter().count() as u64), (count, count));
     for n in 0..count {
         assert_eq!(state.get(&key(n)), Some(&n.to_le_bytes()[..]));
@@ -304,10 +334,10 @@ fn overwriting_stays_within_the_slots_that_are_needed() {
         for n in 0..keys {
             state.try_put(&key(n), &[round; 100]).unwrap();
             if n % 100 == 99 {
-                settle(&mut drain);
+                settle(&mut state, &mut drain);
             }
         }
-        settle(&mut drain);
+        settle(&mut state, &mut drain);
         let memory = state.memory();
         peak = peak.max(memory.live_bytes + memory.free_bytes);
     }
@@ -324,16 +354,16 @@ fn deleting_and_inserting_everything_again_needs_no_more_memory() {
         for n in 0..keys {
             state.try_put(&key(n + u64::from(round) * keys), &[round; 100]).unwrap();
             if n % 100 == 99 {
-                settle(&mut drain);
+                settle(&mut state, &mut drain);
             }
         }
         for n in 0..keys {
             assert!(state.try_delete(&key(n + u64::from(round) * keys)).unwrap());
             if n % 100 == 99 {
-                settle(&mut drain);
+                settle(&mut state, &mut drain);
             }
         }
-        settle(&mut drain);
+        settle(&mut state, &mut drain);
         assert!(state.is_empty() && state.iter().next().is_none());
         assert_eq!(drain.digest(), StateDigest::default());
         let memory = state.memory();
@@ -350,4 +380,13 @@ fn the_helper_ends_with_the_last_core() {
     assert!(Arc::strong_count(&before) > 3);
     drop(states);
     drop(before);
+}
+
+impl CoreState {
+    /// Closes the current epoch and says which one it was.
+    fn seal(&mut self, commit: Option<&[u8]>) -> Result<Epoch, Ring0Error> {
+        let epoch = self.epoch();
+        self.seal_to(epoch, commit)?;
+        Ok(epoch)
+    }
 }

@@ -13,7 +13,7 @@ use crate::format::MAX_KEY_LEN;
 use crate::format::record::encode_commit_body;
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
-use crate::ring0::{CoreState, Iter, Ring0Error};
+use crate::ring0::{CoreState, Iter, MemoryStats, Ring0Error};
 
 /// One core of a store: the keys it owns, and the only handle that changes them.
 ///
@@ -168,6 +168,12 @@ impl CoreStore {
             Ok(was_there) => Ok(was_there),
             Err(error) => self.retry(error, |state| state.try_delete(key)),
         }
+    }
+
+    /// Memory that this core's state takes.
+    #[must_use]
+    pub fn memory(&self) -> MemoryStats {
+        self.state.memory()
     }
 
     /// Notes from where to go on reading `source`. Committed with the next seal, together with exactly

@@ -347,9 +347,8 @@ impl Shared {
         self.ring_bell();
     }
 
-    /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end. Returns how
-    /// many changes no seal followed; they are not durable.
-    pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<u64, StoreError> {
+    /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end.
+    pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<(), StoreError> {
         self.begin_close();
         for thread in threads.drain(..) {
             // A panic in it has poisoned the store, which is what close reports.
@@ -361,10 +360,10 @@ impl Shared {
         result
     }
 
-    fn finish(&self) -> Result<u64, StoreError> {
+    fn finish(&self) -> Result<(), StoreError> {
         let drained = (|| {
             while self.turn()? {}
-            lock(&self.drain).as_mut().map_or(Ok(0), Drain::end)
+            lock(&self.drain).as_mut().map_or(Ok(()), Drain::end)
         })();
         if let Err(error) = &drained {
             self.durable.poison(error);

@@ -147,8 +147,6 @@ impl Plan {
 
     /// Every core's log must reach back to the checkpoint, or to its beginning.
     fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
-        let base_cores =
-            self.base.as_ref().filter(|base| base.log.is_some()).map_or(0, |base| base.core_count);
         for core in (0..self.needed_cores()).map(CoreId) {
             let missing = |what: String, epoch: Epoch| {
                 Err(PerCoreWalError::SegmentNotFound(Box::new(
@@ -169,7 +167,7 @@ impl Plan {
             };
             let header = &oldest.header;
             let reaches = match &self.base {
-                // Before it there is no record: every opening so far ended without one.
+                // Nothing was ever written before: an opening that took no record left it.
                 None => header.last_sequence == Sequence::ZERO,
                 Some(base) if base.log.is_none() => header.last_epoch <= base.epoch,
                 Some(base) => header.last_sequence <= base.cut(core),

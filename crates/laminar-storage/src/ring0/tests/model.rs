@@ -16,6 +16,7 @@ enum Op {
     Delete(u8),
     Batch(Vec<(u8, u8)>),
     Seal(Option<u8>),
+    Flush,
     Drain(usize),
     Release,
 }
@@ -30,6 +31,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..40_u8).prop_map(Op::Delete),
         1 => prop::collection::vec((0..40_u8, any::<u8>()), 0..40).prop_map(Op::Batch),
         1 => prop::option::of(any::<u8>()).prop_map(Op::Seal),
+        1 => Just(Op::Flush),
         3 => (0..30_usize).prop_map(Op::Drain),
         2 => Just(Op::Release),
     ]
@@ -98,7 +100,8 @@ impl Model {
         }
         let all: HashMap<_, _> = state.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
         assert_eq!(all, self.live);
-        assert_eq!(drain.pending(), self.events.len());
+        assert_eq!(state.len(), self.live.len() as u64);
+        assert!(drain.pending() <= self.events.len() && self.events.len() <= drain.pending() + 16);
         for (i, event) in &self.unreleased {
             let record = drain.record(*i).unwrap();
             assert_eq!(*event, Event::Change(record.op, record.key.to_vec(), record.value.to_vec()));
@@ -148,6 +151,7 @@ fn apply(op: Op, model: &mut Model, state: &mut CoreState, drain: &mut CoreDrain
                 model.events.push_back(Event::Seal(epoch.get(), commit));
             }
         }
+        Op::Flush => state.flush().unwrap(),
         Op::Drain(max) => model.drain(drain, max),
         Op::Release => {
             drain.release();
@@ -167,6 +171,8 @@ proptest! {
         for op in ops {
             apply(op, &mut model, &mut state, &mut drain);
         }
+        state.flush().unwrap();
+        prop_assert_eq!(drain.pending(), model.events.len());
         while !drain.is_empty() {
             model.drain(&mut drain, 7);
         }

@@ -1,0 +1,164 @@
+//! The machine a run happens on: what it is, which threads run where, and how often it stops them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde_json::{Value, json};
+
+/// Nanoseconds in a histogram with three digits.
+pub type Nanos = Histogram<u64>;
+
+pub fn histogram() -> Result<Nanos, crate::Error> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
+}
+
+/// Date, cores, kernel, processor, source version; no names of hosts or users.
+pub fn about(quick: bool, pinned: bool) -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let meminfo = read("/proc/meminfo");
+    let memory = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let pages = read("/sys/kernel/mm/transparent_hugepage/enabled");
+    json!({
+        "date": output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
+        "commit": std::env::var("LAMINAR_COMMIT").ok().or_else(|| output("git", &["rev-parse", "HEAD"])),
+        "uncommitted_changes": output("git", &["status", "--porcelain", "-uno"]).map(|text| !text.is_empty()),
+        "cpu": cpu.map(|(_, name)| name.trim()),
+        "cores": cores(),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "memory": memory.map(str::trim),
+        "huge_pages": pages.trim(),
+        "load_at_start": read("/proc/loadavg").split(' ').next(),
+        "quick": quick,
+        "pinned": pinned,
+        "debug_build": cfg!(debug_assertions),
+    })
+}
+
+fn output(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// CPUs this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Which CPU a thread is kept on.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    /// Empty: no pinning.
+    cpus: Vec<usize>,
+}
+
+impl Pins {
+    pub fn new(wanted: bool) -> Result<Self, crate::Error> {
+        if !wanted {
+            return Ok(Self { cpus: Vec::new() });
+        }
+        let allowed = sched_getaffinity(None)?;
+        Ok(Self { cpus: (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect() })
+    }
+
+    pub fn wanted(&self) -> bool {
+        !self.cpus.is_empty()
+    }
+
+    /// Keeps the calling thread, one of those that change state, on its own CPU: the first ones.
+    pub fn hot(&self, index: usize) -> Result<(), crate::Error> {
+        self.keep(index % self.cpus.len().max(1))
+    }
+
+    /// Keeps the calling thread, and those it starts from here on, on the last CPU.
+    pub fn background(&self) -> Result<(), crate::Error> {
+        self.keep(self.cpus.len().saturating_sub(1))
+    }
+
+    fn keep(&self, index: usize) -> Result<(), crate::Error> {
+        let Some(cpu) = self.cpus.get(index) else { return Ok(()) };
+        let mut set = CpuSet::new();
+        set.set(*cpu);
+        Ok(sched_setaffinity(None, &set)?)
+    }
+}
+
+/// What a reading of the clock costs, as the mean distance of two readings.
+pub fn clock_cost() -> f64 {
+    let rounds = 2_000_000_u32;
+    let started = Instant::now();
+    for _ in 0..rounds {
+        std::hint::black_box(Instant::now());
+    }
+    started.elapsed().as_nanos() as f64 / f64::from(rounds)
+}
+
+/// How often, and for how long, something else held a thread up.
+#[derive(Clone, Copy, Debug)]
+pub struct Gaps {
+    pub per_second_over_1us: f64,
+    pub per_second_over_10us: f64,
+    pub per_second_over_100us: f64,
+    pub longest: Duration,
+}
+
+/// Watches the clock in an idle loop: what it sees, no program can avoid.
+pub fn idle_gaps(time: Duration) -> Gaps {
+    let (mut over, mut longest) = ([0_u64; 3], Duration::ZERO);
+    let started = Instant::now();
+    let mut last = started;
+    while last - started < time {
+        let now = Instant::now();
+        let gap = now - last;
+        last = now;
+        if gap > Duration::from_micros(1) {
+            over[0] += 1;
+            over[1] += u64::from(gap > Duration::from_micros(10));
+            over[2] += u64::from(gap > Duration::from_micros(100));
+            longest = longest.max(gap);
+        }
+    }
+    let per_second = |count: u64| count as f64 / time.as_secs_f64();
+    Gaps {
+        per_second_over_1us: per_second(over[0]),
+        per_second_over_10us: per_second(over[1]),
+        per_second_over_100us: per_second(over[2]),
+        longest,
+    }
+}
+
+/// Memory of this process in bytes: now, and at most since [`reset_peak`].
+pub fn memory() -> (u64, u64) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()
+    };
+    (field("VmRSS:").unwrap_or(0) << 10, field("VmHWM:").unwrap_or(0) << 10)
+}
+
+/// Forgets the largest memory so far, where the system allows it.
+pub fn reset_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Bytes of all files under a directory, each counted once however many names it has.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let (mut seen, mut total, mut todo) = (std::collections::HashSet::new(), 0, vec![dir.to_path_buf()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => todo.push(entry.path()),
+                Ok(meta) if seen.insert(meta.ino()) => total += meta.len(),
+                _ => {}
+            }
+        }
+    }
+    total
+}

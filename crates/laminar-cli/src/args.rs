@@ -1,0 +1,351 @@
+//! The command line. The help texts are the first documentation that anybody reads.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::{CliError, Result};
+use crate::input::Format;
+use crate::pipeline::OnError;
+
+const EXAMPLES: &str = "\
+Examples:
+  laminar demo                                           see it survive being killed; needs nothing
+  laminar run events.ndjson --key user --agg count,sum:amount
+  laminar top 10 --by sum:amount
+  laminar export --format csv --output totals.csv
+
+Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage.";
+
+const RUN_HELP: &str = "\
+Examples:
+  # how often and how much per user, from newline-delimited JSON
+  laminar run events.ndjson --key user.id --agg count --agg sum:amount
+
+  # several CSV files, two cores, bad records kept for later
+  laminar run 'logs/*.csv' --key page --agg count,max:ms --cores 2 --on-error dead-letter bad.ndjson
+
+  # word count; every word is its own key
+  laminar run book.txt --format words
+
+  # a growing file, until Ctrl-C
+  laminar run /var/log/app.ndjson --follow --key level --state ./levels
+
+Killed, crashed, or stopped with Ctrl-C: run the same command again. It continues at the record
+where the last durable epoch ended, and the results are the same bytes as without interruption.
+New data at the end of a file, and new files that match a pattern, are read at the next run.
+
+Exit codes: 0 all input read (or stopped cleanly by a first Ctrl-C or SIGTERM; --json says
+\"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).";
+
+/// A crash-safe keyed aggregation over files, and tools to look at its state.
+#[derive(Debug, Parser)]
+#[command(name = "laminar", version, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Aggregate records of files by key; survives being killed at any moment
+    #[command(after_help = RUN_HELP)]
+    Run(RunArgs),
+    /// Show the values of one key
+    Get(GetArgs),
+    /// Show the keys with the largest values
+    Top(TopArgs),
+    /// List keys and values, sorted by key
+    Scan(ScanArgs),
+    /// Write all keys and values, sorted by key: equal states give equal bytes
+    Export(ExportArgs),
+    /// Show what a state directory holds, and what recovery would do
+    Info(InspectArgs),
+    /// Read and check everything in a state directory
+    #[command(after_help = "Exit code 0 if everything is readable, 1 if anything is damaged.")]
+    Verify(InspectArgs),
+    /// Kill a job again and again, and compare its result with the truth; under 30 seconds
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Files, or patterns such as 'logs/*.csv' (in quotes, so that new files are found later)
+    #[arg(required = true, value_name = "FILE")]
+    pub inputs: Vec<String>,
+
+    /// Field to aggregate by: a dotted path (user.id; \. for a point in a name) for JSON, a column
+    /// for CSV and TSV; not used for words
+    #[arg(long, short, value_name = "FIELD")]
+    pub key: Option<String>,
+
+    /// What to compute per key: count, sum:FIELD, min:FIELD, max:FIELD, last:FIELD; repeat the
+    /// option or separate by commas [default: count]
+    #[arg(long, short, value_name = "AGG", value_delimiter = ',')]
+    pub agg: Vec<String>,
+
+    /// Format of the input; auto goes by the file's name, then by its first line
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
+
+    /// Directory of the state; made if it does not exist
+    #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
+    pub state: PathBuf,
+
+    /// Threads that own keys; may be changed from run to run [default: number of CPUs, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub cores: Option<u16>,
+
+    /// Time between two epochs; what is not in a durable epoch is computed again after a crash
+    #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = humantime::parse_duration)]
+    pub epoch: Duration,
+
+    /// Longest time between two checkpoints [default: the store's]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub checkpoint_interval: Option<Duration>,
+
+    /// What to do with a record that cannot be used: stop, skip, or dead-letter FILE
+    #[arg(long, value_name = "stop|skip|dead-letter FILE", default_value = "stop", value_parser = parse_on_error)]
+    pub on_error: OnError,
+
+    /// Wait for more at the end of the file, until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+
+    /// Export all results to this file at the end; .csv gives CSV, anything else NDJSON
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Print the summary as one JSON object
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+
+    /// As --json, with a line for the recovery at the start and one every 50 ms before it
+    #[arg(long, conflicts_with_all = ["quiet", "json"])]
+    pub json_stream: bool,
+
+    /// Print nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    Auto,
+    Ndjson,
+    Csv,
+    Tsv,
+    Words,
+}
+
+impl FormatArg {
+    /// The format, unless it is to be recognised.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::Auto => None,
+            Self::Ndjson => Some(Format::Ndjson),
+            Self::Csv => Some(Format::Csv),
+            Self::Tsv => Some(Format::Tsv),
+            Self::Words => Some(Format::Words),
+        }
+    }
+}
+
+fn parse_on_error(text: &str) -> Result<OnError, String> {
+    match text.split_once([':', '=']).unwrap_or((text, "")) {
+        ("stop", "") => Ok(OnError::Stop),
+        ("skip", "") => Ok(OnError::Skip),
+        ("dead-letter", "") => Err("dead-letter needs a file: --on-error dead-letter FILE".to_owned()),
+        ("dead-letter", file) => Ok(OnError::DeadLetter(PathBuf::from(file))),
+        _ => Err("use stop, skip, or dead-letter FILE".to_owned()),
+    }
+}
+
+/// `--on-error dead-letter FILE` has a value of two words; clap could not tell the second from an
+/// input file, so the two become one before it sees them.
+pub fn join_dead_letter(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let mut joined: Vec<std::ffi::OsString> = Vec::new();
+    let mut args = args.into_iter().peekable();
+    while let Some(arg) = args.next() {
+        let after_option = joined.last().is_some_and(|last| last == "--on-error");
+        let takes_file = (after_option && arg == "dead-letter") || arg == "--on-error=dead-letter";
+        let file =
+            if takes_file { args.next_if(|next| !next.to_string_lossy().starts_with('-')) } else { None };
+        match file {
+            Some(file) => {
+                let mut both = arg;
+                both.push(":");
+                both.push(file);
+                joined.push(both);
+            }
+            None => joined.push(arg),
+        }
+    }
+    joined
+}
+
+/// Where the state is; the same for all tools.
+#[derive(Debug, Args)]
+pub struct StateArg {
+    /// Directory of the state
+    #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
+    pub state: PathBuf,
+
+    /// Show stored bytes as hexadecimal instead of what the job's aggregates make of them
+    #[arg(long)]
+    pub raw: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  laminar get user-0042 --state ./laminar-state\n\nExit code 1 if there is no such key."
+)]
+pub struct GetArgs {
+    /// The key
+    pub key: String,
+    #[command(flatten)]
+    pub state: StateArg,
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  laminar top\n  laminar top 20 --by sum:amount --json")]
+pub struct TopArgs {
+    /// How many
+    #[arg(value_name = "N", default_value_t = 10)]
+    pub count: usize,
+    /// The aggregate to order by, as given to `run` [default: the first numeric one]
+    #[arg(long, value_name = "AGG")]
+    pub by: Option<String>,
+    #[command(flatten)]
+    pub state: StateArg,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  laminar scan --prefix user-00 --limit 20")]
+pub struct ScanArgs {
+    /// Only keys that begin with this
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    #[command(flatten)]
+    pub state: StateArg,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    Ndjson,
+    Csv,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --format csv --output totals.csv"
+)]
+pub struct ExportArgs {
+    /// Format of the output
+    #[arg(long, value_enum, default_value_t = ExportFormat::Ndjson)]
+    pub format: ExportFormat,
+    /// File to write, replaced as a whole when complete [default: standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub state: StateArg,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  laminar demo --kills 10 --keep ./demo")]
+pub struct DemoArgs {
+    /// Events to write and aggregate
+    #[arg(long, value_name = "N", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub events: u64,
+    /// How often to kill the job
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub kills: u32,
+    /// Cores of the job
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub cores: u16,
+    /// Seed of the events and of the moments of the kills
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Keep events, state and results in this new directory, instead of removing them
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Directory of the state
+    #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
+    pub state: PathBuf,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Refuses input that a job could not read again from any position.
+pub fn check_inputs(inputs: &[String]) -> Result<()> {
+    if inputs.iter().any(|i| i == "-") {
+        return Err(CliError::usage("standard input cannot be read again after a crash")
+            .remedy("Write it to a file and use --follow on that file."));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn run_args(args: &[&str]) -> Result<RunArgs, String> {
+        let args = ["laminar", "run"].iter().chain(args).map(std::ffi::OsString::from);
+        match Cli::try_parse_from(join_dead_letter(args)).map_err(|e| e.to_string())?.command {
+            Command::Run(run) => Ok(run),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn on_error_takes_one_or_two_words() {
+        let on_error = |args: &[&str]| run_args(args).unwrap().on_error;
+        assert_eq!(on_error(&["a"]), OnError::Stop);
+        assert_eq!(on_error(&["--on-error", "skip", "a"]), OnError::Skip);
+        let file = OnError::DeadLetter("bad file".into());
+        for args in [
+            &["--on-error", "dead-letter", "bad file", "a"][..],
+            &["a", "--on-error", "dead-letter:bad file"],
+            &["a", "--on-error=dead-letter", "bad file"],
+            &["a", "--on-error=dead-letter=bad file"],
+        ] {
+            assert_eq!(on_error(args), file, "{args:?}");
+            assert_eq!(run_args(args).unwrap().inputs, ["a"]);
+        }
+        assert!(run_args(&["a", "--on-error", "dead-letter"]).unwrap_err().contains("needs a file"));
+        assert!(run_args(&["a", "--on-error", "ignore"]).is_err());
+    }
+
+    #[test]
+    fn aggregates_may_be_repeated_or_separated() {
+        let run = run_args(&["a", "b", "-k", "u", "-a", "count,sum:x", "--agg", "max:y", "--epoch", "5ms"])
+            .unwrap();
+        assert_eq!(run.agg, ["count", "sum:x", "max:y"]);
+        assert_eq!(run.epoch, Duration::from_millis(5));
+    }
+}

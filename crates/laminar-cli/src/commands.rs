@@ -1,0 +1,106 @@
+//! From the command line to the parts that do the work.
+
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::Path;
+use std::thread;
+
+use crate::agg::Plan;
+use crate::args::{Command, ExportArgs, RunArgs, check_inputs};
+use crate::engine::{Engine, StateView};
+use crate::error::{CliError, Result};
+use crate::export::{self, Meaning};
+use crate::input::source::BATCH_LEN;
+use crate::pipeline::{self, Observer, Settings};
+use crate::progress::{Bar, JsonStream, Silent};
+use crate::{demo, inspect, query, signals, summary};
+
+/// More than this many cores by default would starve a laptop of everything else.
+const CORES_DEFAULT_MAX: usize = 4;
+
+/// Runs one command over the given store.
+pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match command {
+        Command::Run(args) => {
+            drop(out);
+            run_job::<E, V>(args)
+        }
+        Command::Get(args) => query::get::<V>(args, &mut out),
+        Command::Top(args) => query::top::<V>(args, &mut out),
+        Command::Scan(args) => query::scan::<V>(args, &mut out),
+        Command::Export(args) => export_state::<V>(args, &mut out),
+        Command::Info(args) => inspect::info(args, &mut out),
+        Command::Verify(args) => inspect::verify(args, &mut out),
+        Command::Demo(args) => {
+            drop(out);
+            demo::run(args)
+        }
+    }
+}
+
+fn settings(args: &RunArgs) -> Result<Settings> {
+    check_inputs(&args.inputs)?;
+    let cores = args.cores.map_or_else(
+        || thread::available_parallelism().map_or(1, usize::from).min(CORES_DEFAULT_MAX),
+        usize::from,
+    );
+    Ok(Settings {
+        inputs: args.inputs.clone(),
+        format: args.format.format(),
+        key: args.key.clone(),
+        plan: Plan::parse(&args.agg)?,
+        state: args.state.clone(),
+        cores,
+        epoch: args.epoch,
+        checkpoint_interval: args.checkpoint_interval,
+        on_error: args.on_error.clone(),
+        follow: args.follow,
+        batch_len: BATCH_LEN,
+    })
+}
+
+fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
+    let settings = settings(args)?;
+    let stop = signals::install()?;
+    let mut observer: Box<dyn Observer> = if args.json_stream {
+        Box::new(JsonStream)
+    } else if args.json || args.quiet || !std::io::stderr().is_terminal() {
+        Box::new(Silent)
+    } else {
+        Box::new(Bar::new())
+    };
+    let outcome = pipeline::run::<E>(&settings, &stop, observer.as_mut())?;
+    // The bar must be gone before anything else is printed.
+    drop(observer);
+    let finished = outcome.finished;
+    let mut exported = None;
+    if let (true, Some(path)) = (finished, &args.output) {
+        let meaning = Meaning::of(&settings.state, false)?;
+        exported =
+            Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
+    }
+    if args.json || args.json_stream {
+        print(&summary::json(&outcome, &settings.state).to_string())?;
+    } else if !args.quiet {
+        print(&summary::text(&outcome, &settings.state))?;
+        if let (Some(keys), Some(path)) = (exported, &args.output) {
+            print(&format!("{keys} keys written to {}", path.display()))?;
+        }
+    }
+    outcome.stopped_by.map_or(Ok(()), Err)
+}
+
+fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<()> {
+    let state: &Path = &args.state.state;
+    let meaning = Meaning::of(state, args.state.raw)?;
+    let view = V::open(state)?;
+    match &args.output {
+        Some(path) => export::to_file(&view, &meaning, args.format, path).map(|_| ()),
+        None => export::write_all(&view, &meaning, args.format, out, &CliError::stdout).map(|_| ()),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}

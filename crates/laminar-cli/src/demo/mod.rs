@@ -1,0 +1,228 @@
+//! `laminar demo`: shows, on this machine and in half a minute, that killing a job changes nothing.
+//!
+//! Writes an event file, runs the job in a child process, kills it with SIGKILL several times at
+//! random moments (once while it is starting), lets it continue, and compares the final export
+//! with a truth computed by other code.
+
+mod child;
+mod events;
+mod random;
+mod truth;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount};
+use serde_json::Value;
+
+use crate::args::DemoArgs;
+use crate::error::{CliError, Result};
+use crate::summary::table;
+use child::{Job, Kill, Life};
+use random::Random;
+
+/// Prints a line at once, with the time since the start.
+struct Teller {
+    start: Instant,
+}
+
+impl Teller {
+    fn say(&self, text: &str) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{:>6.2} s  {text}", self.start.elapsed().as_secs_f64())
+            .and_then(|()| out.flush())
+            .map_err(|e| CliError::stdout(&e))
+    }
+}
+
+/// What the lives of the job had in common.
+#[derive(Default)]
+struct Story {
+    kills: u32,
+    recoveries_ms: Vec<f64>,
+    replayed: u64,
+}
+
+/// Runs the demo.
+pub fn run(args: &DemoArgs) -> Result<()> {
+    let teller = Teller { start: Instant::now() };
+    let temporary = tempfile::Builder::new()
+        .prefix("laminar-demo-")
+        .tempdir()
+        .map_err(|e| CliError::io("create a directory in", &std::env::temp_dir(), &e))?;
+    let dir = match &args.keep {
+        Some(dir) => {
+            std::fs::create_dir(dir).map_err(|e| CliError::io("create the new directory", dir, &e))?;
+            dir.clone()
+        }
+        None => temporary.path().to_owned(),
+    };
+    let events = dir.join("events.ndjson");
+    let state = dir.join("state");
+    teller.say(&format!("writing {} events to {}", HumanCount(args.events), events.display()))?;
+    let bytes = events::write(&events, args.events, args.seed)?;
+    teller.say(&format!(
+        "{} written; starting `laminar run` on it, {} cores",
+        HumanBytes(bytes),
+        args.cores
+    ))?;
+    let job = Job { events: &events, state: &state, cores: args.cores };
+    let mut random = Random::new(args.seed ^ 0x6b69_6c6c);
+    let (story, summary) = live_through(args, &job, &teller, &mut random)?;
+
+    teller.say("computing the truth from the file: one thread, one map, other code")?;
+    let truth = truth::compute(&events)?;
+    let export = dir.join("result.ndjson");
+    export_state(&state, &export)?;
+    truth::compare(&truth, &export)?;
+    teller.say(&format!(
+        "the result is EXACT: all {} keys agree in every value",
+        HumanCount(truth.len() as u64)
+    ))?;
+
+    let rows = rows(args, bytes, &story, &summary);
+    let mut text = format!("\n{}\n", table(&rows));
+    if args.keep.is_some() {
+        let show = |path: &Path| path.display().to_string();
+        text.push_str(&format!(
+            "\nLook around:\n  laminar top 5 --by sum:order.amount --state {state}\n  laminar get user-0000000 --state {state}\n  \
+             laminar run {}   # finished: says so\n",
+            job.arguments()[1..].iter().filter(|a| *a != "--json-stream").cloned().collect::<Vec<_>>().join(" "),
+            state = show(&state),
+        ));
+    } else {
+        text.push_str("\nAgain, and keep everything to look at:  laminar demo --keep ./laminar-demo\nYour own data:  laminar run --help\n");
+    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}
+
+/// Starts the job again and again until it ends by itself.
+fn live_through(
+    args: &DemoArgs,
+    job: &Job<'_>,
+    teller: &Teller,
+    random: &mut Random,
+) -> Result<(Story, Value)> {
+    let mut story = Story::default();
+    for number in 0..=args.kills {
+        let kill = plan_kill(number, args.kills, random);
+        let life = job.live(kill)?;
+        tell_start(&life, teller, &mut story)?;
+        match life.summary {
+            Some(summary) => {
+                if number < args.kills {
+                    teller
+                        .say("  it was finished before it could be killed; more --events give more time")?;
+                }
+                teller.say(&format!("  finished after {:.2} s", life.took.as_secs_f64()))?;
+                return Ok((story, summary));
+            }
+            None => {
+                story.kills += 1;
+                teller.say(&format!(
+                    "  SIGKILL no. {} after {:.0} ms, at about {} records, epoch {} durable",
+                    story.kills,
+                    life.took.as_secs_f64() * 1e3,
+                    HumanCount(life.records),
+                    life.durable
+                ))?;
+            }
+        }
+    }
+    Err(CliError::failure("the job ended without a summary although nobody killed it"))
+}
+
+/// Kills are spread over the input, one of them early in a start, while the store recovers.
+fn plan_kill(number: u32, kills: u32, random: &mut Random) -> Kill {
+    if number == kills {
+        return Kill::Never;
+    }
+    if number == 1 && kills > 2 {
+        return Kill::AfterStart(Duration::from_micros(random.below(40_000)));
+    }
+    let fraction = (f64::from(number) + random.unit()) / f64::from(kills.max(1)) * 0.9;
+    Kill::AtFraction(fraction, Duration::from_micros(random.below(30_000)))
+}
+
+fn tell_start(life: &Life, teller: &Teller, story: &mut Story) -> Result<()> {
+    let Some(opened) = &life.opened else {
+        return teller.say("started; killed before it had opened its state");
+    };
+    let number = |name: &str| opened.get(name).and_then(Value::as_u64).unwrap_or(0);
+    if number("epoch") == 0 {
+        return teller.say("started with an empty state");
+    }
+    let ms = opened.get("recovery_ms").and_then(Value::as_f64).unwrap_or(0.0);
+    story.recoveries_ms.push(ms);
+    story.replayed += number("replayed");
+    let base = opened.get("checkpoint").and_then(Value::as_u64);
+    let base = base.map_or_else(|| "no checkpoint".to_owned(), |id| format!("checkpoint {id}"));
+    teller.say(&format!(
+        "started again: recovered epoch {} in {ms:.1} ms ({base} + {} log records), continues after {} records",
+        number("epoch"),
+        HumanCount(number("replayed")),
+        HumanCount(number("records"))
+    ))
+}
+
+/// Exports in another process, as anybody would, from what is on disk.
+fn export_state(state: &Path, export: &PathBuf) -> Result<()> {
+    let program =
+        std::env::current_exe().map_err(|e| CliError::failure(format!("cannot find this program: {e}")))?;
+    let output = std::process::Command::new(&program)
+        .args(["export", "--state"])
+        .arg(state)
+        .arg("--output")
+        .arg(export)
+        .output()
+        .map_err(|e| CliError::io("start", &program, &e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(CliError::failure(format!("the export failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+fn rows(args: &DemoArgs, bytes: u64, story: &Story, summary: &Value) -> Vec<(&'static str, String)> {
+    let at = |path: &str| summary.pointer(path).and_then(Value::as_f64).unwrap_or(0.0);
+    let mut recoveries = story.recoveries_ms.clone();
+    recoveries.sort_by(f64::total_cmp);
+    let recovery = match (recoveries.first(), recoveries.get(recoveries.len() / 2), recoveries.last()) {
+        (Some(least), Some(middle), Some(most)) => {
+            format!("{least:.1} / {middle:.1} / {most:.1} ms (least / median / most of {})", recoveries.len())
+        }
+        _ => "none".to_owned(),
+    };
+    let whole = |value: f64| format!("{value:.0}");
+    let size = |value: f64| HumanBytes(whole(value).parse().unwrap_or(0)).to_string();
+    vec![
+        ("events", format!("{} in {}", HumanCount(args.events), HumanBytes(bytes))),
+        ("keys", HumanCount(whole(at("/keys")).parse().unwrap_or(0)).to_string()),
+        ("killed (SIGKILL)", format!("{} times", story.kills)),
+        ("recovery time", recovery),
+        ("log records replayed", HumanCount(story.replayed).to_string()),
+        ("rate, last life", format!("{:.2} M events/s", at("/run/events_per_second") / 1e6)),
+        (
+            "update latency",
+            format!(
+                "p50 {} ns, p99 {} ns, p99.9 {} ns, max {:.1} us (1 in 64 timed)",
+                at("/put_ns/p50"),
+                at("/put_ns/p99"),
+                at("/put_ns/p999"),
+                at("/put_ns/max") / 1e3
+            ),
+        ),
+        ("log bytes per put", format!("{:.1}", at("/wal_bytes_per_record"))),
+        (
+            "checkpoints, last life",
+            format!(
+                "{}; the last: {} in {:.1} ms",
+                at("/checkpoints"),
+                size(at("/last_checkpoint/bytes")),
+                at("/last_checkpoint/ms")
+            ),
+        ),
+        ("result", "identical to the truth".to_owned()),
+    ]
+}

@@ -1,0 +1,181 @@
+//! What the result must be, computed without anything that the job uses: one thread, one map, its
+//! own parsing of the file and its own arithmetic in cents.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::error::{CliError, Result};
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(borrow)]
+    user: Cow<'a, str>,
+    #[serde(borrow)]
+    page: Cow<'a, str>,
+    #[serde(borrow)]
+    order: Order<'a>,
+}
+
+#[derive(Deserialize)]
+struct Order<'a> {
+    #[serde(borrow)]
+    amount: &'a RawValue,
+}
+
+/// The line that `laminar export` must have for a key.
+#[derive(Deserialize)]
+struct Exported<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    count: u64,
+    #[serde(borrow, rename = "sum:order.amount")]
+    sum: &'a RawValue,
+    #[serde(borrow, rename = "min:order.amount")]
+    min: &'a RawValue,
+    #[serde(borrow, rename = "max:order.amount")]
+    max: &'a RawValue,
+    #[serde(borrow, rename = "last:page")]
+    last: Cow<'a, str>,
+}
+
+/// What is known of one user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    count: u64,
+    sum: i64,
+    min: i64,
+    max: i64,
+    last: String,
+}
+
+/// All users.
+pub type Truth = HashMap<String, User>;
+
+fn lines(path: &Path, mut each: impl FnMut(&str, u64) -> Result<()>) -> Result<()> {
+    let io = |e: std::io::Error| CliError::io("read", path, &e);
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(io)?);
+    let mut line = String::new();
+    let mut number = 0;
+    loop {
+        line.clear();
+        if reader.read_line(&mut line).map_err(io)? == 0 {
+            return Ok(());
+        }
+        number += 1;
+        each(&line, number)?;
+    }
+}
+
+/// Cents of an amount with at most two decimal places.
+fn cents(text: &str) -> Option<i64> {
+    let negative = text.starts_with('-');
+    let (whole, part) =
+        text.trim_start_matches('-').split_once('.').unwrap_or((text.trim_start_matches('-'), ""));
+    let part: i64 = match part.len() {
+        0 => 0,
+        1 => part.parse::<i64>().ok()? * 10,
+        2 => part.parse().ok()?,
+        _ => return None,
+    };
+    let value = whole.parse::<i64>().ok()? * 100 + part;
+    Some(if negative { -value } else { value })
+}
+
+/// Computes the truth from the event file.
+pub fn compute(path: &Path) -> Result<Truth> {
+    let mut truth = Truth::new();
+    lines(path, |line, number| {
+        let bad = |why: String| CliError::failure(format!("{}: line {number}: {why}", path.display()));
+        let event: Event<'_> = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+        let amount = cents(event.order.amount.get()).ok_or_else(|| bad("not an amount".to_owned()))?;
+        match truth.get_mut(event.user.as_ref()) {
+            Some(user) => {
+                user.count += 1;
+                user.sum += amount;
+                user.min = user.min.min(amount);
+                user.max = user.max.max(amount);
+                event.page.as_ref().clone_into(&mut user.last);
+            }
+            None => {
+                let user =
+                    User { count: 1, sum: amount, min: amount, max: amount, last: event.page.into_owned() };
+                truth.insert(event.user.into_owned(), user);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(truth)
+}
+
+/// Compares an NDJSON export with the truth; the first difference is the error.
+pub fn compare(truth: &Truth, export: &Path) -> Result<()> {
+    let mut seen = 0usize;
+    lines(export, |line, number| {
+        let differs = |why: String| {
+            CliError::failure(format!("the result is WRONG: {} line {number}: {why}", export.display()))
+        };
+        let found: Exported<'_> = serde_json::from_str(line).map_err(|e| differs(e.to_string()))?;
+        let amounts = [found.sum, found.min, found.max].map(|raw| cents(raw.get()));
+        let [Some(sum), Some(min), Some(max)] = amounts else {
+            return Err(differs(format!("not amounts: {}", line.trim())));
+        };
+        let found_user = User { count: found.count, sum, min, max, last: found.last.into_owned() };
+        seen += 1;
+        match truth.get(found.key.as_ref()) {
+            Some(expected) if *expected == found_user => Ok(()),
+            expected => Err(differs(format!("{} is {found_user:?}, expected {expected:?}", found.key))),
+        }
+    })?;
+    if seen != truth.len() {
+        return Err(CliError::failure(format!(
+            "the result is WRONG: it has {seen} keys, expected {}",
+            truth.len()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_cents() {
+        for (text, value) in [("0.00", 0), ("12.34", 1234), ("-0.05", -5), ("7", 700), ("-3.5", -350)] {
+            assert_eq!(cents(text), Some(value), "{text}");
+        }
+        assert_eq!(cents("1.234"), None);
+        assert_eq!(cents("x"), None);
+    }
+
+    #[test]
+    fn a_wrong_export_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("e.ndjson");
+        super::super::events::write(&events, 1000, 7).unwrap();
+        let truth = compute(&events).unwrap();
+        let amount =
+            |c: i64| format!("{}{}.{:02}", if c < 0 { "-" } else { "" }, c.abs() / 100, c.abs() % 100);
+        let line = |(k, u): (&String, &User)| {
+            let (sum, min, max) = (amount(u.sum), amount(u.min), amount(u.max));
+            format!(
+                "{{\"key\":\"{k}\",\"count\":{},\"sum:order.amount\":{sum},\"min:order.amount\":{min},\"max:order.amount\":{max},\"last:page\":\"{}\"}}\n",
+                u.count, u.last
+            )
+        };
+        let good: Vec<String> = truth.iter().map(line).collect();
+        let export = dir.path().join("x.ndjson");
+        std::fs::write(&export, good.concat()).unwrap();
+        compare(&truth, &export).unwrap();
+        std::fs::write(&export, good[1..].concat()).unwrap();
+        assert!(compare(&truth, &export).unwrap_err().to_string().contains("keys, expected"));
+        std::fs::write(&export, good.concat().replacen("\"count\":", "\"count\":1", 1)).unwrap();
+        assert!(compare(&truth, &export).unwrap_err().to_string().contains("WRONG"));
+    }
+}

@@ -1,0 +1,143 @@
+//! The real engine: `laminar_storage::Store`, call by call.
+
+use std::path::Path;
+
+use laminar_storage::{CoreStore, RecoveryReport, Settings, StateReader, Store, StoreError};
+
+use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
+use crate::error::{CliError, Result};
+
+/// The store's errors already say what, where and what to do.
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        Self::failure(error.to_string())
+    }
+}
+
+/// An open store.
+pub struct StoreEngine {
+    store: Store,
+    /// The store counts log bytes since the log began; a run is told of its own.
+    wal_bytes_before: u64,
+}
+
+impl Engine for StoreEngine {
+    type Core = CoreStore;
+
+    fn open(options: &OpenOptions) -> Result<Opened<Self>> {
+        let mut settings = Settings::default();
+        if let Some(interval) = options.checkpoint_interval {
+            settings.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        }
+        let opened = Store::builder(&options.dir).cores(options.cores).settings(settings).open()?;
+        let route = laminar_storage::Router::default();
+        let cores = options.cores;
+        Ok(Opened {
+            engine: Self { wal_bytes_before: opened.store.stats().wal_bytes, store: opened.store },
+            cores: opened.cores,
+            report: Report::from(&opened.report),
+            router: Router::new(cores, move |key| route.route(key, cores)),
+        })
+    }
+
+    fn durable_epoch(&self) -> u64 {
+        self.store.durable_epoch().get()
+    }
+
+    fn wait_durable(&self, epoch: u64) -> Result<()> {
+        Ok(self.store.wait_durable(epoch.into())?)
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        let receipt = self.store.checkpoint()?;
+        Ok(Checkpoint {
+            id: receipt.id.get(),
+            epoch: receipt.epoch.get(),
+            bytes: receipt.bytes_written,
+            took: receipt.time,
+        })
+    }
+
+    fn stats(&self) -> Stats {
+        let stats = self.store.stats();
+        Stats {
+            checkpoints: stats.checkpoints,
+            wal_bytes: stats.wal_bytes.saturating_sub(self.wal_bytes_before),
+        }
+    }
+
+    fn close(self) -> Result<()> {
+        self.store.close()?;
+        Ok(())
+    }
+}
+
+impl CoreEngine for CoreStore {
+    fn update<'v, F>(&mut self, key: &[u8], change: F) -> Result<()>
+    where
+        F: FnOnce(Option<&[u8]>) -> Option<&'v [u8]>,
+    {
+        Ok(CoreStore::update(self, key, change)?)
+    }
+
+    fn set_source_offset(&mut self, name: &str, offset: u64) {
+        CoreStore::set_source_offset(self, name, offset);
+    }
+
+    fn seal_epoch(&mut self) -> Result<u64> {
+        Ok(CoreStore::seal_epoch(self)?.get())
+    }
+
+    fn len(&self) -> u64 {
+        CoreStore::len(self) as u64
+    }
+}
+
+impl From<&RecoveryReport> for Report {
+    fn from(report: &RecoveryReport) -> Self {
+        let cuts = report.cores.iter().filter(|core| core.dropped_bytes > 0).map(|core| {
+            let case = core.case.map_or_else(String::new, |case| format!(" (case {case})"));
+            format!(
+                "Core {}: {} torn bytes at the end of its log were cut{case}; they were never acknowledged.",
+                core.core, core.dropped_bytes
+            )
+        });
+        Self {
+            epoch: report.recovery_point.get(),
+            source_offsets: report.source_offsets.clone(),
+            checkpoint: report.checkpoint.map(Into::into),
+            replayed: report.cores.iter().map(|core| core.replayed).sum(),
+            cuts: cuts.collect(),
+            took: report.phases.recover.saturating_add(report.phases.begin),
+            keys: report.keys,
+        }
+    }
+}
+
+/// What opening the store would recover, without opening it.
+pub struct StoreView {
+    reader: StateReader,
+    report: Report,
+}
+
+impl StateView for StoreView {
+    fn open(dir: &Path) -> Result<Self> {
+        let reader = StateReader::open(dir)?;
+        let report = Report::from(reader.report());
+        Ok(Self { reader, report })
+    }
+
+    fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8])) {
+        for (key, value) in self.reader.iter() {
+            visit(key, value);
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        self.reader.get(key)
+    }
+
+    fn report(&self) -> &Report {
+        &self.report
+    }
+}

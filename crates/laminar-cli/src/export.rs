@@ -1,0 +1,247 @@
+//! Keys and values as text: NDJSON and CSV, sorted by key, so that equal states give equal bytes.
+//!
+//! Numbers are written as they were computed, digit by digit, never through a float on the way.
+//! In NDJSON, `last` of a JSON input is the very token of the input; in CSV it is its contents.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde::de::IgnoredAny;
+
+use crate::agg::value::Outcome;
+use crate::agg::{Kind, Plan};
+use crate::args::ExportFormat;
+use crate::engine::StateView;
+use crate::error::{CliError, Result};
+use crate::input::Format;
+use crate::job::Job;
+
+/// What the values of a state mean.
+#[derive(Clone, Debug)]
+pub enum Meaning {
+    /// Aggregates of a job, which read input of this format.
+    Job { plan: Plan, format: Format },
+    /// Unknown: shown as text, or as hexadecimal where it is not text.
+    Bytes,
+    /// Shown as hexadecimal, always.
+    Hex,
+}
+
+impl Meaning {
+    /// The meaning of a state directory's values.
+    pub fn of(state: &Path, raw: bool) -> Result<Self> {
+        if raw {
+            return Ok(Self::Hex);
+        }
+        match Job::load(state)? {
+            Some(job) => Ok(Self::Job { plan: job.plan()?, format: job.format }),
+            None => Ok(Self::Bytes),
+        }
+    }
+
+    /// Names of the columns after the key.
+    pub fn columns(&self) -> Vec<String> {
+        match self {
+            Self::Job { plan, .. } => plan.specs(),
+            Self::Bytes | Self::Hex => vec!["value".to_owned()],
+        }
+    }
+
+    /// The values of one key, one per column.
+    pub fn cells(&self, key: &[u8], value: &[u8]) -> Result<Vec<Cell>> {
+        match self {
+            Self::Job { plan, format } => {
+                let outcomes = plan.decode(value).ok_or_else(|| {
+                    let key = crate::input::sink::shown(key);
+                    CliError::failure(format!(
+                        "the stored value of key {key} is not one that this job writes"
+                    ))
+                    .remedy("Run `laminar verify`; --raw shows the stored bytes.")
+                })?;
+                Ok(plan
+                    .aggregates
+                    .iter()
+                    .zip(outcomes)
+                    .map(|(a, o)| Cell::from_outcome(a.kind, &o, *format))
+                    .collect())
+            }
+            Self::Bytes => Ok(vec![Cell::from_bytes(value)]),
+            Self::Hex => Ok(vec![Cell::text(hex(value))]),
+        }
+    }
+
+    /// The key for a person or a file.
+    pub fn key(&self, key: &[u8]) -> String {
+        match (self, std::str::from_utf8(key)) {
+            (Self::Hex, _) | (_, Err(_)) => hex(key),
+            (_, Ok(text)) => text.to_owned(),
+        }
+    }
+
+    /// One line of NDJSON, newline included.
+    pub fn write_ndjson(&self, out: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<()> {
+        // A key that is not text must not be mistaken for one that reads like its digits.
+        let name =
+            if matches!(self, Self::Hex) || std::str::from_utf8(key).is_err() { "key_hex" } else { "key" };
+        out.extend_from_slice(b"{\"");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\":");
+        write_json_string(out, &self.key(key))?;
+        for (column, cell) in self.columns().iter().zip(self.cells(key, value)?) {
+            out.push(b',');
+            write_json_string(out, if cell.is_hex { "value_hex" } else { column })?;
+            out.push(b':');
+            out.extend_from_slice(cell.json.as_bytes());
+        }
+        out.extend_from_slice(b"}\n");
+        Ok(())
+    }
+
+    fn write_csv(&self, out: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<()> {
+        write_csv_field(out, &self.key(key));
+        for cell in self.cells(key, value)? {
+            out.push(b',');
+            write_csv_field(out, &cell.plain);
+        }
+        out.push(b'\n');
+        Ok(())
+    }
+}
+
+/// One value, in both notations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// For people and CSV.
+    pub plain: String,
+    /// A JSON token.
+    pub json: String,
+    is_hex: bool,
+}
+
+impl Cell {
+    fn text(plain: String) -> Self {
+        let json = serde_json::Value::from(plain.as_str()).to_string();
+        Self { plain, json, is_hex: false }
+    }
+
+    fn number(text: String) -> Self {
+        Self { plain: text.clone(), json: text, is_hex: false }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::text(text.to_owned()),
+            Err(_) => Self { is_hex: true, ..Self::text(hex(bytes)) },
+        }
+    }
+
+    fn from_outcome(kind: Kind, outcome: &Outcome<'_>, format: Format) -> Self {
+        let text = match outcome {
+            Outcome::Count(count) => return Self::number(count.to_string()),
+            Outcome::Sum(sum) => return Self::number(sum.to_string()),
+            Outcome::Text(text) => String::from_utf8_lossy(text).into_owned(),
+        };
+        if kind == Kind::Last && format == Format::Ndjson {
+            let plain = serde_json::from_str::<String>(&text).unwrap_or_else(|_| text.clone());
+            return Self { plain, json: text, is_hex: false };
+        }
+        // "+5" and ".5" are numbers in a CSV file, but not in JSON.
+        let is_json = kind.is_numeric() && serde_json::from_str::<IgnoredAny>(&text).is_ok();
+        if is_json { Self::number(text) } else { Self::text(text) }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn write_json_string(out: &mut Vec<u8>, text: &str) -> Result<()> {
+    serde_json::to_writer(out, text).map_err(CliError::internal)
+}
+
+fn write_csv_field(out: &mut Vec<u8>, text: &str) {
+    let quoted = if text.contains(['"', ',', '\n', '\r']) {
+        Cow::Owned(format!("\"{}\"", text.replace('"', "\"\"")))
+    } else {
+        Cow::Borrowed(text)
+    };
+    out.extend_from_slice(quoted.as_bytes());
+}
+
+/// All keys and values, sorted by key.
+pub fn sorted<V: StateView>(view: &V) -> Vec<(&[u8], &[u8])> {
+    let mut entries = Vec::new();
+    view.for_each(&mut |key, value| entries.push((key, value)));
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    entries
+}
+
+/// Writes the whole state. A full buffer goes to `out`; so do errors of `out`, as `describe` tells them.
+pub fn write_all<V: StateView>(
+    view: &V,
+    meaning: &Meaning,
+    format: ExportFormat,
+    out: &mut dyn Write,
+    describe: &dyn Fn(&std::io::Error) -> CliError,
+) -> Result<u64> {
+    const FLUSH_AT: usize = 256 << 10;
+    let mut buffer = Vec::with_capacity(FLUSH_AT * 2);
+    if format == ExportFormat::Csv {
+        let names: Vec<String> = std::iter::once("key".to_owned()).chain(meaning.columns()).collect();
+        for (index, name) in names.iter().enumerate() {
+            if index > 0 {
+                buffer.push(b',');
+            }
+            write_csv_field(&mut buffer, name);
+        }
+        buffer.push(b'\n');
+    }
+    let mut count = 0;
+    for (key, value) in sorted(view) {
+        match format {
+            ExportFormat::Ndjson => meaning.write_ndjson(&mut buffer, key, value)?,
+            ExportFormat::Csv => meaning.write_csv(&mut buffer, key, value)?,
+        }
+        count += 1;
+        if buffer.len() >= FLUSH_AT {
+            out.write_all(&buffer).map_err(|e| describe(&e))?;
+            buffer.clear();
+        }
+    }
+    out.write_all(&buffer).and_then(|()| out.flush()).map_err(|e| describe(&e))?;
+    Ok(count)
+}
+
+/// Exports to a file that appears complete or not at all.
+pub fn to_file<V: StateView>(view: &V, meaning: &Meaning, format: ExportFormat, path: &Path) -> Result<u64> {
+    let describe = |e: &std::io::Error| CliError::io("write", path, e);
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".laminar-export")
+        .tempfile_in(directory)
+        .map_err(|e| describe(&e))?;
+    let mut out = BufWriter::new(temporary.as_file());
+    let count = write_all(view, meaning, format, &mut out, &describe)?;
+    drop(out);
+    temporary.as_file().sync_all().map_err(|e| describe(&e))?;
+    set_usual_permissions(temporary.as_file()).map_err(|e| describe(&e))?;
+    temporary.persist(path).map_err(|e| describe(&e.error))?;
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| CliError::io("sync", directory, &e))?;
+    Ok(count)
+}
+
+/// Temporary files are private; what a user asked to be written is not.
+fn set_usual_permissions(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+/// The format that a file name asks for.
+pub fn format_of(path: &Path) -> ExportFormat {
+    match path.extension() {
+        Some(extension) if extension.eq_ignore_ascii_case("csv") => ExportFormat::Csv,
+        _ => ExportFormat::Ndjson,
+    }
+}

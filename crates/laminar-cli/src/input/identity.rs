@@ -1,0 +1,135 @@
+//! Is this still the file that was read before?
+//!
+//! At its first reading a file's start is hashed. On every later start the same bytes must hash to
+//! the same value and the file must not have become shorter than what was read. A file that only
+//! grew is the same file.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{CliError, Result};
+
+/// How much of the start of a file is hashed, at most.
+const HEAD_LEN_MAX: u64 = 64 << 10;
+
+/// What is remembered of an input file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// As given on the command line, or as the pattern expanded.
+    pub path: String,
+    /// Length when first opened, in bytes.
+    pub len_first: u64,
+    /// How many bytes of its start are hashed.
+    pub head_len: u64,
+    /// Their xxh3, in hexadecimal.
+    pub head_xxh3: String,
+}
+
+/// Opens an input file.
+pub fn open(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|e| CliError::io("open the input file", path, &e))?;
+    let metadata = file.metadata().map_err(|e| CliError::io("read the length of", path, &e))?;
+    if metadata.is_dir() {
+        return Err(CliError::usage(format!("{} is a directory", path.display()))
+            .remedy(format!("Name files, or a pattern in quotes: '{}/*'.", path.display())));
+    }
+    if !metadata.is_file() {
+        return Err(CliError::usage(format!("{} is not a regular file", path.display())).remedy(
+            "A job must be able to read its input again from any position; write it to a file first.",
+        ));
+    }
+    Ok(file)
+}
+
+/// Length of an open file.
+pub fn len(file: &File, path: &Path) -> Result<u64> {
+    Ok(file.metadata().map_err(|e| CliError::io("read the length of", path, &e))?.len())
+}
+
+fn head_hash(file: &File, path: &Path, len: u64) -> Result<String> {
+    let mut head = Vec::new();
+    let mut start = file.try_clone().map_err(|e| CliError::io("read", path, &e))?;
+    std::io::Seek::rewind(&mut start).map_err(|e| CliError::io("read", path, &e))?;
+    start.take(len).read_to_end(&mut head).map_err(|e| CliError::io("read", path, &e))?;
+    Ok(format!("{:016x}", xxh3_64(&head)))
+}
+
+impl FileIdentity {
+    /// Takes the identity of a file as it is now. Also its length.
+    pub fn take(path: &str) -> Result<(Self, u64)> {
+        let file = open(Path::new(path))?;
+        let len = len(&file, Path::new(path))?;
+        let head_len = len.min(HEAD_LEN_MAX);
+        let head_xxh3 = head_hash(&file, Path::new(path), head_len)?;
+        Ok((Self { path: path.to_owned(), len_first: len, head_len, head_xxh3 }, len))
+    }
+
+    /// Checks that the file still is the one remembered, with at least `read` bytes; gives its
+    /// length. A file that was shorter than the hashed part, and has grown, is remembered anew.
+    pub fn check(&mut self, read: u64) -> Result<u64> {
+        let path = self.path.clone();
+        let path = Path::new(&path);
+        let file = open(path)?;
+        let len = len(&file, path)?;
+        if len < read.max(self.head_len) {
+            let expected = read.max(self.head_len);
+            return Err(CliError::failure(format!(
+                "{} has been truncated: {expected} bytes of it were read before, now it has {len}",
+                path.display()
+            ))
+            .remedy("Restore the file, or start over with a new --state directory."));
+        }
+        let found = head_hash(&file, path, self.head_len)?;
+        if found != self.head_xxh3 {
+            return Err(CliError::failure(format!(
+                "{} has been changed since it was first read: its first {} bytes had xxh3 {}, now {found}",
+                path.display(),
+                self.head_len,
+                self.head_xxh3
+            ))
+            .remedy("Restore the file, or start over with a new --state directory."));
+        }
+        if self.head_len < HEAD_LEN_MAX && len > self.head_len {
+            self.head_len = len.min(HEAD_LEN_MAX);
+            self.head_xxh3 = head_hash(&file, path, self.head_len)?;
+        }
+        Ok(len)
+    }
+}
+
+/// Newlines in the first `len` bytes.
+pub fn count_lines(path: &Path, len: u64) -> Result<u64> {
+    let mut file = open(path)?.take(len);
+    let mut buffer = vec![0; 1 << 20];
+    let mut lines = 0u64;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(lines),
+            Ok(read) => lines += memchr::memchr_iter(b'\n', &buffer[..read]).count() as u64,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(CliError::io("read", path, &e)),
+        }
+    }
+}
+
+/// Up to `len` bytes at `offset`; fewer at the end of the file.
+pub fn bytes_at(path: &Path, offset: u64, len: usize) -> Result<Vec<u8>> {
+    let file = open(path)?;
+    let mut bytes = vec![0; len];
+    let mut have = 0;
+    while have < len {
+        match file.read_at(&mut bytes[have..], offset + have as u64) {
+            Ok(0) => break,
+            Ok(read) => have += read,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(CliError::io("read", path, &e)),
+        }
+    }
+    bytes.truncate(have);
+    Ok(bytes)
+}

@@ -1,0 +1,286 @@
+//! One JSON object per line. The whole line is checked; only the wanted fields are looked at.
+//!
+//! Fields are named by dotted paths: `user.id` is `id` in the object `user`; a point that belongs
+//! to a name is written `\.`. The paths form a tree that is walked along with the object, so a
+//! line is read once whatever the number of fields.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::sink::{Reason, shown};
+use super::{BOM, Batch, Sink, recycle};
+use crate::agg::value::FieldValue;
+
+/// Parser of one thread.
+#[derive(Debug)]
+pub struct NdjsonParser {
+    paths: PathTree,
+    key: String,
+    /// Kept between batches for its allocation only.
+    tokens: Vec<Option<&'static str>>,
+    texts: Vec<Cow<'static, [u8]>>,
+    values: Vec<FieldValue<'static>>,
+}
+
+impl NdjsonParser {
+    /// Slot 0 is the key, the plan's fields follow.
+    pub fn new(key: &str, fields: &[String]) -> Self {
+        let mut paths = PathTree::default();
+        for (slot, path) in std::iter::once(key).chain(fields.iter().map(String::as_str)).enumerate() {
+            paths.add(path, slot);
+        }
+        Self { paths, key: key.to_owned(), tokens: Vec::new(), texts: Vec::new(), values: Vec::new() }
+    }
+
+    /// Parses a batch.
+    pub fn parse(&mut self, batch: &Batch, sink: &mut Sink) {
+        let bytes = &batch.bytes[..];
+        // One check over the batch is much cheaper than one per line.
+        let checked = std::str::from_utf8(bytes).is_ok();
+        let mut at = if batch.offset == 0 && bytes.starts_with(BOM) { BOM.len() } else { 0 };
+        let mut line_number = batch.line;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let len = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+            let line = rest.get(..len).unwrap_or_default();
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let result = match std::str::from_utf8(line) {
+                Ok(text) => self.line(text, sink),
+                Err(error) if !checked => {
+                    Err(format!("byte {} is not valid UTF-8", error.valid_up_to() + 1).into())
+                }
+                Err(_) => Ok(()),
+            };
+            if let Err(reason) = result
+                && !sink.bad(batch.offset + at as u64, line_number, reason, line)
+            {
+                return;
+            }
+            line_number += 1;
+            at += len + 1;
+        }
+    }
+
+    fn line(&mut self, line: &str, sink: &mut Sink) -> Result<(), Reason> {
+        if line.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        let mut tokens: Vec<Option<&str>> = recycle(std::mem::take(&mut self.tokens));
+        tokens.resize(self.paths.slots, None);
+        let result = match self.paths.walk(line, &mut tokens) {
+            Ok(()) => self.record(&tokens, sink),
+            Err(error) => Err(syntax(line, &error)),
+        };
+        self.tokens = recycle(tokens);
+        result
+    }
+
+    fn record(&mut self, tokens: &[Option<&str>], sink: &mut Sink) -> Result<(), Reason> {
+        let Some((key, fields)) = tokens.split_first() else { return Ok(()) };
+        let key = key.ok_or_else(|| missing(&self.key))?;
+        if key.starts_with(['{', '[']) {
+            return Err(format!(
+                "key `{}` is an object or array; a key is a string, number or boolean",
+                self.key
+            )
+            .into());
+        }
+        let key = contents(key)?;
+        let mut texts: Vec<Cow<'_, [u8]>> = recycle(std::mem::take(&mut self.texts));
+        for (slot, token) in fields.iter().enumerate() {
+            texts.push(contents(token.ok_or_else(|| missing(sink.field_name(slot)))?)?);
+        }
+        let mut values: Vec<FieldValue<'_>> = recycle(std::mem::take(&mut self.values));
+        for (slot, (text, token)) in texts.iter().zip(fields).enumerate() {
+            values.push(sink.field(slot, text, token.unwrap_or_default().as_bytes())?);
+        }
+        let result = sink.record(&key, &values);
+        self.values = recycle(values);
+        self.texts = recycle(texts);
+        result
+    }
+}
+
+fn missing(field: &str) -> Reason {
+    format!("field `{field}` is missing or null").into()
+}
+
+fn syntax(line: &str, error: &serde_json::Error) -> Reason {
+    let text = error.to_string();
+    // The parser counts lines within what it was given, which is one line: only the column says something.
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    format!("not a JSON object: {what} at column {} of {}", error.column(), shown(line.as_bytes())).into()
+}
+
+/// The contents of a scalar token: without quotes and escapes.
+fn contents(token: &str) -> Result<Cow<'_, [u8]>, Reason> {
+    let Some(inner) = token.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else {
+        return Ok(Cow::Borrowed(token.as_bytes()));
+    };
+    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+        return Ok(Cow::Borrowed(inner.as_bytes()));
+    }
+    match serde_json::from_str::<String>(token) {
+        Ok(text) => Ok(Cow::Owned(text.into_bytes())),
+        Err(error) => Err(format!("string {} cannot be decoded: {error}", shown(token.as_bytes())).into()),
+    }
+}
+
+/// The wanted paths as a tree of names.
+#[derive(Debug, Default)]
+struct PathTree {
+    root: Node,
+    slots: usize,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    children: Vec<(String, Node)>,
+    /// Slots that want the value at this node.
+    slots: Vec<usize>,
+}
+
+impl PathTree {
+    fn add(&mut self, path: &str, slot: usize) {
+        let mut node = &mut self.root;
+        for name in split_path(path) {
+            let index = node.children.iter().position(|(n, _)| *n == name).unwrap_or_else(|| {
+                node.children.push((name, Node::default()));
+                node.children.len() - 1
+            });
+            node = &mut node.children[index].1;
+        }
+        node.slots.push(slot);
+        self.slots = self.slots.max(slot + 1);
+    }
+
+    fn walk<'de>(&self, line: &'de str, tokens: &mut [Option<&'de str>]) -> serde_json::Result<()> {
+        let mut deserializer = serde_json::Deserializer::from_str(line);
+        deserializer.deserialize_map(ObjectVisitor { node: &self.root, tokens })?;
+        deserializer.end()
+    }
+}
+
+/// Splits at points that are not escaped.
+fn split_path(path: &str) -> Vec<String> {
+    let mut names = vec![String::new()];
+    let mut chars = path.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if chars.peek() == Some(&'.') => {
+                chars.next();
+                names.last_mut().into_iter().for_each(|n| n.push('.'));
+            }
+            '.' => names.push(String::new()),
+            c => names.last_mut().into_iter().for_each(|n| n.push(c)),
+        }
+    }
+    names
+}
+
+struct ObjectVisitor<'t, 'o, 'de> {
+    node: &'t Node,
+    tokens: &'o mut [Option<&'de str>],
+}
+
+impl<'de> Visitor<'de> for ObjectVisitor<'_, '_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(child) = map.next_key_seed(NameSeed(self.node))? {
+            let Some(child) = child else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let token = map.next_value::<&RawValue>()?.get();
+            for &slot in &child.slots {
+                if let Some(place) = self.tokens.get_mut(slot) {
+                    *place = (token != "null").then_some(token);
+                }
+            }
+            if !child.children.is_empty() && token.starts_with('{') {
+                let visitor = ObjectVisitor { node: child, tokens: &mut *self.tokens };
+                serde_json::Deserializer::from_str(token)
+                    .deserialize_map(visitor)
+                    .map_err(de::Error::custom)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds the child that a name leads to, without copying the name.
+struct NameSeed<'t>(&'t Node);
+
+impl<'de, 't> DeserializeSeed<'de> for NameSeed<'t> {
+    type Value = Option<&'t Node>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'t> Visitor<'_> for NameSeed<'t> {
+    type Value = Option<&'t Node>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.children.iter().find(|(n, _)| n == name).map(|(_, node)| node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_can_belong_to_names() {
+        assert_eq!(split_path("a.b"), ["a", "b"]);
+        assert_eq!(split_path(r"a\.b.c"), ["a.b", "c"]);
+        assert_eq!(split_path(""), [""]);
+    }
+
+    #[test]
+    fn paths_share_their_walk() {
+        let mut tree = PathTree::default();
+        for (slot, path) in ["a.b", "a", "x", "a.c.d", "x"].into_iter().enumerate() {
+            tree.add(path, slot);
+        }
+        let mut tokens = vec![None; 5];
+        tree.walk(r#"{"a": {"b": 1, "c": {"d": [1, 2]}}, "q": [{"b": 3}], "x": "y", "x": "z"}"#, &mut tokens)
+            .unwrap();
+        assert_eq!(tokens[0], Some("1"));
+        assert_eq!(tokens[1], Some(r#"{"b": 1, "c": {"d": [1, 2]}}"#));
+        assert_eq!(tokens[2], Some(r#""z""#), "the last of two equal names counts");
+        assert_eq!(tokens[3], Some("[1, 2]"));
+        assert_eq!(tokens[4], Some(r#""z""#));
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        let mut tree = PathTree::default();
+        tree.add("a", 0);
+        for bad in [
+            "[1]",
+            "1",
+            "{\"a\":1",
+            "{\"a\":1} x",
+            "{\"a\":01}",
+            "{\"a\":1,}",
+            "{\"b\":tru}",
+            "{'a':1}",
+            "{\"b\":\"\\x\"}",
+        ] {
+            assert!(tree.walk(bad, &mut [None]).is_err(), "{bad}");
+        }
+    }
+}

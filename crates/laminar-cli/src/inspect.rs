@@ -1,0 +1,279 @@
+//! `info` and `verify`: what a store's directory holds, and whether all of it can be read.
+//!
+//! Both only read, take no lock, and may run beside a job: what the job removes meanwhile is not
+//! held against it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use comfy_table::{Table, presets};
+use indicatif::{HumanBytes, HumanCount};
+use laminar_storage::incremental::{
+    IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest, validate_checkpoint,
+};
+use laminar_storage::per_core_wal::{PerCoreRecoveryManager, PerCoreWalConfig, SegmentStats};
+use laminar_storage::vfs::OsVfs;
+use laminar_storage::{CheckpointId, RecoveryReport, StateReader};
+use serde_json::{Value, json};
+
+use crate::args::InspectArgs;
+use crate::error::{CliError, Result};
+use crate::export::Meaning;
+use crate::job::Job;
+use crate::progress::millis;
+use crate::summary::table;
+
+/// The parts of a store's directory.
+struct Parts {
+    wal: PathBuf,
+    checkpoints: PathBuf,
+}
+
+impl Parts {
+    fn of(state: &Path) -> Result<Self> {
+        let parts = Self { wal: state.join("wal"), checkpoints: state.join("checkpoints") };
+        if !parts.wal.exists() && !parts.checkpoints.exists() {
+            return Err(CliError::failure(format!("there is no store in {}", state.display()))
+                .remedy("Name its directory with --state."));
+        }
+        Ok(parts)
+    }
+
+    fn checkpoint_dirs(&self) -> Result<Vec<(CheckpointId, PathBuf)>> {
+        let listing =
+            Listing::read(&OsVfs::new(), &self.checkpoints).map_err(|e| CliError::failure(e.to_string()))?;
+        let dir = |id: CheckpointId| self.checkpoints.join(format!("checkpoint_{:016x}", id.get()));
+        Ok(listing.checkpoints.into_iter().map(|id| (id, dir(id))).collect())
+    }
+
+    fn segments(&self) -> Result<Vec<SegmentStats>> {
+        // The number of cores is not used for statistics; the directory says how many there are.
+        let manager = PerCoreRecoveryManager::new(
+            PerCoreWalConfig::new(&self.wal, 1),
+            RecoveryConfig::new(&self.checkpoints, &self.wal),
+        );
+        manager.segment_stats().map_err(|e| CliError::failure(e.to_string()))
+    }
+}
+
+/// `laminar info`.
+pub fn info(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
+    let parts = Parts::of(&args.state)?;
+    let job = Job::load(&args.state)?;
+    let reader = StateReader::open(&args.state)?;
+    let report = reader.report();
+    let segments = parts.segments()?;
+    let mut checkpoints = Vec::new();
+    for (id, dir) in parts.checkpoint_dirs()? {
+        let manifest = read_manifest(&OsVfs::new(), &dir).map_err(|e| e.to_string());
+        checkpoints.push((id, manifest));
+    }
+    let text = if args.json {
+        format!("{}\n", info_json(args, job.as_ref(), report, &checkpoints, &segments)?)
+    } else {
+        info_text(args, job.as_ref(), report, &checkpoints, &segments)
+    };
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}
+
+type Checkpoints = [(CheckpointId, Result<IncrementalCheckpointMetadata, String>)];
+
+fn info_json(
+    args: &InspectArgs,
+    job: Option<&Job>,
+    report: &RecoveryReport,
+    checkpoints: &Checkpoints,
+    segments: &[SegmentStats],
+) -> Result<Value> {
+    let checkpoints: Vec<Value> = checkpoints
+        .iter()
+        .map(|(id, manifest)| match manifest {
+            Ok(m) => json!({
+                "id": id.get(), "epoch": m.epoch, "timestamp_ms": m.timestamp, "keys": m.key_count,
+                "bytes": m.size_bytes, "files": m.sst_files.len(), "incremental": m.is_incremental,
+                "parent": m.parent_id,
+            }),
+            Err(error) => json!({ "id": id.get(), "error": error }),
+        })
+        .collect();
+    let segments: Vec<Value> = segments
+        .iter()
+        .map(|s| {
+            json!({
+                "core": s.core_id, "file": s.path.display().to_string(), "bytes": s.file_size,
+                "records": s.entry_count, "epoch_min": s.min_epoch, "epoch_max": s.max_epoch,
+            })
+        })
+        .collect();
+    Ok(json!({
+        "state": args.state.display().to_string(),
+        "job": serde_json::to_value(job).map_err(CliError::internal)?,
+        "recovery": serde_json::to_value(report).map_err(CliError::internal)?,
+        "checkpoints": checkpoints,
+        "segments": segments,
+    }))
+}
+
+fn info_text(
+    args: &InspectArgs,
+    job: Option<&Job>,
+    report: &RecoveryReport,
+    checkpoints: &Checkpoints,
+    segments: &[SegmentStats],
+) -> String {
+    let mut rows = vec![("state", args.state.display().to_string())];
+    if let Some(job) = job {
+        rows.push((
+            "job",
+            format!("{} by {} from {}", job.aggs.join(", "), key_name(job), job.inputs.join(" ")),
+        ));
+    }
+    rows.push(("keys", HumanCount(report.keys).to_string()));
+    rows.push(("recovery point", format!("epoch {}", report.recovery_point)));
+    let replayed: u64 = report.cores.iter().map(|core| core.replayed).sum();
+    let base = report.checkpoint.map_or_else(|| "no checkpoint".to_owned(), |id| format!("checkpoint {id}"));
+    let would = format!(
+        "load {base}, replay {} log records ({:.0} ms here)",
+        HumanCount(replayed),
+        millis(report.phases.recover)
+    );
+    rows.push(("recovery would", would));
+    for id in &report.checkpoints_skipped {
+        rows.push(("damaged", format!("checkpoint {id}; the log still covers what it held")));
+    }
+    for core in &report.cores {
+        let case = core.case.map_or_else(String::new, |case| format!(", case {case}"));
+        let cut = if core.dropped_bytes > 0 {
+            format!(", cut {} torn bytes", core.dropped_bytes)
+        } else {
+            String::new()
+        };
+        let text = format!(
+            "sealed epoch {}, {} records to replay{cut}{case}",
+            core.sealed_epoch,
+            HumanCount(core.replayed)
+        );
+        rows.push(("core", format!("{}: {text}", core.core)));
+    }
+    for (name, offset) in &report.source_offsets {
+        rows.push(("source offset", format!("{name} = {offset}")));
+    }
+    if let Some(watermark) = report.watermark {
+        rows.push(("watermark", watermark.to_string()));
+    }
+    format!("{}\n{}\n{}\n", table(&rows), checkpoint_table(checkpoints), segment_table(segments))
+}
+
+fn key_name(job: &Job) -> &str {
+    if job.key.is_empty() { "word" } else { &job.key }
+}
+
+fn plain_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(header);
+    table
+}
+
+fn checkpoint_table(checkpoints: &Checkpoints) -> Table {
+    let mut table = plain_table(&["checkpoint", "epoch", "keys", "size", "files", "kind"]);
+    for (id, manifest) in checkpoints {
+        match manifest {
+            Ok(m) => table.add_row([
+                id.to_string(),
+                m.epoch.to_string(),
+                HumanCount(m.key_count).to_string(),
+                HumanBytes(m.size_bytes).to_string(),
+                m.sst_files.len().to_string(),
+                if m.is_incremental { "incremental" } else { "full" }.to_owned(),
+            ]),
+            Err(error) => table.add_row([id.to_string(), format!("unreadable: {error}")]),
+        };
+    }
+    table
+}
+
+fn segment_table(segments: &[SegmentStats]) -> Table {
+    let mut table = plain_table(&["core", "segment", "size", "records", "epochs"]);
+    for s in segments {
+        let name = s.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        table.add_row([
+            s.core_id.to_string(),
+            name,
+            HumanBytes(s.file_size).to_string(),
+            HumanCount(s.entry_count).to_string(),
+            format!("{}..={}", s.min_epoch, s.max_epoch),
+        ]);
+    }
+    table
+}
+
+/// `laminar verify`: every check is one line; any that fails makes the whole fail.
+pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
+    let parts = Parts::of(&args.state)?;
+    let mut checks: Vec<(String, Result<String>)> = Vec::new();
+    if Job::path(&args.state).exists() {
+        checks.push(("job.json".to_owned(), Job::load(&args.state).map(|_| "readable".to_owned())));
+    }
+    for (id, dir) in parts.checkpoint_dirs()? {
+        let checked = validate_checkpoint(&dir).map_err(|e| CliError::failure(e.to_string()));
+        // A running job removes checkpoints that it no longer needs.
+        if checked.is_err() && !dir.exists() {
+            continue;
+        }
+        let told = checked.map(|m| {
+            format!("epoch {}, {} in {} files", m.epoch, HumanBytes(m.size_bytes), m.sst_files.len())
+        });
+        checks.push((format!("checkpoint {id}"), told));
+    }
+    let log = parts.segments().map(|segments| {
+        let bytes: u64 = segments.iter().map(|s| s.file_size).sum();
+        format!("{} segments, {}", segments.len(), HumanBytes(bytes))
+    });
+    checks.push(("log".to_owned(), log));
+    checks.push(("recovery".to_owned(), verify_recovery(&args.state)));
+    let damaged = checks.iter().filter(|(_, result)| result.is_err()).count();
+    let text = if args.json { checks_json(&checks) } else { checks_text(&checks) };
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
+    if damaged == 0 {
+        return Ok(());
+    }
+    let total = checks.len();
+    Err(CliError::failure(format!("{} is damaged: {damaged} of {total} checks failed", args.state.display()))
+        .remedy("Keep a copy of the directory before anything else is done with it; the lines above say what is wrong."))
+}
+
+/// Recovers in memory and decodes every value.
+fn verify_recovery(state: &Path) -> Result<String> {
+    let reader = StateReader::open(state)?;
+    let meaning = Meaning::of(state, false)?;
+    for (key, value) in reader.iter() {
+        meaning.cells(key, value)?;
+    }
+    let report = reader.report();
+    Ok(format!(
+        "epoch {}, {} keys, digest {:?}",
+        report.recovery_point,
+        HumanCount(report.keys),
+        report.digest
+    ))
+}
+
+fn checks_json(checks: &[(String, Result<String>)]) -> String {
+    let checks: Vec<Value> = checks
+        .iter()
+        .map(|(name, result)| match result {
+            Ok(told) => json!({ "check": name, "ok": true, "detail": told }),
+            Err(error) => json!({ "check": name, "ok": false, "detail": error.to_string() }),
+        })
+        .collect();
+    format!("{}\n", json!({ "ok": checks.iter().all(|c| c["ok"] == true), "checks": checks }))
+}
+
+fn checks_text(checks: &[(String, Result<String>)]) -> String {
+    let line = |(name, result): &(String, Result<String>)| match result {
+        Ok(told) => format!("ok       {name}: {told}\n"),
+        Err(error) => format!("DAMAGED  {name}: {error}\n"),
+    };
+    checks.iter().map(line).collect()
+}

@@ -1,0 +1,329 @@
+//! The job: from bytes in files to state in the store, with the input position in every epoch.
+//!
+//! ```text
+//!  reader ──batches──▶ parser 0..n ──parts per core──▶ sequencer ──parts and marks──▶ core 0..n
+//!  (one)    (round     (one per     (taken in the       (one)                        (own their keys)
+//!            robin)     core)        same turn)
+//! ```
+//!
+//! 1. Batches are numbered by the turn in which parsers get them and in which the sequencer takes
+//!    the results, so parts reach each core in input order: per key, records are applied in the
+//!    order of the input, whatever the number of cores and parsers.
+//! 2. The sequencer alone decides where an epoch ends: between two batches. It sends every core a
+//!    mark; each core seals its epoch there, and core 0 puts the input position of that point into
+//!    it. All cores count epochs alike, so the store's recovery point, one epoch over all cores,
+//!    is one position in the input.
+//! 3. A restart recovers state and position of the same epoch and reads on from there. Results
+//!    depend only on the records applied and their order per key, so they are the same bytes as
+//!    without any interruption.
+//!
+//! Every channel is bounded: a slow core slows the reader. A thread that fails notes why and
+//! leaves; its neighbours find their channels closed and leave too.
+
+pub mod committed;
+pub mod dead_letter;
+pub mod live;
+mod stages;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use crate::agg::Plan;
+use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Router, Stats};
+use crate::error::{CliError, Result};
+use crate::input::plan::{ReadUpTo, detect, expand, extend};
+use crate::input::source::{Position, Source};
+use crate::input::{Format, sink::OnBad};
+use crate::job::Job;
+use committed::Committed;
+use dead_letter::DeadLetter;
+use live::Live;
+
+/// What to do with a record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// End the job before it.
+    Stop,
+    /// Count it and go on.
+    Skip,
+    /// Write it to a file, count it and go on.
+    DeadLetter(PathBuf),
+}
+
+/// A job as asked for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub inputs: Vec<String>,
+    /// None: recognise it.
+    pub format: Option<Format>,
+    pub key: Option<String>,
+    pub plan: Plan,
+    pub state: PathBuf,
+    pub cores: usize,
+    /// Time between two marks.
+    pub epoch: Duration,
+    pub checkpoint_interval: Option<Duration>,
+    pub on_error: OnError,
+    pub follow: bool,
+    /// Bytes per batch.
+    pub batch_len: usize,
+}
+
+/// A moment of a running job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// Records of this run.
+    pub records: u64,
+    /// Records skipped in this run.
+    pub skipped: u64,
+    /// Input bytes read, earlier runs included.
+    pub bytes: u64,
+    /// All input bytes planned; none when a file is followed.
+    pub bytes_total: Option<u64>,
+    /// Last durable epoch.
+    pub durable: u64,
+    /// Sealed epochs that are not durable yet, and the age of the oldest.
+    pub lag: (usize, Duration),
+    /// Counters of the store.
+    pub stats: Stats,
+    /// Since reading began.
+    pub elapsed: Duration,
+}
+
+/// Somebody who watches a job.
+pub trait Observer {
+    /// The store is open.
+    fn opened(&mut self, report: &Report, resumed: &Committed);
+    /// Called about every 50 ms.
+    fn tick(&mut self, snapshot: &Snapshot);
+    /// Reading has ended; what remains is to make it durable and close.
+    fn closing(&mut self);
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The job as it is now.
+    pub job: Job,
+    /// What recovery found at the start.
+    pub report: Report,
+    /// What was committed before this run, and what is now.
+    pub before: Committed,
+    pub after: Committed,
+    /// The last moment of reading.
+    pub last: Snapshot,
+    /// Last sealed epoch; durable.
+    pub epoch: u64,
+    /// All input planned has been read.
+    pub finished: bool,
+    /// Keys in the state.
+    pub keys: u64,
+    /// The first record skipped, told as an error would.
+    pub first_bad: Option<String>,
+    /// Time of one update in nanoseconds, one in 64 sampled.
+    pub put_ns: Histogram<u64>,
+    pub checkpoint: Checkpoint,
+    /// From the last record to everything durable and checkpointed.
+    pub closing: Duration,
+    /// Why it stopped early; everything before is durable.
+    pub stopped_by: Option<CliError>,
+}
+
+const TICK: Duration = Duration::from_millis(50);
+
+/// Runs a job until its input is read, `stop` is set, or something fails.
+pub fn run<E: Engine>(
+    settings: &Settings,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let (mut job, known) = load_job(settings)?;
+    let opened: Opened<E> = E::open(&OpenOptions {
+        dir: settings.state.clone(),
+        cores: settings.cores,
+        checkpoint_interval: settings.checkpoint_interval,
+    })?;
+    let before = Committed::from_offsets(&opened.report.source_offsets);
+    let dead_letter = plan_rest(settings, &mut job, known, &before)?;
+    observer.opened(&opened.report, &before);
+    let Opened { engine, cores, report, router } = opened;
+    let source = Source::new(job.clone(), settings.state.clone(), before.position, settings.batch_len);
+    let live = Live::default();
+    let setup = setup(settings, &job, router);
+    let start = Instant::now();
+    let view = View {
+        engine: &engine,
+        live: &live,
+        start,
+        bytes_before: bytes_read(&job, &before),
+        total: planned(&job),
+    };
+    let stages = stages::Stages { setup: &setup, live: &live, stop };
+    let (sequenced, finals) =
+        stages.run(source, cores, before.clone(), dead_letter, &mut || observer.tick(&view.snapshot()))?;
+    let last = view.snapshot();
+    observer.tick(&last);
+    if let Some(error) = live.take_failure() {
+        // Best effort: what was sealed before the failure may still become durable; the first
+        // cause is what the user must see.
+        let _ = engine.close();
+        return Err(error);
+    }
+    observer.closing();
+    let closing = Instant::now();
+    let epoch = sequenced.epoch.unwrap_or(report.epoch);
+    engine.wait_durable(epoch)?;
+    let checkpoint = engine.checkpoint()?;
+    let stats = engine.stats();
+    engine.close()?;
+    Ok(Outcome {
+        job: Job::load(&settings.state)?.unwrap_or(job),
+        report,
+        before,
+        after: sequenced.committed,
+        last: Snapshot { stats, durable: epoch, lag: (0, Duration::ZERO), ..last },
+        epoch,
+        finished: sequenced.finished && sequenced.error.is_none(),
+        keys: finals.keys,
+        first_bad: sequenced.first_bad,
+        put_ns: finals.put_ns,
+        checkpoint,
+        closing: closing.elapsed(),
+        stopped_by: sequenced.error,
+    })
+}
+
+fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
+    stages::Setup {
+        plan: Arc::new(settings.plan.clone()),
+        format: job.format,
+        key: job.key.clone(),
+        router,
+        on_bad: match settings.on_error {
+            OnError::Stop => OnBad::Stop,
+            OnError::Skip => OnBad::Skip,
+            OnError::DeadLetter(_) => OnBad::Keep,
+        },
+        epoch: settings.epoch,
+        job: job.clone(),
+    }
+}
+
+/// The job of the state directory, made if it is new; and whether it was known.
+fn load_job(settings: &Settings) -> Result<(Job, bool)> {
+    let key = settings.key.as_deref();
+    if let Some(job) = Job::load(&settings.state)? {
+        job.check_same(
+            &settings.state,
+            settings.format,
+            key.unwrap_or_default(),
+            &settings.plan,
+            &settings.inputs,
+        )?;
+        return Ok((job, true));
+    }
+    let format = match settings.format {
+        Some(format) => format,
+        None => detect(&expand(&settings.inputs)?, key)?,
+    };
+    check_options(format, settings)?;
+    let mut job = Job::new(format, key.unwrap_or_default(), &settings.plan, &settings.inputs);
+    extend(&mut job, None, settings.follow)?;
+    Job::prepare_dir(&settings.state)?;
+    job.save(&settings.state)?;
+    Ok((job, false))
+}
+
+fn check_options(format: Format, settings: &Settings) -> Result<()> {
+    match (format, &settings.key) {
+        (Format::Words, Some(_)) => {
+            Err(CliError::usage("--key has no meaning for words: each word is its own key")
+                .remedy("Leave out --key, or give --format ndjson, csv or tsv."))
+        }
+        (Format::Words, None) if !settings.plan.fields.is_empty() => Err(CliError::usage(format!(
+            "--agg {} needs fields, but words have none",
+            settings.plan.specs().join(",")
+        ))
+        .remedy("Use --agg count, or give --format ndjson, csv or tsv.")),
+        (Format::Ndjson | Format::Csv | Format::Tsv, None) => {
+            Err(CliError::usage(format!("--key is missing: which field of the {format} input is the key?"))
+                .remedy("For example --key user_id, or --key user.id for a nested field."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Plans what is left to read and opens the dead-letter file; all of it durable in `job.json`
+/// before anything is read.
+fn plan_rest(
+    settings: &Settings,
+    job: &mut Job,
+    known: bool,
+    before: &Committed,
+) -> Result<Option<(usize, DeadLetter)>> {
+    let mut changed = false;
+    if known {
+        let read = before.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset });
+        changed = extend(job, read, settings.follow)?;
+    }
+    let mut opened = None;
+    if let OnError::DeadLetter(path) = &settings.on_error {
+        let names = job.dead_letters.len();
+        let index = job.dead_letter(&path.to_string_lossy());
+        changed |= job.dead_letters.len() != names;
+        let len = before.dead_letters.get(&index).copied().unwrap_or(0);
+        opened = Some((index, DeadLetter::open(path, len)?));
+    }
+    if changed {
+        job.save(&settings.state)?;
+    }
+    Ok(opened)
+}
+
+struct View<'a, E> {
+    engine: &'a E,
+    live: &'a Live,
+    start: Instant,
+    bytes_before: u64,
+    total: Option<u64>,
+}
+
+impl<E: Engine> View<'_, E> {
+    fn snapshot(&self) -> Snapshot {
+        let durable = self.engine.durable_epoch();
+        Snapshot {
+            records: self.live.records.load(Ordering::Relaxed),
+            skipped: self.live.skipped.load(Ordering::Relaxed),
+            bytes: self.bytes_before + self.live.bytes.load(Ordering::Relaxed),
+            bytes_total: self.total,
+            durable,
+            lag: self.live.lag(durable),
+            stats: self.engine.stats(),
+            elapsed: self.start.elapsed(),
+        }
+    }
+}
+
+/// Input bytes before a position.
+pub fn bytes_read(job: &Job, committed: &Committed) -> u64 {
+    let Some(Position { step, offset, .. }) = committed.position else { return 0 };
+    let step = step as usize;
+    let done: u64 = job.steps.iter().take(step).map(|s| s.to.unwrap_or(s.from) - s.from).sum();
+    done + job.steps.get(step).map_or(0, |s| offset.saturating_sub(s.from))
+}
+
+/// Input bytes planned; none while a file is followed.
+fn planned(job: &Job) -> Option<u64> {
+    job.steps.iter().map(|s| Some(s.to? - s.from)).sum()
+}
+
+/// Name of the file a position is in.
+pub fn file_at(job: &Job, position: Position) -> &Path {
+    Path::new(crate::input::source::step_path(job, position.step))
+}

@@ -1,0 +1,314 @@
+//! The job over a store in memory: whatever epoch a crash leaves, with whatever cores, batches and
+//! epochs it goes on, the result is the same bytes.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::args::ExportFormat;
+use crate::engine::StateView;
+use crate::engine::fake::{FakeEngine, FakeView, disk};
+use crate::export::{Meaning, write_all};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn opened(&mut self, _: &Report, _: &Committed) {}
+    fn tick(&mut self, _: &Snapshot) {}
+    fn closing(&mut self) {}
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    settings: Settings,
+}
+
+impl Bench {
+    /// A job over files with these names and contents.
+    fn new(files: &[(&str, &str)], key: Option<&str>, aggs: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut inputs = Vec::new();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::write(&path, text).unwrap();
+            inputs.push(path.to_str().unwrap().to_owned());
+        }
+        let plan = Plan::parse(&aggs.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        let settings = Settings {
+            inputs,
+            format: None,
+            key: key.map(str::to_owned),
+            plan,
+            state: dir.path().join("state"),
+            cores: 2,
+            epoch: Duration::ZERO,
+            checkpoint_interval: None,
+            on_error: OnError::Stop,
+            follow: false,
+            batch_len: 64,
+        };
+        Self { dir, settings }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        use std::io::Write;
+        fs::OpenOptions::new()
+            .append(true)
+            .open(self.path(name))
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+    }
+
+    fn run(&self) -> Result<Outcome> {
+        super::run::<FakeEngine>(&self.settings, &AtomicBool::new(false), &mut Silent)
+    }
+
+    fn error(&self) -> String {
+        match self.run() {
+            Err(error) => error.to_string(),
+            Ok(outcome) => outcome.stopped_by.expect("an error").to_string(),
+        }
+    }
+
+    fn export(&self) -> String {
+        let meaning = Meaning::of(&self.settings.state, false).unwrap();
+        let mut out = Vec::new();
+        let view = FakeView::open(&self.settings.state).unwrap();
+        write_all(&view, &meaning, ExportFormat::Ndjson, &mut out, &CliError::stdout).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn epochs(&self) -> Vec<u64> {
+        disk(&self.settings.state).lock().unwrap().epochs()
+    }
+
+    /// Makes another directory with the same state, as a crash with this recovery point leaves it.
+    fn crashed_at(&self, epoch: u64) -> Self {
+        let state = self.path(&format!("crashed-{epoch}"));
+        fs::create_dir(&state).unwrap();
+        fs::copy(self.settings.state.join("job.json"), state.join("job.json")).unwrap();
+        let mut image = disk(&self.settings.state).lock().unwrap().clone();
+        image.cut(epoch);
+        *disk(&state).lock().unwrap() = image;
+        Self { dir: tempfile::tempdir().unwrap(), settings: Settings { state, ..self.settings.clone() } }
+    }
+}
+
+fn events(count: usize) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for i in 0..count {
+        let n = i * 7919 % 1000;
+        let tail = if i % 13 == 0 { "\r\n\n" } else { "\n" };
+        write!(
+            text,
+            "{{\"user\":{{\"id\":\"u{}\"}},\"amount\":{}.{:02},\"page\":\"p{i}\"}}{tail}",
+            n % 17,
+            n as i64 - 500,
+            n % 100
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn csv_rows(count: usize) -> String {
+    let row = |i: usize| format!("\"u {}\n,\"\"{}\"\"\",{},x{}\n", i % 5, i % 3, i as f64 / 4.0, i);
+    std::iter::once("who,amount,\"note\"\r\n".to_owned()).chain((0..count).map(row)).collect()
+}
+
+const AGGS: &[&str] = &["count", "sum:amount", "min:amount", "max:amount", "last:page"];
+
+#[test]
+fn resuming_at_any_epoch_gives_the_same_bytes() {
+    let text = events(120);
+    let bench = Bench::new(
+        &[("a.ndjson", &text), ("empty.ndjson", ""), ("b.ndjson", text.trim_end())],
+        Some("user.id"),
+        AGGS,
+    );
+    let outcome = bench.run().unwrap();
+    assert!(outcome.finished && outcome.after.records == 240, "{outcome:?}");
+    let expected = bench.export();
+    assert_eq!(expected.lines().count(), 17);
+    let epochs = bench.epochs();
+    assert!(epochs.len() > 20, "small batches make many epochs");
+    for (index, epoch) in std::iter::once(0).chain(epochs).enumerate() {
+        let mut again = bench.crashed_at(epoch);
+        again.settings.cores = 1 + index % 4;
+        again.settings.batch_len = [1, 50, 1000, 1 << 18][index % 4];
+        let resumed = again.run().unwrap();
+        assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
+        assert_eq!(resumed.after.records, 240);
+        assert_eq!(
+            (resumed.after.lines, resumed.after.position),
+            (outcome.after.lines, outcome.after.position)
+        );
+        assert_eq!(resumed.last.bytes, outcome.last.bytes);
+    }
+}
+
+#[test]
+fn csv_with_embedded_newlines_resumes_anywhere() {
+    let text = csv_rows(60);
+    let bench =
+        Bench::new(&[("a.csv", &text), ("b.csv", &text)], Some("who"), &["count", "sum:amount", "last:note"]);
+    bench.run().unwrap();
+    let expected = bench.export();
+    assert!(expected.contains(r#""key":"u 0\n,\"0\"""#), "{expected}");
+    for epoch in bench.epochs() {
+        let again = bench.crashed_at(epoch);
+        again.run().unwrap();
+        assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
+    }
+}
+
+#[test]
+fn words_and_a_second_run_without_news() {
+    let bench = Bench::new(&[("a.txt", "to be or\nnot to be")], None, &["count"]);
+    assert_eq!(bench.run().unwrap().after.lines, 1, "the last line has no newline");
+    assert_eq!(
+        bench.export(),
+        "{\"key\":\"be\",\"count\":2}\n{\"key\":\"not\",\"count\":1}\n{\"key\":\"or\",\"count\":1}\n{\"key\":\"to\",\"count\":2}\n"
+    );
+    let again = bench.run().unwrap();
+    assert_eq!((again.last.records, again.after.records, again.finished), (0, 6, true));
+}
+
+#[test]
+fn what_is_appended_is_read_next_time() {
+    let mut bench = Bench::new(&[("a.csv", "k,v\na,1\n"), ("b.csv", "k,v\nb,1")], Some("k"), &["sum:v"]);
+    bench.settings.inputs = vec![bench.path("*.csv").to_str().unwrap().to_owned()];
+    bench.run().unwrap();
+    bench.append("a.csv", "a,10\nc,5");
+    bench.append("b.csv", "\nb,20\n");
+    fs::write(bench.path("c.csv"), "v,k\n7,d\n").unwrap();
+    bench.run().unwrap();
+    assert_eq!(
+        bench.export(),
+        "{\"key\":\"a\",\"sum:v\":11}\n{\"key\":\"b\",\"sum:v\":21}\n{\"key\":\"c\",\"sum:v\":5}\n{\"key\":\"d\",\"sum:v\":7}\n"
+    );
+    bench.append("a.csv", "00\n");
+    let error = bench.error();
+    assert!(error.contains("incomplete line") && error.contains("a.csv"), "{error}");
+    fs::remove_file(bench.path("b.csv")).unwrap();
+    fs::write(bench.path("a.csv"), "k,v\na,1\na,10\nc,5").unwrap();
+    bench.run().expect("a file found by a pattern may go once it is read");
+}
+
+#[test]
+fn changed_and_truncated_input_is_refused() {
+    let bench = Bench::new(&[("a.csv", "k,v\na,1\nb,2\n")], Some("k"), &["count"]);
+    bench.run().unwrap();
+    fs::write(bench.path("a.csv"), "k,v\na,1\n").unwrap();
+    let error = bench.error();
+    assert!(error.contains("truncated: 12 bytes of it were read before, now it has 8"), "{error}");
+    fs::write(bench.path("a.csv"), "k,v\nX,1\nb,2\nc,3\n").unwrap();
+    assert!(bench.error().contains("changed since it was first read"));
+    fs::remove_file(bench.path("a.csv")).unwrap();
+    assert!(bench.error().contains("could not open the input file"));
+}
+
+#[test]
+fn a_bad_record_stops_before_itself_and_can_be_skipped_later() {
+    let mut bench = Bench::new(
+        &[("a.ndjson", "{\"k\":1}\n{\"k\":2}\n{oops\n{\"k\":1}\n{}\n{\"k\":1}\n")],
+        Some("k"),
+        &["count"],
+    );
+    for _ in 0..2 {
+        let outcome = bench.run().unwrap();
+        assert!(!outcome.finished);
+        let error = outcome.stopped_by.unwrap().to_string();
+        assert!(
+            error.contains("a.ndjson: line 3 (byte 16): not a JSON object")
+                && error.contains("--on-error skip"),
+            "{error}"
+        );
+        assert_eq!((outcome.after.records, outcome.after.lines), (2, 2));
+    }
+    bench.settings.on_error = OnError::Skip;
+    let outcome = bench.run().unwrap();
+    assert_eq!((outcome.after.records, outcome.after.skipped, outcome.after.lines), (4, 2, 6));
+    assert!(outcome.first_bad.unwrap().contains("line 3"));
+    assert_eq!(bench.export(), "{\"key\":\"1\",\"count\":3}\n{\"key\":\"2\",\"count\":1}\n");
+}
+
+#[test]
+fn dead_letters_stand_in_their_file_once() {
+    let text: String = (0..100)
+        .map(|i| if i % 7 == 3 { format!("bad {i}\n") } else { format!("{{\"k\":{}}}\n", i % 3) })
+        .collect();
+    let mut bench = Bench::new(&[("a.ndjson", &text)], Some("k"), &["count"]);
+    let file = bench.path("dead.ndjson");
+    bench.settings.on_error = OnError::DeadLetter(file.clone());
+    assert_eq!(bench.run().unwrap().after.skipped, 14);
+    let expected = fs::read_to_string(&file).unwrap();
+    assert_eq!(expected.lines().count(), 14);
+    assert!(
+        expected.starts_with("{\"file\":")
+            && expected.contains("\"line\":4,\"offset\":24,")
+            && expected.contains("\"text\":\"bad 3\""),
+        "{expected}"
+    );
+    for epoch in std::iter::once(0).chain(bench.epochs()) {
+        // The crash may have left more in the file than the epoch has.
+        fs::write(&file, &expected).unwrap();
+        let outcome = bench.crashed_at(epoch).run().unwrap();
+        assert_eq!(outcome.after.skipped, 14);
+        assert_eq!(fs::read_to_string(&file).unwrap(), expected, "epoch {epoch}");
+    }
+    fs::write(&file, "").unwrap();
+    assert!(bench.error().contains("but"), "a dead-letter file that lost records is noticed");
+    bench.settings.on_error = OnError::DeadLetter(bench.path("a.ndjson"));
+    assert!(bench.error().contains("is something else"));
+}
+
+#[test]
+fn another_command_line_and_missing_options_are_refused() {
+    let mut bench = Bench::new(&[("a.csv", "k,v\na,1\n")], None, &["count"]);
+    assert!(bench.error().contains("--key is missing"));
+    assert!(!bench.settings.state.exists(), "nothing is made for a command line that makes no sense");
+    bench.settings.key = Some("nope".to_owned());
+    assert!(bench.error().contains("no column `nope`"));
+    bench.settings.state = bench.path("state2");
+    bench.settings.key = Some("k".to_owned());
+    bench.run().unwrap();
+    bench.settings.key = Some("v".to_owned());
+    assert!(bench.error().contains("--key was `k`, now it is `v`"));
+}
+
+#[test]
+fn a_sum_that_overflows_stops_the_job_unsealed() {
+    let max = i128::MAX;
+    let bench = Bench::new(&[("a.csv", &format!("k,v\na,{max}\nb,1\na,1\n"))], Some("k"), &["sum:v"]);
+    let error = bench.error();
+    assert!(error.contains("\"a\" (sum:v) does not fit"), "{error}");
+}
+
+#[test]
+fn a_followed_file_is_read_to_its_last_newline() {
+    let mut bench = Bench::new(&[("a.csv", "")], Some("k"), &["count"]);
+    bench.settings.follow = true;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (bench, stop) = (&bench, &stop);
+        let job = scope.spawn(move || super::run::<FakeEngine>(&bench.settings, stop, &mut Silent).unwrap());
+        for text in ["k,", "v\na", ",1\nb,2\n", "c,3"] {
+            bench.append("a.csv", text);
+            std::thread::sleep(Duration::from_millis(60));
+        }
+        stop.store(true, Ordering::Release);
+        let outcome = job.join().unwrap();
+        assert_eq!((outcome.after.records, outcome.finished), (2, false));
+    });
+    assert_eq!(bench.export().lines().count(), 2);
+    bench.settings.follow = false;
+    let outcome = bench.run().unwrap();
+    assert_eq!((outcome.after.records, outcome.finished), (3, true), "without --follow the last line counts");
+}

@@ -1,0 +1,170 @@
+//! The tools on the state of a small job, and what the command says when it is used wrongly.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
+mod support;
+
+use std::io::Read;
+use std::process::Stdio;
+
+use support::Desk;
+
+fn small_job() -> Desk {
+    let desk = Desk::new();
+    desk.write(
+        "a.csv",
+        "who,amount,note\nann,1.50,\"x, y\"\nbob,2,\"a\nb\"\nann,0.25,z\ncid,-7,\"q \"\"q\"\"\"\n",
+    );
+    desk.ok(&[
+        "run",
+        "a.csv",
+        "--key",
+        "who",
+        "--agg",
+        "count,sum:amount",
+        "--agg",
+        "max:amount,last:note",
+        "--cores",
+        "2",
+    ]);
+    desk
+}
+
+#[test]
+fn get_top_scan_and_export_agree() {
+    let desk = small_job();
+    let ann = "{\"key\":\"ann\",\"count\":2,\"sum:amount\":1.75,\"max:amount\":1.50,\"last:note\":\"z\"}\n";
+    let bob = "{\"key\":\"bob\",\"count\":1,\"sum:amount\":2,\"max:amount\":2,\"last:note\":\"a\\nb\"}\n";
+    let cid =
+        "{\"key\":\"cid\",\"count\":1,\"sum:amount\":-7,\"max:amount\":-7,\"last:note\":\"q \\\"q\\\"\"}\n";
+    assert_eq!(desk.ok(&["get", "ann", "--json"]), ann);
+    assert_eq!(desk.ok(&["export"]), [ann, bob, cid].concat());
+    assert_eq!(desk.ok(&["scan", "--json", "--prefix", "b"]), bob);
+    assert_eq!(desk.ok(&["scan", "--json", "--limit", "1"]), ann);
+    assert_eq!(desk.ok(&["top", "2", "--json", "--by", "sum:amount"]), [bob, ann].concat());
+    assert_eq!(desk.ok(&["top", "--json"]), [ann, bob, cid].concat());
+    desk.ok(&["export", "--format", "csv", "--output", "x.csv"]);
+    assert_eq!(
+        desk.read("x.csv"),
+        "key,count,sum:amount,max:amount,last:note\nann,2,1.75,1.50,z\nbob,1,2,2,\"a\nb\"\ncid,1,-7,-7,\"q \"\"q\"\"\"\n"
+    );
+    assert!(desk.ok(&["get", "cid"]).contains("sum:amount"));
+    assert!(desk.ok(&["scan", "--raw", "--json"]).starts_with("{\"key_hex\":\"616e6e\",\"value"));
+}
+
+#[test]
+fn info_and_verify_show_a_healthy_store() {
+    let desk = small_job();
+    let info = desk.json(&["info", "--json"]);
+    assert_eq!(info["recovery"]["keys"], 3);
+    assert_eq!(info["job"]["key"], "who");
+    assert!(info["checkpoints"].as_array().is_some_and(|c| !c.is_empty()));
+    assert!(info["segments"].as_array().is_some_and(|s| s.len() >= 2));
+    assert!(desk.ok(&["info"]).contains("recovery point"));
+    let verified = desk.json(&["verify", "--json"]);
+    assert_eq!(verified["ok"], true, "{verified}");
+    assert!(desk.ok(&["verify"]).contains("ok       recovery"));
+}
+
+#[test]
+fn wrong_usage_is_told_with_code_2() {
+    let desk = small_job();
+    for (args, wanted) in [
+        (&["run"][..], "FILE"),
+        (&["run", "a.csv", "--key", "who", "--agg", "avg:x"], "is not an aggregate"),
+        (&["run", "a.csv", "--on-error", "panic"], "dead-letter"),
+        (&["run", "-", "--key", "who"], "standard input"),
+        (&["run", "a.csv", "--state", "s2"], "--key is missing"),
+        (&["run", "nothing-*.csv", "--state", "s2", "--key", "k"], "no file matches"),
+        (&["run", ".", "--state", "s2", "--key", "k", "--format", "csv"], "is a directory"),
+        (&["run", "a.csv", "--epoch", "soon"], "--epoch"),
+        (&["run", "a.csv", "--format", "words", "--agg", "sum:x", "--state", "s2"], "words have none"),
+        (&["top", "--by", "sum:x"], "can be ordered by: count, sum:amount, max:amount"),
+        (&["top", "--by", "last:note"], "no order"),
+        (&["frobnicate"], "unrecognized"),
+    ] {
+        let told = desk.fails(2, args);
+        assert!(told.contains(wanted), "{args:?}: {told}");
+    }
+    assert!(!desk.path("s2").exists(), "a refused command makes nothing");
+}
+
+#[test]
+fn failures_are_told_with_code_1() {
+    let desk = small_job();
+    desk.write("bad.ndjson", "{\"k\":1}\n{\"k\":}\n");
+    std::fs::create_dir(desk.path("photos")).unwrap();
+    desk.write("photos/cat.jpg", "meow");
+    for (args, wanted) in [
+        (&["get", "zoe"][..], "has no key \"zoe\""),
+        (&["export", "--state", "nowhere"], "no store"),
+        (&["info", "--state", "nowhere"], "no store"),
+        (&["verify", "--state", "nowhere"], "no store"),
+        (&["run", "missing.csv", "--key", "k", "--state", "s3"], "missing.csv"),
+        (&["run", "a.csv", "--key", "note"], "belongs to another job: --key was `who`, now it is `note`"),
+        (&["run", "a.csv", "--key", "nope", "--state", "s4"], "no column `nope`"),
+        (
+            &["run", "bad.ndjson", "--key", "k", "--state", "s5"],
+            "bad.ndjson: line 2 (byte 8): not a JSON object",
+        ),
+        (&["run", "a.csv", "--key", "who", "--state", "photos"], "cat.jpg"),
+    ] {
+        let told = desk.fails(1, args);
+        assert!(told.contains(wanted), "{args:?}: {told}");
+    }
+    desk.write("a.csv", "who,amount,note\n");
+    let told =
+        desk.fails(1, &["run", "a.csv", "--key", "who", "--agg", "count,sum:amount,max:amount,last:note"]);
+    assert!(told.contains("truncated"), "{told}");
+}
+
+#[test]
+fn help_teaches() {
+    let desk = Desk::new();
+    assert!(desk.ok(&["--help"]).contains("Exit codes"));
+    let help = desk.ok(&["run", "--help"]);
+    assert!(help.contains("--on-error dead-letter bad.ndjson") && help.contains("same bytes"), "{help}");
+    for tool in ["get", "top", "scan", "export", "info", "verify", "demo"] {
+        assert!(desk.ok(&[tool, "--help"]).contains("--"), "{tool}");
+    }
+}
+
+#[test]
+fn a_reader_that_stops_reading_is_not_an_error() {
+    let desk = Desk::new();
+    desk.write("e.ndjson", &support::events(60_000, 50_000));
+    desk.ok(&["run", "e.ndjson", "--key", "user.id", "--quiet"]);
+    let mut child = desk.command(&["export"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut start = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut start).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+}
+
+#[test]
+fn damage_is_found_and_named() {
+    let desk = small_job();
+    let files: Vec<_> = support::files_below(&desk.path("laminar-state"));
+    let job = files.iter().find(|f| f.ends_with("job.json")).unwrap();
+    let text = std::fs::read(job).unwrap();
+    std::fs::write(job, &text[..text.len() - 2]).unwrap();
+    for args in [&["export"][..], &["verify"], &["run", "a.csv", "--key", "who"]] {
+        let ran = desk.run(args);
+        assert_eq!(ran.code, Some(1), "{args:?}");
+        assert!((ran.out + &ran.err).contains("job.json"), "{args:?}");
+    }
+    std::fs::write(job, &text).unwrap();
+    let sst = files.iter().find(|f| f.extension().is_some_and(|e| e == "sst")).unwrap();
+    let mut bytes = std::fs::read(sst).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(sst, bytes).unwrap();
+    let ran = desk.run(&["verify"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.out.contains("DAMAGED  checkpoint") && ran.err.contains("checks failed"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
+}
