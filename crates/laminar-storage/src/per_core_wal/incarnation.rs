@@ -51,8 +51,9 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
         }
     }
     for (segment, file) in &files {
-        write_again(segment, file.as_ref())
-            .map_err(|e| PerCoreWalError::io("could not write the end of the segment again", &segment.path, e))?;
+        write_again(segment, file.as_ref()).map_err(|e| {
+            PerCoreWalError::io("could not write the end of the segment again", &segment.path, e)
+        })?;
     }
     let handles: Vec<_> = files.iter().map(|(_, file)| Arc::clone(file)).collect();
     for ((segment, _), result) in files.iter().zip(vfs.sync_many(&handles)) {

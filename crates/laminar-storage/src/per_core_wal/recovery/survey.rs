@@ -329,6 +329,10 @@ impl Walk<'_> {
                     name.incarnation == current.incarnation && name.core.0 < current.core_count
                 });
             match self.segment(*name, required, successor.as_ref(), &mut log)? {
+                Some(segment) if index > 0 && successor.is_none() && self.is_interrupted_reset(&segment) => {
+                    leftovers.push(segment.path);
+                    log = None;
+                }
                 Some(segment) => {
                     if let Some(log) = &mut log {
                         log.segments.push(segment);
@@ -341,6 +345,14 @@ impl Walk<'_> {
             log.segments.reverse();
         }
         Ok((log, leftovers))
+    }
+
+    /// A reset takes effect on all cores at once, when `CURRENT` names its incarnation; until then its
+    /// segments hold no records, and everything older counts.
+    fn is_interrupted_reset(&self, segment: &Segment) -> bool {
+        let header = &segment.header;
+        let established = self.current.is_some_and(|current| header.incarnation <= current.incarnation);
+        !header.previous.exists() && segment.records == 0 && !established
     }
 
     /// Checks one segment. `None` when it was never completely created.
