@@ -168,6 +168,12 @@ impl<'a> ToyLog<'a> {
             file.set_len(end_of(count))?;
         }
         if !toy.has(Mistake::RecoveryWithoutSync) {
+            // Whoever wrote this may have died of a failed sync, after which these bytes count as clean
+            // without being on the disk: they and the size must be written again to be synced.
+            let (kept, size) = (MAGIC.len() + values.len() * RECORD, file.size()?);
+            write_all_at(file.as_ref(), &bytes[..kept], 0)?;
+            file.set_len(size + 1)?;
+            file.set_len(size)?;
             file.sync_data()?;
             create_dir_durably(disk, Path::new(DIR))?;
             disk.sync_dir(Path::new(DIR))?;

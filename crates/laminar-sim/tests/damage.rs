@@ -1,4 +1,5 @@
 //! Damage to the files of a store at rest.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
 use laminar_sim::damage::{Subject, Table, damage_all};
 use laminar_sim::store::{Do, StoreScenario, small_settings};
@@ -25,7 +26,7 @@ fn subject(cores: u16, last: &[Do]) -> Subject {
 }
 
 fn run(cores: u16, last: &[Do]) -> Table {
-    let table = damage_all(&subject(cores, last), 13);
+    let table = damage_all(&subject(cores, last), 29);
     println!("{table}");
     for violation in table.violations.iter().take(40) {
         println!("  {violation}");
@@ -36,14 +37,14 @@ fn run(cores: u16, last: &[Do]) -> Table {
 #[test]
 fn damage_to_a_closed_store_is_an_error_or_harmless() {
     let table = run(2, &[Do::Close]);
-    assert!(table.cases > 5_000, "{}", table.cases);
+    assert!(table.cases > 2_500, "{}", table.cases);
     assert!(table.violations.is_empty(), "{} violations", table.violations.len());
 }
 
 #[test]
 fn damage_to_a_killed_store_is_an_error_or_harmless() {
     let table = run(2, &[Do::Idle]);
-    assert!(table.cases > 5_000, "{}", table.cases);
+    assert!(table.cases > 2_500, "{}", table.cases);
     assert!(table.violations.is_empty(), "{} violations", table.violations.len());
 }
 
@@ -53,7 +54,7 @@ fn damage_to_a_killed_store_is_an_error_or_harmless() {
 #[test]
 fn a_closed_store_of_one_core_knows_how_far_it_got() {
     let table = run(1, &[Do::Close]);
-    assert!(table.cases > 4_000, "{}", table.cases);
+    assert!(table.cases > 1_800, "{}", table.cases);
     assert!(table.violations.is_empty(), "{} violations", table.violations.len());
 }
 
@@ -64,7 +65,7 @@ fn a_closed_store_of_one_core_knows_how_far_it_got() {
 fn without_evidence_only_the_end_of_a_log_can_be_lost() {
     for cores in [1, 2] {
         let table = run(cores, &[]);
-        assert!(table.cases > 4_000, "{}", table.cases);
+        assert!(table.cases > 1_800, "{}", table.cases);
         for violation in &table.violations {
             assert!(violation.contains(".log ") && violation.contains("LOST"), "{violation}");
         }

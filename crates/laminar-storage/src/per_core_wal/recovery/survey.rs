@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
+use super::marks::{CURRENT, read_closed, read_current};
 use crate::error::Detail;
-use crate::format::closed::{CLOSED_LEN, Closed};
-use crate::format::current::{CURRENT_LEN, Current, CurrentFault};
+use crate::format::current::Current;
 use crate::format::record::Record;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
@@ -19,12 +19,7 @@ use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{for_each_record, header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
-use crate::vfs::{FileKind, Vfs, read_small_file};
-
-/// Name of the file that names the established incarnation.
-pub(crate) const CURRENT: &str = "CURRENT";
-/// Name of the file that names the last epoch acknowledged before an orderly end.
-pub(crate) const CLOSED: &str = "CLOSED";
+use crate::vfs::{FileKind, Vfs};
 
 /// One segment that counts.
 #[derive(Clone, Debug)]
@@ -245,41 +240,6 @@ impl Survey {
         }
         Ok(None)
     }
-}
-
-/// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
-/// segments, and losing it alone loses nothing.
-fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
-    let path = dir.join(CURRENT);
-    let bytes = match read_small_file(vfs, &path, CURRENT_LEN as u64 * 16) {
-        Ok(bytes) => bytes,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData) => {
-            return Ok(None);
-        }
-        Err(e) => return Err(PerCoreWalError::io("could not read the log's identity", &path, e)),
-    };
-    match Current::decode(&bytes) {
-        Ok(current) => Ok(Some(current)),
-        Err(CurrentFault::Damaged) => {
-            tracing::warn!(path = %path.display(), "damaged; going by the segment headers instead");
-            Ok(None)
-        }
-        Err(CurrentFault::Newer { version }) => Err(header_error(&path, HeaderFault::Newer { version })),
-    }
-}
-
-/// Reads `CLOSED`. One that is missing, damaged or of another log proves nothing.
-fn read_closed(vfs: &dyn Vfs, dir: &Path, store_id: Option<StoreId>) -> Result<Epoch, PerCoreWalError> {
-    let path = dir.join(CLOSED);
-    let bytes = match read_small_file(vfs, &path, CLOSED_LEN as u64) {
-        Ok(bytes) => bytes,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData) => {
-            return Ok(Epoch::ZERO);
-        }
-        Err(e) => return Err(PerCoreWalError::io("could not read how the log ended", &path, e)),
-    };
-    let closed = Closed::decode(&bytes).filter(|closed| Some(closed.store_id) == store_id);
-    Ok(closed.map_or(Epoch::ZERO, |closed| closed.epoch))
 }
 
 /// Runs `work` for every item, on a thread each where the outside world allows it.
