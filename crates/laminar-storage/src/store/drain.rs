@@ -91,6 +91,11 @@ impl Drain {
         Ok(turn)
     }
 
+    /// Is there something in a ring?
+    pub(crate) fn has_work(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.drain.is_empty())
+    }
+
     /// Leaves evidence of what is durable; for when there is nothing else to do.
     pub(crate) fn confirm(&mut self) -> Result<(), StoreError> {
         Ok(self.writers.iter_mut().try_for_each(CoreWalWriter::confirm)?)
