@@ -1,6 +1,6 @@
 //! The first pass over a log: finds every segment that counts, checks every byte of it, and learns
-//! where each core's log ends. Changes nothing. Each core is walked from its newest segment back along the chain of predecessors, as far as the
-//! caller needs: to the first segment that a checkpoint covers completely.
+//! where each core's log ends. Changes nothing. Each core is walked from its newest segment back along
+//! the chain of predecessors, as far as needed: to the first segment that a checkpoint covers completely.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
