@@ -17,6 +17,7 @@ pub mod registry;
 pub mod store;
 pub mod toy;
 pub mod trail;
+pub mod wal;
 
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
 pub use faults::{FaultReport, sweep_faults, sweep_faults_up_to};

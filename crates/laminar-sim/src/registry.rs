@@ -7,6 +7,7 @@ use crate::faults::{ALL_FAULTS, FaultReport, sweep_faults};
 use crate::store::store_scenarios;
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
 use crate::trail::Trail;
+use crate::wal::wal_scenarios;
 
 /// A scenario whatever its model is.
 pub trait AnyScenario: Sync {
@@ -58,5 +59,7 @@ pub fn all() -> Vec<Entry> {
     let toys = [Mistake::None].iter().chain(mistakes).map(|m| toy(*m));
     let stores = store_scenarios().into_iter();
     let stores = stores.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
-    toys.chain(stores).collect()
+    let wals = wal_scenarios().into_iter();
+    let wals = wals.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
+    toys.chain(stores).chain(wals).collect()
 }

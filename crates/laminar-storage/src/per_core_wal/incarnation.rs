@@ -9,13 +9,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
-use super::recovery::survey::{CURRENT, CoreLog, Survey};
+use super::recovery::survey::{CURRENT, CoreLog, Segment, Survey};
 use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::format::current::Current;
+use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Sequence, StoreId, WalPosition};
-use crate::vfs::{Access, Vfs, replace_file_durably};
+use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
+
+/// Bytes that are written again at a time.
+const REWRITE_CHUNK: usize = 256 << 10;
 
 /// What a new incarnation starts from.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,10 @@ pub(crate) struct Beginning {
 }
 
 /// Makes durable what a survey found, before anything is built on it.
+///
+/// Whoever wrote it may have died of a failed sync, and after one of those the operating system may
+/// show bytes that are not on the disk, count them as clean, and let the next sync succeed without
+/// writing them. So whatever no later frame testifies to is written again before it is synced (I11).
 pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> Result<(), PerCoreWalError> {
     let mut files = Vec::new();
     for log in &survey.cores {
@@ -42,11 +50,34 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
             files.push((segment, vfs.open(&segment.path, Access::ReadWrite).map_err(io)?));
         }
     }
+    for (segment, file) in &files {
+        write_again(segment, file.as_ref()).map_err(|e| {
+            PerCoreWalError::io("could not write the end of the segment again", &segment.path, e)
+        })?;
+    }
     let handles: Vec<_> = files.iter().map(|(_, file)| Arc::clone(file)).collect();
     for ((segment, _), result) in files.iter().zip(vfs.sync_many(&handles)) {
         result.map_err(|e| PerCoreWalError::io("could not sync the segment", &segment.path, e))?;
     }
     vfs.sync_dir(dir).map_err(|e| PerCoreWalError::io("could not sync the directory", dir, e))
+}
+
+/// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
+/// changes nothing; zeros behind it, as written ahead, make the system write the file's length too.
+fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
+    let mut at = segment.proven;
+    let mut chunk = vec![0; REWRITE_CHUNK];
+    while at < segment.len {
+        let left = usize::try_from(segment.len - at).unwrap_or(usize::MAX);
+        let part = chunk.get_mut(..left.min(REWRITE_CHUNK)).unwrap_or_default();
+        read_exact_at(file, part, at)?;
+        write_all_at(file, part, at)?;
+        at += part.len() as u64;
+    }
+    if segment.proven < segment.len && segment.file_len == segment.len {
+        write_all_at(file, &[0; FRAME_ALIGN], segment.file_len)?;
+    }
+    Ok(())
 }
 
 /// Creates the first segments of a new incarnation and hands out one writer per core.

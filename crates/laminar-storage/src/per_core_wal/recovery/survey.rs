@@ -29,6 +29,8 @@ pub(crate) struct Segment {
     /// Bytes that hold its header and its frames.
     pub(crate) len: u64,
     pub(crate) file_len: u64,
+    /// Bytes that a later frame testifies to have been synced.
+    pub(crate) proven: u64,
     pub(crate) records: u64,
     pub(crate) min_epoch: Epoch,
     pub(crate) max_epoch: Epoch,
@@ -325,6 +327,10 @@ impl Walk<'_> {
                     name.incarnation == current.incarnation && name.core.0 < current.core_count
                 });
             match self.segment(*name, required, successor.as_ref(), &mut log)? {
+                Some(segment) if index > 0 && successor.is_none() && self.is_interrupted_reset(&segment) => {
+                    leftovers.push(segment.path);
+                    log = None;
+                }
                 Some(segment) => {
                     if let Some(log) = &mut log {
                         log.segments.push(segment);
@@ -337,6 +343,14 @@ impl Walk<'_> {
             log.segments.reverse();
         }
         Ok((log, leftovers))
+    }
+
+    /// A reset takes effect on all cores at once, when `CURRENT` names its incarnation; until then its
+    /// segments hold no records, and everything older counts.
+    fn is_interrupted_reset(&self, segment: &Segment) -> bool {
+        let header = &segment.header;
+        let established = self.current.is_some_and(|current| header.incarnation <= current.incarnation);
+        !header.previous.exists() && segment.records == 0 && !established
     }
 
     /// Checks one segment. `None` when it was never completely created.
@@ -499,6 +513,7 @@ struct Tally {
     sealed_epoch: Epoch,
     acknowledged: Epoch,
     announces: bool,
+    proven: u64,
 }
 
 impl Tally {
@@ -512,6 +527,7 @@ impl Tally {
             sealed_epoch: header.sealed_epoch,
             acknowledged: Epoch::ZERO,
             announces: false,
+            proven: 0,
         }
     }
 
@@ -540,6 +556,7 @@ impl Tally {
         self.min_epoch = self.min_epoch.min(frame.epoch);
         self.max_epoch = self.max_epoch.max(frame.epoch);
         self.announces = false;
+        self.proven = self.proven.max(frame.synced_len);
         let senseless = || contradiction("a record in a valid frame makes no sense");
         for_each_record(
             frame,
@@ -589,6 +606,7 @@ impl Tally {
             header,
             len,
             file_len,
+            proven: self.proven.min(len),
             records: self.records,
             min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
             max_epoch: self.max_epoch,
