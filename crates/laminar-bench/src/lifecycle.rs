@@ -46,14 +46,26 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
     );
     let acknowledged = until_killed(run, plan, &dir, &mut told)?;
     told.note("filled, changed: until durable; bytes are those of the log");
-    told.note("checkpoint: bytes of new files, of which metadata is part; memory: most during it, beyond before");
+    told.note(
+        "checkpoint: bytes of new files, of which metadata is part; memory: most during it, beyond before",
+    );
     report.add(told);
 
     let changed = plan.fill_epochs() + 1;
     let mut opened = Table::new(
         "reopened",
         "Reopened after SIGKILL, and compared key by key",
-        &["opened with", "time", "recover", "begin", "memory / payload", "replayed", "point", "keys", "different"],
+        &[
+            "opened with",
+            "time",
+            "recover",
+            "begin",
+            "memory / payload",
+            "replayed",
+            "point",
+            "keys",
+            "different",
+        ],
     );
     if options.reader {
         opened.row(read(&dir, plan)?);
@@ -63,7 +75,10 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
         report.differences += reopen(run, &dir, plan, cores, changed, &mut point, acknowledged, &mut opened)?;
     }
     opened.note("the page cache is warm; memory: most while opening, beyond before, over keys and values");
-    opened.note("point: the epoch recovery landed on; acknowledged before the kill was ".to_owned() + &acknowledged.to_string());
+    opened.note(
+        "point: the epoch recovery landed on; acknowledged before the kill was ".to_owned()
+            + &acknowledged.to_string(),
+    );
     report.add(opened);
     clear(&dir)
 }

@@ -81,7 +81,8 @@ fn open(run: &Run, keys: u64, cores: usize, checkpoint: bool) -> Result<Opening,
     let dir = run.place.fresh("recovery")?;
     let router = Router::default();
     run.pins.background()?;
-    let Opened { store, cores: mut halves, .. } = Store::builder(&dir).cores(cores).settings(settings()).open()?;
+    let Opened { store, cores: mut halves, .. } =
+        Store::builder(&dir).cores(cores).settings(settings()).open()?;
     let mut last = Epoch::ZERO;
     let rounds = if checkpoint { vec![(1, 0), (10, 1)] } else { vec![(1, 0)] };
     for (step, version) in rounds {
@@ -114,7 +115,11 @@ fn open(run: &Run, keys: u64, cores: usize, checkpoint: bool) -> Result<Opening,
         let probe = key(keys / 2);
         let probed = halves.get(router.route(&probe, cores)).and_then(|core| core.get(&probe));
         if there != keys || probed.is_none() || report.recovery_point != last {
-            return Err(format!("opened with {there} keys at epoch {}, not {keys} at {last}", report.recovery_point).into());
+            return Err(format!(
+                "opened with {there} keys at epoch {}, not {keys} at {last}",
+                report.recovery_point
+            )
+            .into());
         }
         let replayed: u64 = report.cores.iter().map(|core| core.replayed).sum();
         let records = replayed + if checkpoint { keys } else { 0 };
@@ -146,7 +151,10 @@ fn floor(run: &Run, keys: u64, threads: u64) -> Result<Duration, Error> {
         let tables = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 files.iter().map(|(path, count)| scope.spawn(move || read_floor(path, *count))).collect();
-            threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")?).collect::<Result<Vec<_>, Error>>()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| "a thread panicked")?)
+                .collect::<Result<Vec<_>, Error>>()
         })?;
         times.push(started.elapsed());
         if tables.iter().map(|(table, _)| table.len() as u64).sum::<u64>() != keys {

@@ -94,11 +94,7 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<Cell>) {
-        eprintln!(
-            "  {}: {}",
-            self.id,
-            cells.iter().map(Cell::shown).collect::<Vec<_>>().join("  ")
-        );
+        eprintln!("  {}: {}", self.id, cells.iter().map(Cell::shown).collect::<Vec<_>>().join("  "));
         self.rows.push(cells);
     }
 

@@ -74,11 +74,12 @@ impl Observer for Bar {
 
     fn tick(&mut self, s: &Snapshot) {
         if self.bar.length() != s.bytes_total || s.records == 0 {
+            // The style first: a change of length draws the bar.
+            self.style(s.bytes_total.is_some());
             match s.bytes_total {
                 Some(total) => self.bar.set_length(total),
                 None => self.bar.unset_length(),
             }
-            self.style(s.bytes_total.is_some());
             self.bar.reset_eta();
         }
         let (since, before) = self.last;
@@ -101,7 +102,9 @@ impl Observer for Bar {
     }
 
     fn closing(&mut self) {
-        self.bar.set_message("making everything durable, writing a checkpoint");
+        self.bar.set_message(
+            "making everything durable, writing a checkpoint (Ctrl-C: stop without it, also safe)",
+        );
     }
 }
 

@@ -1,5 +1,7 @@
 //! `laminar run` as a process: killed, stopped, continued, with other cores, with bad records.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
 mod support;
 
 use std::process::{Child, Stdio};

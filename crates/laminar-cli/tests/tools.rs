@@ -1,5 +1,7 @@
 //! The tools on the state of a small job, and what the command says when it is used wrongly.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
 mod support;
 
 use std::io::Read;

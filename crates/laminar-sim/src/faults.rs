@@ -69,6 +69,18 @@ pub fn sweep_faults<S: Scenario>(
     faults: &[Fault],
     policy: &ImagePolicy,
 ) -> FaultReport {
+    sweep_faults_up_to(scenario, seed, faults, policy, usize::MAX)
+}
+
+/// As [`sweep_faults`], with at most so many images of each power cut; the first two are that nothing
+/// and that everything arrived.
+pub fn sweep_faults_up_to<S: Scenario>(
+    scenario: &S,
+    seed: u64,
+    faults: &[Fault],
+    policy: &ImagePolicy,
+    images_max: usize,
+) -> FaultReport {
     let start = Instant::now();
     let mut report = FaultReport::default();
     let clean = SimDisk::new(seed);
@@ -85,7 +97,7 @@ pub fn sweep_faults<S: Scenario>(
                 continue;
             }
             for op in 1..=clean.ops() {
-                sweep_one(scenario, seed, (*fault, lasting, op), policy, &mut report);
+                sweep_one(scenario, seed, (*fault, lasting, op), (policy, images_max), &mut report);
             }
         }
     }
@@ -97,7 +109,7 @@ fn sweep_one<S: Scenario>(
     scenario: &S,
     seed: u64,
     (fault, lasting, op): (Fault, Lasting, u64),
-    policy: &ImagePolicy,
+    (policy, images_max): (&ImagePolicy, usize),
     report: &mut FaultReport,
 ) {
     let disk = SimDisk::new(seed);
@@ -123,15 +135,20 @@ fn sweep_one<S: Scenario>(
     }
     let snapshot = disk.snapshot();
     let known = log.model();
-    let mut check = |what: &str, disk: &SimDisk| {
+    let mut check = |known: &S::Model, what: &str, disk: &SimDisk| {
         let mut log = Log::new(known.clone());
         report.recoveries += 1;
         if let Err(error) = guarded(|| scenario.recover(disk, &mut log)) {
             failed(what, error);
         }
+        log.model().clone()
     };
-    check("after a kill", &snapshot.restart());
-    for image in snapshot.images(policy) {
-        check(&format!("image {}", image.id()), &image.mount());
+    let restarted = snapshot.restart();
+    let learned = check(known, "after a kill", &restarted);
+    for image in restarted.snapshot().images(policy).take(images_max) {
+        check(&learned, "after a kill, a recovery and a power cut", &image.mount());
+    }
+    for image in snapshot.images(policy).take(images_max) {
+        check(known, &format!("image {}", image.id()), &image.mount());
     }
 }

@@ -3,6 +3,8 @@
 //! `examples/write_fixture.rs` wrote them; `docs/FORMAT.md` says when that is to be done again. What is
 //! expected here is stated independently of that program.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -188,7 +188,7 @@ fn write_until_killed(dir: &Path, seed: u64) {
             core.set_source_offset("epochs", epoch);
             core.seal_epoch().expect("seal");
         }
-        if (round + seed) % 3 == 0 {
+        if (round + seed).is_multiple_of(3) {
             store.wait_durable(laminar_storage::Epoch(epoch)).expect("durable");
             println!("durable {epoch}");
         }

@@ -12,8 +12,8 @@ use laminar_storage::{CheckpointReceipt, CoreStore, Epoch, Opened, Settings, Sto
 use serde_json::{Value, json};
 
 use super::truth::{FILL, Plan};
-use crate::keys::{key, value};
 use crate::Error;
+use crate::keys::{key, value};
 use crate::machine::{self, Pins};
 
 #[derive(Args, Clone)]

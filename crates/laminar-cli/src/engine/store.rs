@@ -15,7 +15,11 @@ impl From<StoreError> for CliError {
 }
 
 /// An open store.
-pub struct StoreEngine(Store);
+pub struct StoreEngine {
+    store: Store,
+    /// The store counts log bytes since the log began; a run is told of its own.
+    wal_bytes_before: u64,
+}
 
 impl Engine for StoreEngine {
     type Core = CoreStore;
@@ -29,7 +33,7 @@ impl Engine for StoreEngine {
         let route = laminar_storage::Router::default();
         let cores = options.cores;
         Ok(Opened {
-            engine: Self(opened.store),
+            engine: Self { wal_bytes_before: opened.store.stats().wal_bytes, store: opened.store },
             cores: opened.cores,
             report: Report::from(&opened.report),
             router: Router::new(cores, move |key| route.route(key, cores)),
@@ -37,15 +41,15 @@ impl Engine for StoreEngine {
     }
 
     fn durable_epoch(&self) -> u64 {
-        self.0.durable_epoch().get()
+        self.store.durable_epoch().get()
     }
 
     fn wait_durable(&self, epoch: u64) -> Result<()> {
-        Ok(self.0.wait_durable(epoch.into())?)
+        Ok(self.store.wait_durable(epoch.into())?)
     }
 
     fn checkpoint(&self) -> Result<Checkpoint> {
-        let receipt = self.0.checkpoint()?;
+        let receipt = self.store.checkpoint()?;
         Ok(Checkpoint {
             id: receipt.id.get(),
             epoch: receipt.epoch.get(),
@@ -55,12 +59,15 @@ impl Engine for StoreEngine {
     }
 
     fn stats(&self) -> Stats {
-        let stats = self.0.stats();
-        Stats { checkpoints: stats.checkpoints, wal_bytes: stats.wal_bytes }
+        let stats = self.store.stats();
+        Stats {
+            checkpoints: stats.checkpoints,
+            wal_bytes: stats.wal_bytes.saturating_sub(self.wal_bytes_before),
+        }
     }
 
     fn close(self) -> Result<()> {
-        self.0.close()?;
+        self.store.close()?;
         Ok(())
     }
 }

@@ -216,3 +216,41 @@ proptest! {
         }
     }
 }
+
+/// Not a test: prints how fast one parser thread turns text into routed records.
+/// `cargo test --release -p laminar-cli parse_rates -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn parse_rates() {
+    use std::fmt::Write;
+    const COUNT: usize = 1_000_000;
+    let (mut json, mut csv, mut text) =
+        (String::new(), "ts,user,type,amount,page\n".to_owned(), String::new());
+    for i in 0..COUNT {
+        let (user, cents) = (i * 7919 % 100_000, i % 100);
+        writeln!(json, "{{\"ts\":\"2026-11-22T08:00:00.123Z\",\"user\":\"user-{user:07}\",\"page\":\"/products/{i}\",\"order\":{{\"amount\":{i}.{cents:02}}},\"session\":\"{i:016x}\"}}").unwrap();
+        writeln!(csv, "2026-11-22T08:00:00.123Z,user-{user:07},view,{i}.{cents:02},\"/products/{i}\"")
+            .unwrap();
+        write!(text, "word{user} ").unwrap();
+    }
+    for (format, text, key, aggs) in [
+        (Format::Ndjson, &json, "user", &["count", "sum:order.amount"][..]),
+        (Format::Csv, &csv, "user", &["count", "sum:amount"]),
+        (Format::Words, &text, "", &["count"]),
+    ] {
+        let best = (0..5).map(|_| {
+            let start = std::time::Instant::now();
+            assert_eq!(
+                parse_all(format, text.as_bytes(), source::BATCH_LEN, key, aggs).unwrap().count,
+                COUNT as u64
+            );
+            start.elapsed().as_secs_f64()
+        });
+        let best = best.fold(f64::MAX, f64::min);
+        println!(
+            "{format}: {:.2} M records/s, {:.0} MB/s",
+            COUNT as f64 / best / 1e6,
+            text.len() as f64 / best / 1e6
+        );
+    }
+}

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::agg::Plan;
-use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Stats};
+use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Router, Stats};
 use crate::error::{CliError, Result};
 use crate::input::plan::{ReadUpTo, detect, expand, extend};
 use crate::input::source::{Position, Source};
@@ -155,19 +155,7 @@ pub fn run<E: Engine>(
     let Opened { engine, cores, report, router } = opened;
     let source = Source::new(job.clone(), settings.state.clone(), before.position, settings.batch_len);
     let live = Live::default();
-    let setup = stages::Setup {
-        plan: Arc::new(settings.plan.clone()),
-        format: job.format,
-        key: job.key.clone(),
-        router,
-        on_bad: match settings.on_error {
-            OnError::Stop => OnBad::Stop,
-            OnError::Skip => OnBad::Skip,
-            OnError::DeadLetter(_) => OnBad::Keep,
-        },
-        epoch: settings.epoch,
-        job: job.clone(),
-    };
+    let setup = setup(settings, &job, router);
     let start = Instant::now();
     let view = View {
         engine: &engine,
@@ -209,6 +197,22 @@ pub fn run<E: Engine>(
         closing: closing.elapsed(),
         stopped_by: sequenced.error,
     })
+}
+
+fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
+    stages::Setup {
+        plan: Arc::new(settings.plan.clone()),
+        format: job.format,
+        key: job.key.clone(),
+        router,
+        on_bad: match settings.on_error {
+            OnError::Stop => OnBad::Stop,
+            OnError::Skip => OnBad::Skip,
+            OnError::DeadLetter(_) => OnBad::Keep,
+        },
+        epoch: settings.epoch,
+        job: job.clone(),
+    }
 }
 
 /// The job of the state directory, made if it is new; and whether it was known.

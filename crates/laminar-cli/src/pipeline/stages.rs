@@ -118,10 +118,10 @@ impl Stages<'_> {
                 raw_senders.push(raw_sender);
                 turn_receivers.push(turn_receiver);
                 let parts = &parts;
-                scope.spawn(move || self.parse(&raw_receiver, &turn_sender, parts));
+                spawn(scope, "laminar-parse", move || self.parse(&raw_receiver, &turn_sender, parts))?;
             }
             let (buffers, parts, base, last_epoch) = (&buffers, &parts, &base, &last_epoch);
-            scope.spawn(move || self.read(source, &raw_senders, buffers));
+            spawn(scope, "laminar-read", move || self.read(source, &raw_senders, buffers))?;
             let mut core_senders = Vec::new();
             let mut core_threads = Vec::new();
             for (index, core) in cores.into_iter().enumerate() {
@@ -130,7 +130,8 @@ impl Stages<'_> {
                 let worker =
                     CoreWorker { index, core, plan: &self.setup.plan, base, last_epoch, live: self.live };
                 let put_ns = new_histogram()?;
-                core_threads.push(scope.spawn(move || worker.run(&receiver, parts, put_ns)));
+                let name = format!("laminar-core-{index}");
+                core_threads.push(spawn(scope, &name, move || worker.run(&receiver, parts, put_ns))?);
             }
             let sequencer = Sequencer {
                 setup: self.setup,
@@ -143,17 +144,12 @@ impl Stages<'_> {
                 last_mark: Instant::now(),
                 first_bad: None,
             };
-            let sequencer = scope.spawn(move || sequencer.run(&turn_receivers, buffers, parts));
-            let mut ticked = Instant::now();
+            let sequencer =
+                spawn(scope, "laminar-sequence", move || sequencer.run(&turn_receivers, buffers, parts))?;
             // Both kinds of threads end by themselves; the cores once the sequencer has.
-            while !(sequencer.is_finished() && core_threads.iter().all(thread::ScopedJoinHandle::is_finished))
-            {
-                thread::park_timeout(Duration::from_millis(2));
-                if ticked.elapsed() >= super::TICK {
-                    tick();
-                    ticked = Instant::now();
-                }
-            }
+            watch(tick, || {
+                sequencer.is_finished() && core_threads.iter().all(thread::ScopedJoinHandle::is_finished)
+            });
             let mut sequenced =
                 sequencer.join().map_err(|_| CliError::internal("the sequencer thread panicked"))?;
             let mut finals = Finals { keys: 0, put_ns: new_histogram()? };
@@ -476,6 +472,29 @@ impl<C: CoreEngine> CoreWorker<'_, C> {
         }
         Ok(())
     }
+}
+
+/// Calls `tick` now and then until `done`.
+fn watch(tick: &mut dyn FnMut(), done: impl Fn() -> bool) {
+    let mut ticked = Instant::now();
+    while !done() {
+        thread::park_timeout(Duration::from_millis(2));
+        if ticked.elapsed() >= super::TICK {
+            tick();
+            ticked = Instant::now();
+        }
+    }
+}
+
+/// Starts a thread that tools can tell from the others.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work);
+    started
+        .map_err(|e| CliError::failure(format!("could not start a thread: {e}")).remedy("Use fewer --cores."))
 }
 
 /// 1 ns to 100 s, three digits.

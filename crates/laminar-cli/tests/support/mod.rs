@@ -1,5 +1,8 @@
 //! Runs the binary as a user would.
 
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -83,7 +86,7 @@ pub fn events(count: usize, users: usize) -> String {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let n = state >> 33;
         let user = n as usize % users;
-        let sign = if n % 11 == 0 { "-" } else { "" };
+        let sign = if n.is_multiple_of(11) { "-" } else { "" };
         writeln!(
             text,
             "{{\"user\":{{\"id\":\"u{user}\"}},\"amount\":{sign}{}.{:02},\"page\":\"/p/{i}\"}}",

@@ -12,11 +12,8 @@
 //!
 //! Chains that are short and small are left alone: there is nothing to win.
 
-use std::collections::btree_map;
-use std::iter::Peekable;
-
 use super::error::IncrementalCheckpointError;
-use super::overlay::Change;
+use super::overlay::SortedChanges;
 use super::state_file::FileCursor;
 use crate::format::state_file::StateRecord;
 
@@ -85,7 +82,7 @@ pub enum Source<'a> {
     /// A state file.
     File(FileCursor),
     /// Changes in memory.
-    Memory(Peekable<btree_map::Iter<'a, Vec<u8>, Change>>),
+    Memory(SortedChanges<'a>),
     /// Other sources, merged, without what they delete.
     Live(Box<Merge<'a>>),
 }
@@ -102,7 +99,7 @@ impl<'a> Source<'a> {
         match self {
             Self::File(cursor) => cursor.advance().map(drop),
             Self::Memory(changes) => {
-                changes.next();
+                changes.advance();
                 Ok(())
             }
             Self::Live(merge) => {
@@ -118,9 +115,7 @@ impl<'a> Source<'a> {
     fn current(&mut self) -> Option<StateRecord<'_>> {
         match self {
             Self::File(cursor) => cursor.current(),
-            Self::Memory(changes) => changes
-                .peek()
-                .map(|(key, change)| StateRecord { key: key.as_slice(), value: change.as_deref() }),
+            Self::Memory(changes) => changes.current(),
             Self::Live(merge) => merge.on_key(),
         }
     }

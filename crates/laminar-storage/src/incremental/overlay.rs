@@ -1,55 +1,161 @@
 //! Changes in memory that are in no state file yet.
+//!
+//! Keys and values stand one after the other in a byte buffer, found through a hash table; they are
+//! brought into key order once, when they are written. A change costs one hash and one append, which
+//! makes applying a log to the next checkpoint a matter of memory speed.
 
-use std::collections::BTreeMap;
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::merge::Weight;
 use crate::format::state_file::StateRecord;
 use crate::ids::CoreId;
 
-/// A key's new value, or `None` where it was deleted.
-pub type Change = Option<Box<[u8]>>;
+/// The value length of a deleted key.
+const DELETED: u32 = u32::MAX;
 
-/// What a change costs in memory beside its key and value: map node, vector and box.
-const ENTRY_OVERHEAD: usize = 64;
+/// What a change costs in memory beside its key and value: its entry, and its share of the hash table.
+const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 8;
 
-/// The changes of one core in key order.
+/// Where a key and its newest value are in the buffer.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    key_at: usize,
+    value_at: usize,
+    key_len: u32,
+    value_len: u32,
+}
+
+impl Entry {
+    fn key<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        bytes.get(self.key_at..self.key_at + self.key_len as usize).unwrap_or_default()
+    }
+
+    fn value<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let end = self.value_at + self.value_len as usize;
+        (self.value_len != DELETED).then(|| bytes.get(self.value_at..end).unwrap_or_default())
+    }
+}
+
+/// The changes of one core.
 #[derive(Debug, Default)]
 pub struct CoreChanges {
-    changes: BTreeMap<Vec<u8>, Change>,
-    memory: usize,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    by_key: HashTable<u32>,
     encoded: u64,
 }
 
 impl CoreChanges {
-    fn put(&mut self, key: &[u8], change: Change) {
-        let (memory, encoded) = cost(key, &change);
-        // One walk down the tree is worth more than the allocation it costs for a known key.
-        let old = self.changes.insert(key.to_vec(), change);
-        self.memory += memory;
-        self.encoded += encoded;
-        if let Some(old) = old {
-            let (memory, encoded) = cost(key, &old);
-            self.memory -= memory;
-            self.encoded -= encoded;
+    fn put(&mut self, key: &[u8], value: Option<&[u8]>) {
+        let index = self.find_or_add(key);
+        let Self { bytes, entries, encoded, .. } = self;
+        let Some(entry) = entries.get_mut(index as usize) else { return };
+        let record_len = |value| StateRecord { key, value }.encoded_len() as u64;
+        *encoded -= record_len(entry.value(bytes));
+        *encoded += record_len(value);
+        let Some(value) = value else {
+            entry.value_len = DELETED;
+            return;
+        };
+        let old_len = if entry.value_len == DELETED { 0 } else { entry.value_len as usize };
+        let in_place = bytes.get_mut(entry.value_at..entry.value_at + value.len());
+        match in_place.filter(|_| value.len() <= old_len) {
+            Some(room) => room.copy_from_slice(value),
+            None => {
+                entry.value_at = bytes.len();
+                bytes.extend_from_slice(value);
+            }
         }
+        // The callers check lengths against the format's limits, which are far below.
+        entry.value_len = u32::try_from(value.len()).unwrap_or(DELETED);
+    }
+
+    /// The index of a key's entry; a new one is a deletion until it gets a value.
+    fn find_or_add(&mut self, key: &[u8]) -> u32 {
+        let Self { bytes, entries, by_key, encoded } = self;
+        let hash = xxh3_64(key);
+        let entry_key = |i: &u32| entries.get(*i as usize).map_or(&[][..], |entry| entry.key(bytes));
+        if let Some(known) = by_key.find(hash, |i| entry_key(i) == key) {
+            return *known;
+        }
+        let index = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        by_key.insert_unique(hash, index, |i| xxh3_64(entry_key(i)));
+        let key_len = u32::try_from(key.len()).unwrap_or(u32::MAX);
+        entries.push(Entry { key_at: bytes.len(), value_at: 0, key_len, value_len: DELETED });
+        bytes.extend_from_slice(key);
+        *encoded += StateRecord { key, value: None }.encoded_len() as u64;
+        index
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+        let entry = |i: &u32| self.entries.get(*i as usize);
+        let same = |i: &u32| entry(i).is_some_and(|entry| entry.key(&self.bytes) == key);
+        let found = self.by_key.find(xxh3_64(key), same)?;
+        entry(found).map(|entry| entry.value(&self.bytes))
+    }
+
+    /// Has nothing changed?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The changes, in the order in which their keys first came.
+    pub fn iter(&self) -> impl Iterator<Item = StateRecord<'_>> {
+        self.entries
+            .iter()
+            .map(|entry| StateRecord { key: entry.key(&self.bytes), value: entry.value(&self.bytes) })
     }
 
     /// The changes in key order.
     #[must_use]
-    pub fn changes(&self) -> &BTreeMap<Vec<u8>, Change> {
-        &self.changes
+    pub fn sorted(&self) -> SortedChanges<'_> {
+        let mut order: Vec<(u64, &Entry)> =
+            self.entries.iter().map(|entry| (prefix(entry.key(&self.bytes)), entry)).collect();
+        order.sort_unstable_by(|(a_prefix, a), (b_prefix, b)| {
+            a_prefix.cmp(b_prefix).then_with(|| a.key(&self.bytes).cmp(b.key(&self.bytes)))
+        });
+        SortedChanges { bytes: &self.bytes, order, at: 0 }
     }
 
     /// How much the changes weigh in a file.
     #[must_use]
     pub fn weight(&self) -> Weight {
-        Weight { bytes: self.encoded, records: self.changes.len() as u64 }
+        Weight { bytes: self.encoded, records: self.entries.len() as u64 }
     }
 }
 
-fn cost(key: &[u8], change: &Change) -> (usize, u64) {
-    let memory = key.len() + change.as_ref().map_or(0, |value| value.len()) + ENTRY_OVERHEAD;
-    (memory, StateRecord { key, value: change.as_deref() }.encoded_len() as u64)
+/// The first bytes of a key as a number in the same order; shorter keys are filled with zeros, and the
+/// whole keys decide between equal prefixes.
+fn prefix(key: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    for (to, from) in first.iter_mut().zip(key) {
+        *to = *from;
+    }
+    first.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Changes in key order, from [`CoreChanges::sorted`]. Stands on the first one.
+#[derive(Debug)]
+pub struct SortedChanges<'a> {
+    bytes: &'a [u8],
+    order: Vec<(u64, &'a Entry)>,
+    at: usize,
+}
+
+impl SortedChanges<'_> {
+    /// The change it stands on; `None` behind the last one.
+    #[must_use]
+    pub fn current(&self) -> Option<StateRecord<'_>> {
+        let (_, entry) = self.order.get(self.at)?;
+        Some(StateRecord { key: entry.key(self.bytes), value: entry.value(self.bytes) })
+    }
+
+    /// Goes to the next change.
+    pub fn advance(&mut self) {
+        self.at += 1;
+    }
 }
 
 /// The changes of all cores.
@@ -68,14 +174,14 @@ impl Overlay {
     /// Records a change; the core must be one of those there are.
     pub fn put(&mut self, core: CoreId, key: &[u8], value: Option<&[u8]>) {
         if let Some(changes) = self.cores.get_mut(core.index()) {
-            changes.put(key, value.map(Into::into));
+            changes.put(key, value);
         }
     }
 
     /// What is known of a key on one core: `None` nothing, `Some(None)` deleted.
     #[must_use]
     pub fn get(&self, core: CoreId, key: &[u8]) -> Option<Option<&[u8]>> {
-        self.cores.get(core.index())?.changes.get(key).map(Option::as_deref)
+        self.cores.get(core.index())?.get(key)
     }
 
     /// The changes per core.
@@ -84,35 +190,69 @@ impl Overlay {
         &self.cores
     }
 
-    /// About how many bytes of memory the changes take.
+    /// About how many bytes of memory the changes take, replaced values included.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.cores.iter().map(|core| core.memory).sum()
+        self.cores.iter().map(|core| core.bytes.len() + core.entries.len() * ENTRY_OVERHEAD).sum()
     }
 
     /// Whether nothing has changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.cores.iter().all(|core| core.changes.is_empty())
+        self.cores.iter().all(CoreChanges::is_empty)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn accounts_exactly_for_what_is_there() {
+    fn accounts_for_what_is_there() {
         let mut overlay = Overlay::new(2);
         overlay.put(CoreId(0), b"key", Some(b"value"));
         overlay.put(CoreId(0), b"key", Some(b"v"));
         overlay.put(CoreId(1), b"key", None);
         overlay.put(CoreId(9), b"key", None);
-        assert_eq!(overlay.memory(), 3 + 1 + 3 + 2 * ENTRY_OVERHEAD);
+        assert_eq!(overlay.memory(), 3 + 5 + 3 + 2 * ENTRY_OVERHEAD);
         assert_eq!(overlay.cores()[0].weight(), Weight { bytes: 11, records: 1 });
         assert_eq!(overlay.get(CoreId(0), b"key"), Some(Some(b"v".as_slice())));
         assert_eq!(overlay.get(CoreId(1), b"key"), Some(None));
         assert_eq!(overlay.get(CoreId(1), b"k"), None);
         assert!(!overlay.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn is_a_sorted_map(
+            changes in prop::collection::vec((
+                prop::collection::vec(0_u8..3, 0..11),
+                prop::option::of(prop::collection::vec(any::<u8>(), 0..20)),
+            ), 0..60)
+        ) {
+            let mut overlay = Overlay::new(1);
+            let mut model = BTreeMap::new();
+            for (key, value) in &changes {
+                overlay.put(CoreId(0), key, value.as_deref());
+                model.insert(key.clone(), value.clone());
+            }
+            let core = &overlay.cores()[0];
+            let mut sorted = core.sorted();
+            let mut encoded = 0;
+            for (key, value) in &model {
+                let record = sorted.current().unwrap();
+                prop_assert_eq!((record.key, record.value), (key.as_slice(), value.as_deref()));
+                encoded += record.encoded_len() as u64;
+                sorted.advance();
+                prop_assert_eq!(overlay.get(CoreId(0), key), Some(value.as_deref()));
+            }
+            prop_assert!(sorted.current().is_none());
+            prop_assert_eq!(core.weight(), Weight { bytes: encoded, records: model.len() as u64 });
+            prop_assert_eq!(core.iter().count(), model.len());
+        }
     }
 }

@@ -19,12 +19,13 @@ use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
-use super::metadata::{CheckpointFile, IncrementalCheckpointMetadata};
+use super::metadata::{CheckpointFile, CoreDigest, IncrementalCheckpointMetadata};
 use super::overlay::Overlay;
 use super::spill::Spill;
 use super::state_file::StateFileReader;
 use super::tokens::{Draft, DraftFile, Published, Synced, WalFloor, Written};
 use crate::error::Detail;
+use crate::format::digest::record_digest;
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId, WalPosition};
 use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
@@ -223,12 +224,12 @@ impl IncrementalCheckpointManager {
                 files.push(DraftFile::Open(file.clone()));
             }
         }
-        let changes = changes.cores().get(core.index()).filter(|core| !core.changes().is_empty());
+        let changes = changes.cores().get(core.index()).filter(|core| !core.is_empty());
         if merged.is_empty() && changes.is_none() {
             return Ok(files);
         }
         let older = merged.iter().map(|file| Source::File(file.reader.cursor()));
-        let newest = changes.map(|core| Source::Memory(core.changes().iter().peekable()));
+        let newest = changes.map(|core| Source::Memory(core.sorted()));
         let merge = Merge::new(older.chain(newest).collect())?;
         let identity = spill.next_identity(self.store_id, core)?;
         if let Some(finished) = spill.write(vfs, identity, merge, kept.is_empty())? {
@@ -295,6 +296,28 @@ impl IncrementalCheckpointManager {
         metadata
     }
 
+    /// Digest and number of the live keys of every core, changes in memory included. Reads everything.
+    ///
+    /// # Errors
+    /// `Io`, `ChecksumMismatch`, `Corruption` of the state files.
+    pub(crate) fn live_digests(&self) -> Result<Vec<CoreDigest>> {
+        let mut digests = Vec::with_capacity(self.chains.len());
+        for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
+            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
+            let memory = Source::Memory(changes.sorted());
+            let mut merge = Merge::new(files.chain([memory]).collect())?;
+            let mut core = CoreDigest { digest: 0, live_keys: 0 };
+            while let Some(record) = merge.next_record()? {
+                if let Some(value) = record.value {
+                    core.digest = core.digest.wrapping_add(record_digest(record.key, value));
+                    core.live_keys += 1;
+                }
+            }
+            digests.push(core);
+        }
+        Ok(digests)
+    }
+
     /// Live keys of the new checkpoint, by the cheapest way that is exact.
     fn count_keys(
         &self,
@@ -314,7 +337,7 @@ impl IncrementalCheckpointManager {
         let mut live = 0;
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.changes().iter().peekable());
+            let memory = Source::Memory(changes.sorted());
             let mut merge = Merge::new(files.chain([memory]).collect())?;
             while let Some(record) = merge.next_record()? {
                 live += u64::from(record.value.is_some());

@@ -18,7 +18,7 @@ use super::overlay::Overlay;
 use super::state_file::{BlockCache, FinishedFile, StateFileReader, StateFileWriter};
 use crate::error::Detail;
 use crate::format::MAX_CORES;
-use crate::format::state_file::FileIdentity;
+use crate::format::state_file::{FileIdentity, StateRecord};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::vfs::{Vfs, VfsFile};
 
@@ -141,12 +141,12 @@ impl IncrementalCheckpointManager {
         let mut spill = self.take_spill()?;
         let mut parts = Vec::new();
         for (core, changes) in self.cores().zip(self.overlay.cores()) {
-            if changes.changes().is_empty() {
+            if changes.is_empty() {
                 continue;
             }
             let identity = spill.next_identity(self.store_id, core)?;
             let drop_tombstones = self.chains.get(core.index()).is_none_or(Vec::is_empty);
-            let merge = Merge::new(vec![Source::Memory(changes.changes().iter().peekable())])?;
+            let merge = Merge::new(vec![Source::Memory(changes.sorted())])?;
             if let Some(finished) = spill.write(self.vfs.as_ref(), identity, merge, drop_tombstones)? {
                 parts.push((core, spill.open(&finished, identity)?));
             }
@@ -170,7 +170,7 @@ impl IncrementalCheckpointManager {
         };
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
             let mut caches: Vec<BlockCache> = chain.iter().map(|_| BlockCache::default()).collect();
-            for (key, change) in changes.changes() {
+            for StateRecord { key, value: change } in changes.iter() {
                 let mut was_live = false;
                 for (file, cache) in chain.iter().zip(&mut caches).rev() {
                     if let Some(known) = file.reader.get(key, cache)? {
@@ -216,7 +216,7 @@ impl IncrementalCheckpointManager {
         let mut merges = Vec::new();
         for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.changes().iter().peekable());
+            let memory = Source::Memory(changes.sorted());
             merges.push(Merge::new(files.chain([memory]).collect())?);
         }
         let mut merge = Merge::new(merges.into_iter().map(Source::live).collect())?;

@@ -14,8 +14,8 @@ use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::format::current::Current;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
-use crate::ids::{CoreId, Epoch, StoreId, WalPosition};
-use crate::vfs::{Access, replace_file_durably};
+use crate::ids::{CoreId, Epoch, Sequence, StoreId, WalPosition};
+use crate::vfs::{Access, Vfs, replace_file_durably};
 
 /// What a new incarnation starts from.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Beginning {
     pub(crate) mode: WalMode,
     /// Epoch of the first record.
     pub(crate) epoch: Epoch,
+    /// Every record gets a larger sequence than this: a checkpoint has the log up to here.
+    pub(crate) after: Sequence,
     /// Everything of earlier incarnations above this epoch is void from now on.
     pub(crate) void_above: Epoch,
     /// Forget every earlier segment: the log starts anew.
@@ -31,23 +33,20 @@ pub(crate) struct Beginning {
 }
 
 /// Makes durable what a survey found, before anything is built on it.
-pub(crate) fn make_durable(policy: &SegmentPolicy, survey: &Survey) -> Result<(), PerCoreWalError> {
+pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> Result<(), PerCoreWalError> {
     let mut files = Vec::new();
     for log in &survey.cores {
         // Older segments were synced before their successor was created.
         if let Some(segment) = log.segments.last() {
             let io = |e| PerCoreWalError::io("could not open the segment to sync it", &segment.path, e);
-            files.push((segment, policy.vfs.open(&segment.path, Access::ReadWrite).map_err(io)?));
+            files.push((segment, vfs.open(&segment.path, Access::ReadWrite).map_err(io)?));
         }
     }
     let handles: Vec<_> = files.iter().map(|(_, file)| Arc::clone(file)).collect();
-    for ((segment, _), result) in files.iter().zip(policy.vfs.sync_many(&handles)) {
+    for ((segment, _), result) in files.iter().zip(vfs.sync_many(&handles)) {
         result.map_err(|e| PerCoreWalError::io("could not sync the segment", &segment.path, e))?;
     }
-    policy
-        .vfs
-        .sync_dir(&policy.dir)
-        .map_err(|e| PerCoreWalError::io("could not sync the directory", &policy.dir, e))
+    vfs.sync_dir(dir).map_err(|e| PerCoreWalError::io("could not sync the directory", dir, e))
 }
 
 /// Creates the first segments of a new incarnation and hands out one writer per core.
@@ -88,7 +87,7 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
         core_count: beginning.core_count,
         mode: beginning.mode,
         base_position: WalPosition(last.and(log).map_or(0, CoreLog::position)),
-        last_sequence,
+        last_sequence: last_sequence.max(beginning.after),
         last_epoch,
         last_timestamp,
         sealed_epoch: match beginning.mode {

@@ -65,8 +65,14 @@ impl PerCoreWalManager {
         let (last_epoch, last_sequence, _) = survey.high_water();
         let epoch = if last_sequence == Sequence::ZERO { Epoch::ZERO } else { last_epoch.next() };
         let core_count = core_count(&config);
-        let beginning =
-            Beginning { core_count, mode: WalMode::Plain, epoch, void_above: Epoch::MAX, reset: false };
+        let beginning = Beginning {
+            core_count,
+            mode: WalMode::Plain,
+            epoch,
+            after: Sequence::ZERO,
+            void_above: Epoch::MAX,
+            reset: false,
+        };
         Self::begin(config, lock, &survey, beginning)
     }
 
@@ -116,9 +122,9 @@ impl PerCoreWalManager {
             segment_size: config.segment_size,
             preallocation: config.preallocation,
         };
-        make_durable(&policy, survey)?;
+        make_durable(&policy.vfs, &policy.dir, survey)?;
         let writers = begin(&policy, survey, beginning)?;
-        let start = survey.high_water().1;
+        let start = survey.high_water().1.max(beginning.after);
         Ok(Self { config, policy, writers, epoch: beginning.epoch, start, lock })
     }
 
@@ -297,6 +303,7 @@ impl PerCoreWalManager {
             core_count: core_count(&self.config),
             mode: WalMode::Plain,
             epoch: self.epoch.max(survey.high_water().0),
+            after: Sequence::ZERO,
             void_above: Epoch::ZERO,
             reset: true,
         };

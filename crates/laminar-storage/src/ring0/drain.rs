@@ -134,13 +134,11 @@ impl CoreDrain {
     }
 
     /// How many entries, seals included, wait to be drained; may grow at any time.
-    #[cfg(test)]
     pub(crate) fn pending(&self) -> usize {
         self.held.len() - self.done + self.changelog.len()
     }
 
     /// Whether nothing waits to be drained.
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.pending() == 0
     }

@@ -31,8 +31,6 @@ struct Lane {
     drain: CoreDrain,
     /// Last epoch whose barrier is in the writer.
     sealed: Epoch,
-    /// Changes drained since then.
-    unsealed: u64,
 }
 
 /// What a turn came to.
@@ -64,7 +62,7 @@ pub(crate) struct Drain {
 
 impl Drain {
     pub(crate) fn new(drains: Vec<CoreDrain>, writers: Vec<CoreWalWriter>, durable: Epoch) -> Self {
-        let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable, unsealed: 0 }).collect();
+        let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
         Self { lanes, writers, durable, newest: HashMap::default(), superseded: Vec::new() }
     }
 
@@ -93,6 +91,11 @@ impl Drain {
         Ok(turn)
     }
 
+    /// Is there something in a ring?
+    pub(crate) fn has_work(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.drain.is_empty())
+    }
+
     /// Leaves evidence of what is durable; for when there is nothing else to do.
     pub(crate) fn confirm(&mut self) -> Result<(), StoreError> {
         Ok(self.writers.iter_mut().try_for_each(CoreWalWriter::confirm)?)
@@ -109,11 +112,10 @@ impl Drain {
         self.writers.iter().map(CoreWalWriter::position).sum()
     }
 
-    /// Leaves durable evidence of a clean end; returns how many changes no seal followed.
-    pub(crate) fn end(&mut self) -> Result<u64, StoreError> {
+    /// Leaves durable evidence of a clean end.
+    pub(crate) fn end(&mut self) -> Result<(), StoreError> {
         self.confirm()?;
-        sync_writers(&mut self.writers)?;
-        Ok(self.lanes.iter().map(|lane| lane.unsealed).sum())
+        Ok(sync_writers(&mut self.writers)?)
     }
 
     /// Takes one batch of a core; false when there was none.
@@ -136,13 +138,11 @@ impl Drain {
             writer.append_drained(&record)?;
             written += 1;
         }
-        lane.unsealed += batch.entries.len() as u64;
         counters.drained.add(batch.entries.len() as u64);
         counters.logged.add(written);
         if let Some(seal) = &batch.seal {
             writer.seal(seal.epoch, seal.commit.as_deref(), lane.drain.digest())?;
             lane.sealed = seal.epoch;
-            lane.unsealed = 0;
         }
         lane.drain.release();
         Ok(true)

@@ -66,10 +66,8 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CloseReceipt {
-    /// Everything up to this epoch is durable.
+    /// Everything up to this epoch is durable. Changes that no seal followed are not.
     pub durable_epoch: Epoch,
-    /// Changes that no seal followed; they are not durable.
-    pub unsealed_changes: u64,
 }
 
 impl Store {
@@ -170,8 +168,8 @@ impl Store {
     /// # Errors
     /// `Poisoned` or `Io` when something that was sealed could not be made durable.
     pub fn close(mut self) -> Result<CloseReceipt, StoreError> {
-        let unsealed_changes = self.shared.close(&mut self.threads)?;
-        Ok(CloseReceipt { durable_epoch: self.durable_epoch(), unsealed_changes })
+        self.shared.close(&mut self.threads)?;
+        Ok(CloseReceipt { durable_epoch: self.durable_epoch() })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalChe
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
-use crate::per_core_wal::recovery::plan::Wanted;
+use crate::per_core_wal::recovery::plan::{Base, Wanted};
 use crate::per_core_wal::recovery::survey::in_parallel;
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
 use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
@@ -218,7 +218,7 @@ fn describe(
     if let Some(rebuilt) = rebuilt {
         report.cores.clone_from(&rebuilt.cores);
         report.resharded_from = rebuilt.from_cores;
-        expected = rebuilt.expected;
+        expected = rebuilt.expected.or(expected);
     }
     let wrong = loaded.iter().position(|core| core.expected.is_some_and(|expected| expected != core.digest));
     if let Some(core) = wrong {
@@ -268,6 +268,7 @@ fn begin(
         core_count: builder.core_count(),
         mode: WalMode::Epochs,
         epoch: first_epoch(located),
+        after: located.plan.base.as_ref().map_or(Sequence::ZERO, Base::last_covered),
         void_above: point,
         reset: false,
     };

@@ -14,9 +14,10 @@ use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
-use crate::incremental::IncrementalCheckpointManager;
 use crate::incremental::recovery::locate::Located;
+use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
+use crate::per_core_wal::incarnation::make_durable;
 use crate::report::{CoreReport, RecoveryReport};
 
 /// What a rebuilding did, for the report of the recovery.
@@ -65,6 +66,13 @@ pub(crate) fn rebuild(
     }
     let from = survey.newest().map_or(before, |header| header.core_count);
     reshard(builder, &mut manager, builder.core_count())?;
+    let expected = expected_digest(&applied, plan.point);
+    let digests = manager.live_digests()?;
+    check_digest(builder, &digests, expected, plan.point)?;
+    // The checkpoint will say that it has the log up to its end, so that end must not vanish: records
+    // written after it would get the same sequences and count as contained (I5).
+    make_durable(vfs, &layout.wal, survey)?;
+    manager.set_digests(digests)?;
     if let Some(store_id) = survey.store_id {
         manager.bind_wal(store_id)?;
         // Everything that any core ever wrote is in the checkpoint, or was discarded.
@@ -76,12 +84,39 @@ pub(crate) fn rebuild(
     let positions = survey.cores.iter().map(|log| log.position()).sum();
     let published = manager.create_checkpoint_as(id, WalPosition(positions))?;
     tracing::info!(from, to = builder.core_count(), checkpoint = published.metadata().id, "state rebuilt");
-    let digests = applied.digests().filter(|digests| digests.len() == usize::from(from));
     Ok(Rebuilt {
         from_cores: (from != builder.core_count()).then_some(usize::from(from)),
         cores: RecoveryReport::of(located).cores,
-        expected: digests.map(|all| all.into_iter().fold(StateDigest::default(), StateDigest::plus)),
+        expected,
     })
+}
+
+/// The digest of the whole state, as checkpoint and last barriers say; `None` when they do not all
+/// belong to the recovery point, as those of cores of an earlier layout.
+fn expected_digest(applied: &Applied, point: Epoch) -> Option<StateDigest> {
+    let at_point = applied.barriers.iter().all(|(epoch, _)| *epoch == point);
+    let digests = applied.digests().filter(|digests| at_point && !digests.is_empty())?;
+    Some(digests.into_iter().fold(StateDigest::default(), StateDigest::plus))
+}
+
+/// Compares what will be published with what the log knew, while nothing is published yet.
+fn check_digest(
+    builder: &StoreBuilder,
+    digests: &[CoreDigest],
+    expected: Option<StateDigest>,
+    point: Epoch,
+) -> Result<(), StoreError> {
+    let one = |core: &CoreDigest| StateDigest { digest: core.digest, live_keys: core.live_keys };
+    let total = digests.iter().map(one).fold(StateDigest::default(), StateDigest::plus);
+    if expected.is_none_or(|expected| expected == total) {
+        return Ok(());
+    }
+    Err(StoreError::corruption(
+        Detail::new("the rebuilt state does not have the digest that was stored with it")
+            .at_path(builder.path())
+            .in_epoch(point)
+            .remedy("Report this with a copy of the directory; nothing was changed."),
+    ))
 }
 
 /// What the checkpoint says about its cores, before anything of the log is applied.

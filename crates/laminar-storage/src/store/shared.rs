@@ -1,6 +1,6 @@
 //! What the threads of a store share, and the two threads behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -151,6 +151,7 @@ impl Shared {
 
     /// Wakes Ring 1 if it sleeps.
     pub(crate) fn wake_ring1(&self) {
+        fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst)
             && self.asleep.swap(false, Ordering::SeqCst)
             && let Some(thread) = self.ring1.get()
@@ -170,21 +171,28 @@ impl Shared {
                     idle += 1;
                     std::thread::yield_now();
                 }
-                Ok(false) => {
-                    if idle == SPINS && self.confirm().is_err() {
+                Ok(false) if idle == SPINS => {
+                    idle += 1;
+                    if self.confirm().is_err() {
                         break;
                     }
-                    idle = SPINS + 1;
-                    self.asleep.store(true, Ordering::SeqCst);
-                    // A seal that came before the flag was up is seen by the next turn after the nap;
-                    // most come after it, and wake us.
-                    std::thread::park_timeout(NAP);
-                    self.asleep.store(false, Ordering::SeqCst);
                 }
+                Ok(false) => self.nap(),
                 Err(_) => break,
             }
         }
         std::mem::forget(bomb);
+    }
+
+    /// Sleeps until a seal comes. The flag is up before the ring is looked at once more, and a seal
+    /// looks at the flag after it is in the ring: one of the two sees the other.
+    fn nap(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !lock(&self.drain).as_ref().is_some_and(Drain::has_work) {
+            std::thread::park_timeout(NAP);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
     }
 
     fn confirm(&self) -> Result<(), StoreError> {
@@ -347,9 +355,8 @@ impl Shared {
         self.ring_bell();
     }
 
-    /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end. Returns how
-    /// many changes no seal followed; they are not durable.
-    pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<u64, StoreError> {
+    /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end.
+    pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<(), StoreError> {
         self.begin_close();
         for thread in threads.drain(..) {
             // A panic in it has poisoned the store, which is what close reports.
@@ -361,10 +368,10 @@ impl Shared {
         result
     }
 
-    fn finish(&self) -> Result<u64, StoreError> {
+    fn finish(&self) -> Result<(), StoreError> {
         let drained = (|| {
             while self.turn()? {}
-            lock(&self.drain).as_mut().map_or(Ok(0), Drain::end)
+            lock(&self.drain).as_mut().map_or(Ok(()), Drain::end)
         })();
         if let Err(error) = &drained {
             self.durable.poison(error);

@@ -415,7 +415,7 @@ fn what_reads_back_different_is_not_published() {
 #[test]
 fn spilled_parts_and_a_later_id() {
     let disk = SimDisk::new(1);
-    let mut manager = open_with(&disk, ManagerOptions { overlay_budget: 300, ..ManagerOptions::default() });
+    let mut manager = open_with(&disk, ManagerOptions { overlay_budget: 150, ..ManagerOptions::default() });
     for n in 0..50_u8 {
         manager.put(&[n], &[n; 20]).unwrap();
         manager.delete(&[n / 2]).unwrap();

@@ -43,6 +43,11 @@ pub(crate) struct Base {
 }
 
 impl Base {
+    /// The largest sequence that it says to contain.
+    pub(crate) fn last_covered(&self) -> Sequence {
+        self.cuts.iter().max().copied().filter(|_| self.log.is_some()).unwrap_or(Sequence::ZERO)
+    }
+
     /// Every record of `core` up to this sequence is in the checkpoint.
     pub(crate) fn cut(&self, core: CoreId) -> Sequence {
         if self.log.is_none() {

@@ -1,0 +1,173 @@
+//! Bad surroundings: no space, no permission, a newer format, strange files. Each is a clear error or
+//! harmless, and nothing that was acknowledged is lost.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use laminar_storage::format::checksum::crc32c;
+use laminar_storage::vfs::sim::SimDisk;
+use laminar_storage::{Epoch, Health, Opened, Settings, StateReader, Store, StoreBuilder, StoreError};
+
+fn small() -> Settings {
+    Settings {
+        segment_bytes: 64 << 10,
+        preallocate_bytes: 0,
+        ring_capacity: 64,
+        state_limit_bytes: 4 << 20,
+        ..Settings::default()
+    }
+}
+
+fn on(disk: &SimDisk) -> StoreBuilder {
+    Store::builder("/store").settings(small()).vfs(Arc::new(disk.clone()))
+}
+
+/// Writes epochs of one key each until something fails; returns the last acknowledged one.
+fn write_until_error(opened: &mut Opened) -> (Epoch, StoreError) {
+    let mut acked = opened.report.recovery_point;
+    for round in 0_u32.. {
+        let mut step = || -> Result<Epoch, StoreError> {
+            let core = &mut opened.cores[0];
+            core.put(&(round % 50).to_le_bytes(), &[7; 500])?;
+            core.set_source_offset("rounds", u64::from(round));
+            let epoch = core.seal_epoch()?;
+            opened.store.wait_durable(epoch)?;
+            if round % 20 == 19 {
+                opened.store.checkpoint()?;
+            }
+            Ok(epoch)
+        };
+        match step() {
+            Ok(epoch) => acked = epoch,
+            Err(error) => return (acked, error),
+        }
+    }
+    unreachable!("the loop ends with an error only")
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_loses_nothing() {
+    for budget in [0, 100, 5_000, 40_000, 70_000, 200_000] {
+        let disk = SimDisk::new(1);
+        let mut opened = on(&disk).open().unwrap();
+        disk.set_capacity(Some(budget));
+        let (acked, error) = write_until_error(&mut opened);
+        let text = error.to_string();
+        assert!(text.contains("/store/"), "names the place: {text}");
+        assert!(text.contains("Free space"), "says what to do: {text}");
+        if let Health::Poisoned(cause) = opened.store.health() {
+            assert!(cause.to_string().contains("/store/"), "{cause}");
+            let again = opened.cores[0].put(b"k", b"v").unwrap_err();
+            assert!(matches!(again, StoreError::Poisoned(_)), "{again}");
+        }
+        drop(opened);
+        // Looking needs no space at all.
+        let reader = StateReader::open_with("/store", Arc::new(disk.clone())).unwrap();
+        assert!(reader.report().recovery_point >= acked, "budget {budget}");
+        // With space again the store goes on from everything acknowledged.
+        disk.set_capacity(None);
+        let opened = on(&disk).open().unwrap();
+        assert!(opened.report.recovery_point >= acked, "budget {budget}");
+        assert_eq!(opened.report.recovery_point, reader.report().recovery_point);
+    }
+}
+
+#[test]
+fn a_read_only_file_system_can_be_read_and_says_so_when_opened() {
+    let disk = SimDisk::new(1);
+    let mut opened = on(&disk).open().unwrap();
+    opened.cores[0].put(b"key", b"value").unwrap();
+    let epoch = opened.cores[0].seal_epoch().unwrap();
+    opened.store.wait_durable(epoch).unwrap();
+    drop(opened);
+    disk.set_read_only(true);
+    let error = on(&disk).open().unwrap_err();
+    assert!(matches!(error, StoreError::Io(_)) && error.to_string().contains("writable"), "{error}");
+    let reader = StateReader::open_with("/store", Arc::new(disk.clone())).unwrap();
+    assert_eq!(reader.get(b"key"), Some(b"value".as_slice()));
+    disk.set_read_only(false);
+    assert_eq!(on(&disk).open().unwrap().cores[0].get(b"key"), Some(b"value".as_slice()));
+}
+
+/// A closed store on the real file system, with a checkpoint.
+fn closed_store(dir: &Path) {
+    let Opened { store, mut cores, .. } = Store::builder(dir).settings(small()).open().unwrap();
+    cores[0].put(b"key", b"value").unwrap();
+    let epoch = cores[0].seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    store.checkpoint().unwrap();
+    store.close().unwrap();
+}
+
+fn files(dir: &Path, out: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files(&path, out) } else { out.push(path) }
+    }
+}
+
+#[test]
+fn a_directory_of_a_newer_format_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    closed_store(dir.path());
+    let mut all = Vec::new();
+    files(dir.path(), &mut all);
+    let mut tried = 0;
+    for path in all {
+        let original = std::fs::read(&path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let newer = match name.as_str() {
+            "CURRENT" => with_version(&original, 32),
+            _ if name.starts_with("wal-") => with_version(&original, 252),
+            _ => continue,
+        };
+        std::fs::write(&path, &newer).unwrap();
+        let error = Store::builder(dir.path()).settings(small()).open().unwrap_err();
+        assert!(matches!(error, StoreError::NewerFormat(_)), "{name}: {error}");
+        assert!(error.to_string().contains("version 2") && error.to_string().contains("up to 1"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), newer, "left alone");
+        std::fs::write(&path, original).unwrap();
+        tried += 1;
+    }
+    assert_eq!(tried, 2);
+    let opened = Store::builder(dir.path()).settings(small()).open().unwrap();
+    assert_eq!(opened.cores[0].get(b"key"), Some(b"value".as_slice()));
+}
+
+/// The same header with format version 2 and a checksum that fits.
+fn with_version(bytes: &[u8], crc_at: usize) -> Vec<u8> {
+    let mut newer = bytes.to_vec();
+    newer[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    let crc = crc32c(&newer[..crc_at]);
+    newer[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    newer
+}
+
+#[test]
+fn strange_files_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    closed_store(dir.path());
+    let strange = ["notes.txt", "wal/wal-0.log.bak", "wal/.DS_Store", "checkpoints/README"];
+    for name in strange {
+        std::fs::write(dir.path().join(name), b"mine").unwrap();
+    }
+    std::fs::create_dir(dir.path().join("checkpoints/checkpoint_zz")).unwrap();
+    let opened = Store::builder(dir.path()).settings(small()).open().unwrap();
+    opened.store.checkpoint().unwrap();
+    opened.store.close().unwrap();
+    for name in strange {
+        assert_eq!(std::fs::read(dir.path().join(name)).unwrap(), b"mine", "{name}");
+    }
+    assert!(dir.path().join("checkpoints/checkpoint_zz").is_dir());
+}
+
+#[test]
+fn a_file_where_the_directory_should_be_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    std::fs::write(&path, b"not a directory").unwrap();
+    let error = Store::builder(&path).open().unwrap_err();
+    assert!(error.to_string().contains("state"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"not a directory");
+}
