@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Single operations on a core, while Ring 1 takes the changes over and writes the real log.
 //!
 //! Ring 1 shares memory and device with Ring 0 but not its thread. Two ways of driving it: *paced*
@@ -208,8 +207,3 @@ fn memory_row(name: &str, core: &CoreStore) -> Vec<Cell> {
 trait Operation: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError> {}
 
 impl<F: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError>> Operation for F {}
-=======
-pub fn run(_: &crate::Run, _: &mut crate::table::Report) -> Result<(), crate::Error> {
-    Ok(())
-}
->>>>>>> main
