@@ -22,7 +22,16 @@ use crate::{Error, Run, machine};
 const BATCH: usize = 16;
 
 const COLUMNS: &[&str] = &[
-    "operation", "mean", "timed: mean", "p50", "p99", "p99.9", "p99.99", "longest", "> 10 µs /s", "> 100 µs /s",
+    "operation",
+    "mean",
+    "timed: mean",
+    "p50",
+    "p99",
+    "p99.9",
+    "p99.99",
+    "longest",
+    "> 10 µs /s",
+    "> 100 µs /s",
 ];
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
@@ -58,7 +67,15 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     let mut memory = Table::new(
         "memory",
         "Memory of a core",
-        &["state", "keys", "committed / key", "live / key", "free / key", "index / key", "/ (key + value + 24 B)"],
+        &[
+            "state",
+            "keys",
+            "committed / key",
+            "live / key",
+            "free / key",
+            "index / key",
+            "/ (key + value + 24 B)",
+        ],
     );
     memory.row(memory_row("after inserting", core));
 
