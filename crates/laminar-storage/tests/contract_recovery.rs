@@ -202,3 +202,26 @@ fn a_coordinator_makes_checkpoints_and_cuts_the_log() {
         Some(b"kept".as_slice())
     );
 }
+
+/// A store of one core took over only the first core's offsets from a coordinator's checkpoint of a log
+/// of two cores, whose state is laid out for one.
+#[test]
+fn a_store_of_one_core_takes_over_the_offsets_of_a_log_of_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let wal = PerCoreWalManager::new(PerCoreWalConfig::new(&dir.path().join("wal"), 2)).unwrap();
+    let config = CheckpointConfig::new(&dir.path().join("checkpoints"));
+    let mut coordinator = CheckpointCoordinator::new(wal, config).unwrap();
+    for (core, name) in [(0, "s0"), (1, "s1")] {
+        let writer = coordinator.wal_manager_mut().writer(core);
+        writer.append_put(name.as_bytes(), b"value").unwrap();
+        writer.append_commit(HashMap::from([(name.to_owned(), 5)]), Some(4)).unwrap();
+    }
+    coordinator.create_checkpoint(1).unwrap();
+    drop(coordinator);
+    for _ in 0..2 {
+        let opened = laminar_storage::Store::builder(dir.path()).cores(1).open().unwrap();
+        assert_eq!(opened.report.source_offsets.len(), 2);
+        assert_eq!((opened.report.watermark, opened.cores[0].len()), (Some(4), 2));
+        opened.store.checkpoint().unwrap();
+    }
+}

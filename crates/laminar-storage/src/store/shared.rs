@@ -204,6 +204,7 @@ impl Shared {
     }
 
     fn run_checkpoints(&self) {
+        let bomb = FailOnPanic(self);
         let interval = Duration::from_millis(self.settings.checkpoint_interval_ms);
         let mut last = Instant::now();
         while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
@@ -225,6 +226,7 @@ impl Shared {
             let waited = self.bell.wait_timeout(gate, wait.max(Duration::from_millis(1)));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
+        std::mem::forget(bomb);
     }
 
     fn checkpoint_due_by_size(&self) -> bool {
@@ -390,5 +392,15 @@ impl Drop for PoisonOnPanic<'_> {
     fn drop(&mut self) {
         let detail = Detail::new("the background thread panicked").remedy("Report this; reopen to go on.");
         self.0.durable.poison(&StoreError::closed(detail));
+    }
+}
+
+/// Reports the checkpoint thread's panic through `health`.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        let detail = Detail::new("the checkpoint thread panicked").remedy("Report this; reopen to go on.");
+        *lock(&self.0.checkpoint_failure) = Some(StoreError::closed(detail));
     }
 }
