@@ -3,6 +3,7 @@
 //! `docs/FORMAT.md` draws the same structures as boxes. Every integer is fixed-width little-endian.
 
 pub mod checksum;
+pub mod closed;
 pub mod current;
 pub mod digest;
 pub mod fields;

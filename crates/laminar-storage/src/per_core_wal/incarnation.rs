@@ -9,9 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
-use super::recovery::survey::{CURRENT, CoreLog, Segment, Survey};
+use super::recovery::survey::{CLOSED, CURRENT, CoreLog, Segment, Survey};
 use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};
+use crate::format::closed::Closed;
 use crate::format::current::Current;
 use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
@@ -102,6 +103,15 @@ pub(crate) fn begin(
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
     Ok(writers)
+}
+
+/// Leaves evidence of how far a log was acknowledged when it ended in order. Nothing is lost without it.
+pub(crate) fn leave_evidence(writer: &CoreWalWriter, epoch: Epoch) {
+    let (policy, store_id) = (writer.policy(), writer.header().store_id);
+    let closed = Closed { store_id, epoch };
+    if let Err(error) = replace_file_durably(policy.vfs.as_ref(), &policy.dir, CLOSED, &closed.encode()) {
+        tracing::warn!(%error, dir = %policy.dir.display(), "could not note that the store was closed");
+    }
 }
 
 fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: CoreId) -> SegmentHeader {

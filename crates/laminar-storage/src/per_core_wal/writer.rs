@@ -273,6 +273,10 @@ impl CoreWalWriter {
         Arc::clone(&self.policy.vfs)
     }
 
+    pub(crate) fn policy(&self) -> &SegmentPolicy {
+        &self.policy
+    }
+
     pub(crate) fn header(&self) -> &SegmentHeader {
         &self.header
     }

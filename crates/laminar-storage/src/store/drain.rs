@@ -16,6 +16,7 @@ use super::stats::Counters;
 use crate::format::record::Record;
 use crate::ids::{Epoch, SegmentNumber};
 use crate::incremental::StateOp;
+use crate::per_core_wal::incarnation::leave_evidence;
 use crate::per_core_wal::sync_writers;
 use crate::per_core_wal::writer::CoreWalWriter;
 use crate::ring0::{Batch, CoreDrain};
@@ -115,7 +116,11 @@ impl Drain {
     /// Leaves durable evidence of a clean end.
     pub(crate) fn end(&mut self) -> Result<(), StoreError> {
         self.confirm()?;
-        Ok(sync_writers(&mut self.writers)?)
+        sync_writers(&mut self.writers)?;
+        if let Some(writer) = self.writers.first().filter(|_| self.durable > Epoch::ZERO) {
+            leave_evidence(writer, self.durable);
+        }
+        Ok(())
     }
 
     /// Takes one batch of a core; false when there was none.

@@ -214,8 +214,32 @@ impl Plan {
         let sealed =
             cores.map(|core| self.survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch)).min();
         let point = sealed.unwrap_or(Epoch::ZERO).max(base);
+        self.check_closed(wal_dir, point)?;
         self.check_acknowledged(wal_dir, point)?;
         Ok(point)
+    }
+
+    /// The log may not end before what was durable at the last orderly end, nor before what the
+    /// checkpoint says to contain of it.
+    fn check_closed(&self, wal_dir: &Path, point: Epoch) -> Result<(), PerCoreWalError> {
+        let (_, last, _) = self.survey.high_water();
+        let covered = self.base.as_ref().map_or(Sequence::ZERO, Base::last_covered);
+        let what = if self.survey.closed > point {
+            format!(
+                "the store was closed at epoch {}, but its log ends with epoch {point}",
+                self.survey.closed
+            )
+        } else if covered > last {
+            format!("the checkpoint contains records up to {}, but the log ends with {}", covered.0, last.0)
+        } else {
+            return Ok(());
+        };
+        Err(PerCoreWalError::corrupted(
+            Detail::new(what)
+                .at_path(wal_dir)
+                .in_epoch(point)
+                .remedy("The end of the log was cut off or replaced by an older copy; restore it."),
+        ))
     }
 
     /// No core's records may testify to an acknowledged epoch that another core cannot deliver.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
 use crate::error::Detail;
+use crate::format::closed::{CLOSED_LEN, Closed};
 use crate::format::current::{CURRENT_LEN, Current, CurrentFault};
 use crate::format::record::Record;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
@@ -20,6 +21,8 @@ use crate::vfs::{FileKind, Vfs, read_small_file};
 
 /// Name of the file that names the established incarnation.
 pub(crate) const CURRENT: &str = "CURRENT";
+/// Name of the file that names the last epoch acknowledged before an orderly end.
+pub(crate) const CLOSED: &str = "CLOSED";
 
 /// One segment that counts.
 #[derive(Clone, Debug)]
@@ -70,6 +73,8 @@ pub(crate) struct Survey {
     pub(crate) store_id: Option<StoreId>,
     pub(crate) current: Option<Current>,
     pub(crate) cores: Vec<CoreLog>,
+    /// Last epoch acknowledged when the store was closed in order, as far as that is known.
+    pub(crate) closed: Epoch,
     /// Files of interrupted creations, and segments that a reset left behind.
     pub(crate) leftovers: Vec<PathBuf>,
     /// Largest incarnation and segment number in any file name.
@@ -118,6 +123,7 @@ impl Survey {
         let store_id = survey.find_store_id(vfs, dir, &names)?;
         let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id };
         survey.store_id = walk.store_id;
+        survey.closed = read_closed(vfs.as_ref(), dir, store_id)?;
         let mut per_core: Vec<Vec<SegmentName>> = Vec::new();
         for name in names {
             match per_core.last_mut() {
@@ -258,6 +264,20 @@ fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWal
         }
         Err(CurrentFault::Newer { version }) => Err(header_error(&path, HeaderFault::Newer { version })),
     }
+}
+
+/// Reads `CLOSED`. One that is missing, damaged or of another log proves nothing.
+fn read_closed(vfs: &dyn Vfs, dir: &Path, store_id: Option<StoreId>) -> Result<Epoch, PerCoreWalError> {
+    let path = dir.join(CLOSED);
+    let bytes = match read_small_file(vfs, &path, CLOSED_LEN as u64) {
+        Ok(bytes) => bytes,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData) => {
+            return Ok(Epoch::ZERO);
+        }
+        Err(e) => return Err(PerCoreWalError::io("could not read how the log ended", &path, e)),
+    };
+    let closed = Closed::decode(&bytes).filter(|closed| Some(closed.store_id) == store_id);
+    Ok(closed.map_or(Epoch::ZERO, |closed| closed.epoch))
 }
 
 /// Runs `work` for every item, on a thread each where the outside world allows it.
