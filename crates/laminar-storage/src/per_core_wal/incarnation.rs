@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
-use super::recovery::survey::{CLOSED, CURRENT, CoreLog, Segment, Survey};
+use super::recovery::identity::{CLOSED, CURRENT};
+use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::format::closed::Closed;

@@ -10,7 +10,9 @@
 
 pub(crate) mod cases;
 pub(crate) mod cursor;
+pub(crate) mod identity;
 pub(crate) mod manager;
 pub(crate) mod plan;
 pub(crate) mod repair;
 pub(crate) mod survey;
+mod tally;
