@@ -46,7 +46,16 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let mut rates = Table::new(
         "durable",
         "Puts until the last epoch is durable, 16 B / 100 B",
-        &["workload", "cores", "puts/s", "log bytes / put", "/ payload", "logged / put", "puts / sync", "syncs/s"],
+        &[
+            "workload",
+            "cores",
+            "puts/s",
+            "log bytes / put",
+            "/ payload",
+            "logged / put",
+            "puts / sync",
+            "syncs/s",
+        ],
     );
     let mut latency = Table::new(
         "seal_to_durable",
@@ -67,7 +76,10 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     if let Some(place) = memory_place(run) {
         measure(run, &place, 1, &mut rates, None)?;
     }
-    rates.note(format!("one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share", cpus()));
+    rates.note(format!(
+        "one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share",
+        cpus()
+    ));
     rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
     rates.note("log bytes include frames, barriers and headers, not what is written ahead; unless said otherwise no checkpoint is made");
     report.add(rates);

@@ -31,7 +31,8 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], table: &mut Table) -> Resul
     drop(map);
 
     let mut stamp = Stamp::new();
-    let mut map: Boxed = (0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))).collect();
+    let mut map: Boxed =
+        (0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))).collect();
     let mut insert = |number, at| drop(map.insert(key(number), Box::from(stamp.at(at).as_slice())));
     table.row(measure("hashbrown, a new Box per put, uniform", uniform, &mut insert)?);
     table.row(measure("hashbrown, a new Box per put, zipf 0.99", zipf, &mut insert)?);
