@@ -77,7 +77,7 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
             "/ (key + value + 24 B)",
         ],
     );
-    memory.row(memory_row("after inserting", core));
+    memory.row(memory_row("after inserting", core, keys));
 
     for seals in [Seals::Never, Seals::Every(Duration::from_millis(10)), Seals::Puts(1024)] {
         for (spread, drawn) in [(Spread::Uniform, &uniform), (Spread::Zipf, &zipf)] {
@@ -92,7 +92,7 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     let unpaced = driver.unpaced(core, &uniform, Seals::Every(Duration::from_millis(10)), put)?;
     table.row(Outcome::untimed("put, uniform, sealed every 10 ms, unpaced", unpaced).cells());
     table.row(batches(&mut driver, core, &uniform)?.cells());
-    memory.row(memory_row("after overwriting", core));
+    memory.row(memory_row("after overwriting", core, keys));
 
     driver.changes = false;
     let get = |core: &mut CoreStore, number, _| {
@@ -108,7 +108,7 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     let (first, second) = permuted(keys);
     let delete = |core: &mut CoreStore, number, _| core.delete(&key(number)).map(drop);
     table.row(driver.halves("delete, all keys", core, &first, &second, delete)?.cells());
-    memory.row(memory_row("after deleting all", core));
+    memory.row(memory_row("after deleting all (per key there was)", core, keys));
 
     table.note("mean: whole time / operations, no clock in between. timed: two clock readings around each operation, their cost is in the calibration");
     table.note("put, update, delete: Ring 1 drains into the real log at the same time; unless 'unpaced', bursts of 16 384 with Ring 1 catching up in between, which is not counted; sealing is not counted either");
@@ -204,9 +204,9 @@ fn gaps_row(gaps: &machine::Gaps) -> Vec<Cell> {
     cells
 }
 
-fn memory_row(name: &str, core: &CoreStore) -> Vec<Cell> {
+fn memory_row(name: &str, core: &CoreStore, keys: u64) -> Vec<Cell> {
     let memory = core.memory();
-    let keys = core.len().max(1) as f64;
+    let keys = keys as f64;
     let per_key = |bytes: u64| Cell::Number(bytes as f64 / keys, 1);
     let used = (memory.live_bytes + memory.free_bytes + memory.index_bytes) as f64;
     vec![

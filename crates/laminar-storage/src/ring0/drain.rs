@@ -108,6 +108,13 @@ impl CoreDrain {
         Some(Record { op: entry.op(), key: record.key, value: record.value })
     }
 
+    /// Asks for the record of an entry that [`Self::record`] will be called for soon.
+    pub(crate) fn fetch(&self, index: usize) {
+        if let Some(entry) = self.held.get(index) {
+            prefetch::range(self.records.base().at(record::index(entry.mmap_offset)), 192);
+        }
+    }
+
     /// Nothing drained so far will be looked at again: Ring 0 may use the slots.
     pub(crate) fn release(&mut self) {
         self.first = self.done;
