@@ -1,3 +1,309 @@
-pub fn run(_: &crate::Run, _: &mut crate::table::Report) -> Result<(), crate::Error> {
+//! From put to durable: rates, bytes and latency of the whole pipeline, beside what the device does
+//! for a program that only writes and syncs.
+
+mod raw;
+
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use laminar_storage::{CoreStore, Epoch, Opened, Settings, Stats, Store};
+
+use crate::keys::{PAYLOAD, Spread, Stamp, key};
+use crate::machine::{Nanos, cores as cpus, histogram};
+use crate::place::{Place, clear};
+use crate::table::{Cell, Report, Table};
+use crate::{Error, Run};
+
+/// When the cores close their epochs.
+#[derive(Clone, Copy, Debug)]
+enum Policy {
+    /// After so many puts of the core.
+    Puts(usize),
+    /// When so much time has passed.
+    Every(Duration),
+    /// After each put, which is then waited for.
+    EachWaited,
+}
+
+impl Policy {
+    fn name(self) -> String {
+        match self {
+            Self::Puts(1) => "one put per seal".into(),
+            Self::Puts(puts) => format!("{puts} puts per seal"),
+            Self::Every(time) => format!("a seal every {} ms", time.as_millis()),
+            Self::EachWaited => "one put per seal, each waited for".into(),
+        }
+    }
+}
+
+/// Operations between two looks at the clock.
+const LOOK: usize = 64;
+
+pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    eprintln!("durable");
+    let mut rates = Table::new(
+        "durable",
+        "Puts until the last epoch is durable, 16 B / 100 B",
+        &[
+            "workload",
+            "cores",
+            "puts/s",
+            "log bytes / put",
+            "/ payload",
+            "logged / put",
+            "puts / sync",
+            "syncs/s",
+        ],
+    );
+    let mut latency = Table::new(
+        "seal_to_durable",
+        "From the seal of the last core until durable",
+        &["epoch", "cores", "p50", "p99", "longest", "/ raw, best"],
+    );
+    for (name, syncs) in [("every 1024 puts", raw::BATCH), ("every put", raw::ONE)] {
+        for reused in [true, false] {
+            for threads in [1, 2] {
+                raw::rate(run, name, syncs, threads, reused, &mut rates)?;
+            }
+        }
+    }
+    for cores in [1, 2, 4] {
+        measure(run, &run.place, cores, &mut rates, Some(&mut latency))?;
+    }
+    with_checkpoints(run, &mut rates)?;
+    if let Some(place) = memory_place(run) {
+        measure(run, &place, 1, &mut rates, None)?;
+    }
+    rates.note(format!(
+        "one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share",
+        cpus()
+    ));
+    rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note("log bytes include frames, barriers and headers, not what is written ahead; unless said otherwise no checkpoint is made");
+    report.add(rates);
+    latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50");
+    report.add(latency);
     Ok(())
+}
+
+fn settings() -> Settings {
+    Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() }
+}
+
+/// A place without a device, which shows what the pipeline itself costs.
+fn memory_place(_: &Run) -> Option<Place> {
+    let shared = Path::new("/dev/shm");
+    shared.is_dir().then(|| Place::new(Some(shared)).ok()).flatten()
+}
+
+/// All workloads on one store.
+fn measure(
+    run: &Run,
+    place: &Place,
+    count: usize,
+    rates: &mut Table,
+    latency: Option<&mut Table>,
+) -> Result<(), Error> {
+    let dir = place.fresh("durable")?;
+    run.pins.background()?;
+    let Opened { store, mut cores, .. } = Store::builder(&dir).cores(count).settings(settings()).open()?;
+    let keys = run.keys_or(1_000_000, 1_000_000) / count as u64;
+    let puts = run.ops_or(2_000_000, 10_000_000) / count;
+    let all: Vec<u32> = (0..keys as u32).collect();
+    drive(run, &store, &mut cores, &all, Policy::Every(Duration::from_millis(10)))?;
+    let on = if latency.is_some() { "" } else { ", in memory (no device)" };
+
+    let few = puts / 20;
+    let waited = run.size(1000, 10_000) / count;
+    let workloads = [
+        (Policy::Puts(1024), Spread::Uniform, puts),
+        (Policy::Puts(1024), Spread::Zipf, puts),
+        (Policy::Every(Duration::from_millis(10)), Spread::Uniform, puts),
+        (Policy::Every(Duration::from_millis(10)), Spread::Zipf, puts),
+        (Policy::Puts(1), Spread::Uniform, few),
+        (Policy::EachWaited, Spread::Uniform, waited),
+    ];
+    for (policy, spread, puts) in workloads {
+        let numbers = spread.draw(keys, puts, 3);
+        let name = format!("{}, {}{on}", spread.name(), policy.name());
+        let done = drive(run, &store, &mut cores, &numbers, policy)?;
+        rates.row(done.cells(name, count));
+    }
+    if let Some(table) = latency {
+        for puts in [1, 1024] {
+            let (histogram, bytes) = seal_to_durable(run, &store, &mut cores, keys, puts)?;
+            let raw = raw::latency(run, count, bytes)?;
+            table.row(latency_row(&format!("{puts} puts per core"), count, &histogram, Some(&raw)));
+            table.row(latency_row(&format!("raw pwrite + fdatasync of {bytes} B each"), count, &raw, None));
+        }
+    }
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+/// The same with automatic checkpoints, at the default interval and every 64 MiB of log.
+fn with_checkpoints(run: &Run, rates: &mut Table) -> Result<(), Error> {
+    let dir = run.place.fresh("durable")?;
+    run.pins.background()?;
+    let settings = Settings { checkpoint_wal_bytes: 64 << 20, ..Settings::default() };
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings).open()?;
+    let keys = run.keys_or(1_000_000, 1_000_000);
+    let all: Vec<u32> = (0..keys as u32).collect();
+    drive(run, &store, &mut cores, &all, Policy::Every(Duration::from_millis(10)))?;
+    let numbers = Spread::Uniform.draw(keys, run.ops_or(2_000_000, 10_000_000), 3);
+    let before = store.stats().checkpoints;
+    let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(1024))?;
+    let made = store.stats().checkpoints - before;
+    rates.row(done.cells(format!("uniform, 1024 puts per seal, {made} checkpoints beside"), 1));
+    if let laminar_storage::Health::CheckpointsFailing(error) = store.health() {
+        return Err(error.into());
+    }
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+struct Done {
+    puts: u64,
+    time: Duration,
+    before: Stats,
+    after: Stats,
+}
+
+impl Done {
+    fn cells(&self, name: String, cores: usize) -> Vec<Cell> {
+        let seconds = self.time.as_secs_f64();
+        let puts = self.puts as f64;
+        let bytes = (self.after.wal_bytes - self.before.wal_bytes) as f64 / puts;
+        let syncs = (self.after.syncs - self.before.syncs) as f64;
+        vec![
+            Cell::Text(name),
+            Cell::Count(cores as u64),
+            Cell::Count((puts / seconds) as u64),
+            Cell::Number(bytes, 1),
+            Cell::Number(bytes / PAYLOAD as f64, 3),
+            Cell::Number((self.after.changes_logged - self.before.changes_logged) as f64 / puts, 3),
+            Cell::Number(puts / syncs, 0),
+            Cell::Number(syncs / seconds, 0),
+        ]
+    }
+}
+
+/// Puts the same numbers on every core, each on its thread, and waits until all is durable.
+fn drive(
+    run: &Run,
+    store: &Store,
+    cores: &mut [CoreStore],
+    numbers: &[u32],
+    policy: Policy,
+) -> Result<Done, Error> {
+    let before = store.stats();
+    let count = cores.len();
+    let (meet, last) = (Barrier::new(count + 1), AtomicU64::new(0));
+    let started = std::thread::scope(|scope| {
+        let threads: Vec<_> = cores
+            .iter_mut()
+            .enumerate()
+            .map(|(index, core)| {
+                let (meet, last) = (&meet, &last);
+                scope.spawn(move || {
+                    let ready = run.pins.hot(index);
+                    meet.wait();
+                    let done = ready.and_then(|()| puts(store, core, numbers, policy));
+                    last.fetch_max(core.epoch().get(), Ordering::Relaxed);
+                    meet.wait();
+                    // The cores end with the same epoch, whatever the clocks said.
+                    core.seal_epoch_to(Epoch(last.load(Ordering::Relaxed)))?;
+                    done
+                })
+            })
+            .collect();
+        meet.wait();
+        let started = Instant::now();
+        meet.wait();
+        for thread in threads {
+            thread.join().map_err(|_| "a core's thread panicked")??;
+        }
+        Ok::<_, Error>(started)
+    })?;
+    store.wait_durable(Epoch(last.load(Ordering::Relaxed)))?;
+    let time = started.elapsed();
+    Ok(Done { puts: (numbers.len() * count) as u64, time, before, after: store.stats() })
+}
+
+fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) -> Result<(), Error> {
+    let mut stamp = Stamp::new();
+    let mut at = 0;
+    let step = match policy {
+        Policy::Puts(puts) => puts,
+        Policy::Every(_) => LOOK,
+        Policy::EachWaited => 1,
+    };
+    let mut last = Instant::now();
+    for part in numbers.chunks(step) {
+        for number in part {
+            core.put(&key(u64::from(*number)), stamp.at(at))?;
+            at += 1;
+        }
+        match policy {
+            Policy::Puts(_) => drop(core.seal_epoch()?),
+            Policy::Every(time) if last.elapsed() >= time => {
+                core.seal_epoch()?;
+                last = Instant::now();
+            }
+            Policy::Every(_) => {}
+            Policy::EachWaited => {
+                let epoch = core.seal_epoch()?;
+                store.wait_durable(epoch)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rounds of puts on all cores, a seal of each, and the wait. Also the log bytes per core and round.
+fn seal_to_durable(
+    run: &Run,
+    store: &Store,
+    cores: &mut [CoreStore],
+    keys: u64,
+    puts: usize,
+) -> Result<(Nanos, usize), Error> {
+    run.pins.hot(0)?;
+    let rounds = raw::rounds(run);
+    let mut histogram = histogram()?;
+    let numbers = Spread::Uniform.draw(keys, puts * rounds, 5);
+    let mut stamp = Stamp::new();
+    let before = store.stats().wal_bytes;
+    for (round, numbers) in numbers.chunks(puts).enumerate() {
+        let mut epoch = Epoch::ZERO;
+        for core in cores.iter_mut() {
+            for number in numbers {
+                core.put(&key(u64::from(*number)), stamp.at(round as u64))?;
+            }
+        }
+        for core in cores.iter_mut() {
+            epoch = core.seal_epoch()?;
+        }
+        let started = Instant::now();
+        store.wait_durable(epoch)?;
+        histogram.saturating_record(started.elapsed().as_nanos() as u64);
+    }
+    let bytes = store.stats().wal_bytes - before;
+    Ok((histogram, bytes as usize / rounds / cores.len()))
+}
+
+fn latency_row(name: &str, cores: usize, histogram: &Nanos, raw: Option<&Nanos>) -> Vec<Cell> {
+    let p50 = histogram.value_at_quantile(0.5) as f64;
+    vec![
+        Cell::text(name),
+        Cell::Count(cores as u64),
+        Cell::Nanos(p50),
+        Cell::Nanos(histogram.value_at_quantile(0.99) as f64),
+        Cell::Nanos(histogram.max() as f64),
+        raw.map_or(Cell::None, |raw| Cell::Number(p50 / raw.value_at_quantile(0.5) as f64, 2)),
+    ]
 }

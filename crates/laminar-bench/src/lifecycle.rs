@@ -49,6 +49,16 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
     told.note(
         "checkpoint: bytes of new files, of which metadata is part; memory: most during it, beyond before",
     );
+    let disk = machine::disk_bytes(&dir);
+    let ratio = disk as f64 / (plan.keys * PAYLOAD as u64) as f64;
+    told.row(vec![
+        Cell::text("on disk then"),
+        Cell::None,
+        Cell::Bytes(disk),
+        Cell::Number(ratio, 3),
+        Cell::None,
+    ]);
+    told.note("on disk: everything under the directory, hard links once, over keys and values of the state; space written ahead counts");
     report.add(told);
 
     let changed = plan.fill_epochs() + 1;

@@ -1,3 +1,226 @@
-pub fn run(_: &crate::Run, _: &mut crate::table::Report) -> Result<(), crate::Error> {
-    Ok(())
+//! Single operations on a core, while Ring 1 takes the changes over and writes the real log.
+//!
+//! Ring 1 shares memory and device with Ring 0 but not its thread. Two ways of driving it: *paced*
+//! rows put in bursts that fit into the ring and wait (outside the measurement) until Ring 1 has
+//! caught up, so that they show Ring 0; *unpaced* rows never wait, so that they show the slower of
+//! Ring 0 and Ring 1.
+
+mod drive;
+mod yardsticks;
+
+use std::time::{Duration, Instant};
+
+use laminar_storage::{CoreStore, Opened, Settings, Store, StoreError};
+
+use self::drive::{Driver, Outcome, Seals};
+use crate::keys::{KEY, PAYLOAD, Spread, Stamp, VALUE, key};
+use crate::place::clear;
+use crate::table::{Cell, Report, Table};
+use crate::{Error, Run, machine};
+
+/// Pairs in a call of `put_batch`.
+const BATCH: usize = 16;
+
+const COLUMNS: &[&str] = &[
+    "operation",
+    "mean",
+    "timed: mean",
+    "p50",
+    "p99",
+    "p99.9",
+    "p99.99",
+    "longest",
+    "> 10 µs /s",
+    "> 100 µs /s",
+];
+
+pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    run.pins.background()?;
+    existing(run, report)?;
+    growth(run, report)
 }
+
+fn settings() -> Settings {
+    // Checkpoints are measured elsewhere.
+    Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() }
+}
+
+/// Operations on a state of a fixed number of keys.
+fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
+    let keys = run.keys_or(1_000_000, 1_000_000);
+    let count = run.ops_or(2_000_000, 10_000_000);
+    eprintln!("ring0: {keys} keys, {count} operations per row");
+    let title = format!("Ring 0: {count} operations on {keys} keys, 16 B / 100 B, one core");
+    let mut table = Table::new("ring0", title, COLUMNS);
+    let gaps = idle(run);
+    let uniform = Spread::Uniform.draw(keys, count, 1);
+    let zipf = Spread::Zipf.draw(keys, count, 2);
+    table.row(gaps_row(&gaps));
+    yardsticks::run(keys, &uniform, &zipf, &mut table)?;
+
+    let dir = run.place.fresh("ring0")?;
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
+    let core = cores.first_mut().ok_or("no core")?;
+    run.pins.hot(0)?;
+    let mut driver = Driver::new(&store);
+    fill(&mut driver, core, keys)?;
+    let mut memory = Table::new(
+        "memory",
+        "Memory of a core",
+        &[
+            "state",
+            "keys",
+            "committed / key",
+            "live / key",
+            "free / key",
+            "index / key",
+            "/ (key + value + 24 B)",
+        ],
+    );
+    memory.row(memory_row("after inserting", core, keys));
+
+    for seals in [Seals::Never, Seals::Every(Duration::from_millis(10)), Seals::Puts(1024)] {
+        for (spread, drawn) in [(Spread::Uniform, &uniform), (Spread::Zipf, &zipf)] {
+            let mut stamp = Stamp::new();
+            let name = format!("put, {}, {}", spread.name(), seals.name());
+            let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
+            table.row(driver.both(&name, core, drawn, seals, put)?.cells());
+        }
+    }
+    let mut stamp = Stamp::new();
+    let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
+    let unpaced = driver.unpaced(core, &uniform, Seals::Every(Duration::from_millis(10)), put)?;
+    table.row(Outcome::untimed("put, uniform, sealed every 10 ms, unpaced", unpaced).cells());
+    table.row(batches(&mut driver, core, &uniform)?.cells());
+    memory.row(memory_row("after overwriting", core, keys));
+
+    driver.changes = false;
+    let get = |core: &mut CoreStore, number, _| {
+        std::hint::black_box(core.get(&key(number)).map(|value| value[0]));
+        Ok(())
+    };
+    table.row(driver.both("get, uniform", core, &uniform, Seals::Never, get)?.cells());
+    table.row(driver.both("get, zipf 0.99", core, &zipf, Seals::Never, get)?.cells());
+    driver.changes = true;
+    let update = |core: &mut CoreStore, number, _| core.update(&key(number), add_one);
+    table.row(driver.both("update, uniform", core, &uniform, Seals::Never, update)?.cells());
+    // Each key once: all are there.
+    let (first, second) = permuted(keys);
+    let delete = |core: &mut CoreStore, number, _| core.delete(&key(number)).map(drop);
+    table.row(driver.halves("delete, all keys", core, &first, &second, delete)?.cells());
+    memory.row(memory_row("after deleting all (per key there was)", core, keys));
+
+    table.note("mean: whole time / operations, no clock in between. timed: two clock readings around each operation, their cost is in the calibration");
+    table.note("put, update, delete: Ring 1 drains into the real log at the same time; unless 'unpaced', bursts of 16 384 with Ring 1 catching up in between, which is not counted; sealing is not counted either");
+    table.note("hashbrown: no log, no second thread at work, memory in 4 KiB pages; in-place needs values of one length; same keys, same order, same hash-table load");
+    table.note("the idle loop ran just before, with nothing else of this process running; gaps beyond its rate are ours");
+    report.add(table);
+    memory.note("the system gave 'committed'; slots are live, free, or not used yet");
+    report.add(memory);
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+/// Inserts into a growing state: the worst single put counts.
+fn growth(run: &Run, report: &mut Report) -> Result<(), Error> {
+    let keys = run.keys_or(1_000_000, 5_000_000);
+    eprintln!("ring0: growing to {keys} keys");
+    let mut table = Table::new("growth", format!("Growing from 0 to {keys} keys"), COLUMNS);
+    table.row(gaps_row(&idle(run)));
+    table.row(yardsticks::growth(keys)?);
+    let dir = run.place.fresh("growth")?;
+    run.pins.background()?;
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
+    let core = cores.first_mut().ok_or("no core")?;
+    run.pins.hot(0)?;
+    let mut driver = Driver::new(&store);
+    let numbers: Vec<u32> = (0..keys as u32).collect();
+    let mut stamp = Stamp::new();
+    let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
+    let seals = Seals::Every(Duration::from_millis(10));
+    let (histogram, time) = driver.timed(core, &numbers, seals, put)?;
+    table.row(Outcome::timed("insert, sealed every 10 ms", histogram, time).cells());
+    table.note("every put timed; in bursts of 16 384, Ring 1 catching up in between; a gap of the machine shows here too");
+    report.add(table);
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+fn fill(driver: &mut Driver<'_>, core: &mut CoreStore, keys: u64) -> Result<(), Error> {
+    let numbers: Vec<u32> = (0..keys as u32).collect();
+    let mut stamp = Stamp::new();
+    let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
+    driver.untimed(core, &numbers, Seals::Every(Duration::from_millis(10)), put).map(drop)
+}
+
+fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Result<Outcome, Error> {
+    let mut stamp = Stamp::new();
+    let (mut time, mut done) = (Duration::ZERO, 0_u64);
+    let mut pairs = [([0; KEY], [0; VALUE]); BATCH];
+    for burst in numbers.chunks(drive::BURST) {
+        let started = Instant::now();
+        for numbers in burst.chunks_exact(BATCH) {
+            for (pair, number) in pairs.iter_mut().zip(numbers) {
+                *pair = (key(u64::from(*number)), *stamp.at(done));
+            }
+            core.put_batch(&pairs)?;
+            done += BATCH as u64;
+        }
+        time += started.elapsed();
+        driver.catch_up(burst.len() / BATCH * BATCH);
+    }
+    let mean = time.as_nanos() as f64 / done as f64;
+    Ok(Outcome::untimed(&format!("put_batch of {BATCH}, uniform, per put"), mean))
+}
+
+fn add_one(old: Option<&[u8]>) -> Option<[u8; VALUE]> {
+    let mut new: [u8; VALUE] = old?.try_into().ok()?;
+    new[0] = new[0].wrapping_add(1);
+    Some(new)
+}
+
+/// All numbers in an order without a pattern, in two halves.
+fn permuted(keys: u64) -> (Vec<u32>, Vec<u32>) {
+    let mut all: Vec<u32> = (0..keys as u32).collect();
+    all.sort_by_key(|number| crate::keys::mix(u64::from(*number) ^ 0xABCD));
+    let second = all.split_off(all.len() / 2);
+    (all, second)
+}
+
+fn idle(run: &Run) -> machine::Gaps {
+    machine::idle_gaps(Duration::from_secs(run.size(1, 5)))
+}
+
+fn gaps_row(gaps: &machine::Gaps) -> Vec<Cell> {
+    let mut cells = vec![Cell::text("idle loop")];
+    cells.extend(std::iter::repeat_n(Cell::None, 6));
+    cells.extend([
+        Cell::time(gaps.longest),
+        Cell::Number(gaps.per_second_over_10us, 0),
+        Cell::Number(gaps.per_second_over_100us, 0),
+    ]);
+    cells
+}
+
+fn memory_row(name: &str, core: &CoreStore, keys: u64) -> Vec<Cell> {
+    let memory = core.memory();
+    let keys = keys as f64;
+    let per_key = |bytes: u64| Cell::Number(bytes as f64 / keys, 1);
+    let used = (memory.live_bytes + memory.free_bytes + memory.index_bytes) as f64;
+    vec![
+        Cell::text(name),
+        Cell::Count(core.len() as u64),
+        per_key(memory.committed_bytes),
+        per_key(memory.live_bytes),
+        per_key(memory.free_bytes),
+        per_key(memory.index_bytes),
+        Cell::Number(used / keys / (PAYLOAD + 24) as f64, 2),
+    ]
+}
+
+/// One operation on a core: the number of its key, and how many came before it.
+trait Operation: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError> {}
+
+impl<F: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError>> Operation for F {}

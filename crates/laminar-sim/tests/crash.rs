@@ -1,5 +1,5 @@
 //! Crashes of the whole store after every operation, and inside its recoveries.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use laminar_sim::store::{StoreScenario, open, small_settings, store_scenarios};
 use laminar_sim::{Plan, Report, Trail, explore, replay};

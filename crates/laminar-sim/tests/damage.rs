@@ -1,5 +1,5 @@
 //! Damage to the files of a store at rest.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use laminar_sim::damage::{Subject, Table, damage_all};
 use laminar_sim::store::{Do, StoreScenario, small_settings};

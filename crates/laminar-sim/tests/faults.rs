@@ -1,6 +1,6 @@
 //! Every operation of a store fails in every way; nothing acknowledged is lost, nothing is acknowledged
 //! after it, and the next opening recovers.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use laminar_sim::faults::ALL_FAULTS;
 use laminar_sim::store::{StoreScenario, store_scenarios};

@@ -1,5 +1,5 @@
 //! Crashes of the low-level logs, alone and with checkpoints.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use laminar_sim::wal::wal_scenarios;
 use laminar_sim::{Plan, explore};

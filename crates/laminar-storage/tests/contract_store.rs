@@ -182,6 +182,7 @@ fn a_reader_sees_what_opening_would_recover_and_writes_nothing() {
     let reader = StateReader::open(dir.path()).unwrap();
     assert_eq!(reader.get(b"a"), Some(b"1".as_slice()));
     assert_eq!(reader.report().recovery_point, epoch);
+    assert_eq!(reader.report().digest, DigestCheck::Verified);
     assert_eq!((reader.len(), reader.iter().count(), reader.state().len()), (1, 1, 1));
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use laminar_storage::format::checksum::crc32c;
-use laminar_storage::vfs::sim::SimDisk;
+use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
 use laminar_storage::{Epoch, Health, Opened, Settings, StateReader, Store, StoreBuilder, StoreError};
 
 fn small() -> Settings {
@@ -170,4 +170,31 @@ fn a_file_where_the_directory_should_be_is_a_clear_error() {
     let error = Store::builder(&path).open().unwrap_err();
     assert!(error.to_string().contains("state"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"not a directory");
+}
+
+/// A checkpoint that failed half way through reading the log had moved its cut past the commit records
+/// of a core whose offsets it then threw away; the next one that succeeded said to contain them.
+#[test]
+fn offsets_survive_a_checkpoint_that_failed_and_was_tried_again() {
+    let mut failed = 0;
+    for read in 0..60 {
+        let disk = SimDisk::new(1);
+        let builder = Store::builder("/store").cores(2).settings(small()).vfs(Arc::new(disk.clone()));
+        let Opened { store, mut cores, .. } = builder.clone().open().unwrap();
+        for (core, name) in cores.iter_mut().zip(["s0", "s1"]) {
+            core.put(name.as_bytes(), b"value").unwrap();
+            core.set_source_offset(name, 7);
+        }
+        let epoch = cores.iter_mut().map(|core| core.seal_epoch().unwrap()).max().unwrap();
+        store.wait_durable(epoch).unwrap();
+        disk.number_reads(true);
+        disk.fail_op(disk.ops() + read, Fault::Eio, Duration::Once);
+        failed += u32::from(store.checkpoint().is_err());
+        disk.clear_faults();
+        let _ = store.checkpoint();
+        drop((store, cores));
+        let opened = builder.open().unwrap();
+        assert_eq!(opened.report.source_offsets.len(), 2, "read {read}");
+    }
+    assert!(failed > 10, "{failed} checkpoints failed");
 }

@@ -99,3 +99,34 @@ impl Truth {
         (differences, first)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use laminar_storage::Store;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_difference_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan { keys: 1000, cores: 2 };
+        let mut opened = Store::builder(dir.path()).cores(plan.cores).open().unwrap();
+        for core in 0..plan.cores {
+            for number in plan.owned(core).into_iter().map(u64::from) {
+                let version = u32::from(Plan::changes(number));
+                opened.cores[core].put(&key(number), &value(number, version)).unwrap();
+            }
+        }
+        let truth = Truth::at(plan, 5, 5);
+        assert_eq!(truth.compare(&opened.cores), (0, None));
+        assert!(Truth::at(plan, 5, 6).compare(&opened.cores).0 > 100);
+
+        let number = u64::from(plan.owned(0)[0]);
+        opened.cores[0].put(&key(number), &value(number, 9)).unwrap();
+        assert_eq!(truth.compare(&opened.cores).0, 1);
+        opened.cores[0].put(b"one that should not be there", b"").unwrap();
+        assert_eq!(truth.compare(&opened.cores).0, 3);
+        opened.cores[0].delete(&key(number)).unwrap();
+        assert_eq!(truth.compare(&opened.cores).0, 1, "a missing and a foreign key: only the counts agree");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! The job (`pipeline`) and the tools (`query`, `export`) are written against these traits, so that
 //! tests can run them over a store that lives in memory and can be "crashed" at any epoch
-//! ([`fake`]). The real one is `laminar_storage::Store`.
+//! (`fake`). The real one is `laminar_storage::Store`.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -126,7 +126,7 @@ impl SegmentHeader {
     /// Decodes and checks a header.
     ///
     /// # Errors
-    /// The fault; a newer version is reported as such even though its checksum may lie elsewhere.
+    /// The fault. A newer version is told by its number, under the checksum that all versions share.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderFault> {
         let Some(bytes) = bytes.get(..SEGMENT_HEADER_LEN) else {
             return Err(HeaderFault::Blank);

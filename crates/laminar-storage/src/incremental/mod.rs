@@ -48,6 +48,7 @@ mod state_map;
 mod tokens;
 mod validate;
 
+pub use crate::per_core_wal::RecoveryMode;
 pub use changelog::{
     ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,
 };

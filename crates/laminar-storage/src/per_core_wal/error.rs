@@ -68,6 +68,12 @@ impl PerCoreWalError {
         }
     }
 
+    /// True when the same call may succeed later without any other action.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Locked(_))
+    }
+
     /// True when data on disk is not what was written.
     #[must_use]
     pub fn is_corruption(&self) -> bool {

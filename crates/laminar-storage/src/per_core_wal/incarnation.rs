@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
-use super::recovery::marks::{CLOSED, CURRENT};
+use super::recovery::identity::{CLOSED, CURRENT};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::create_segment;
 use super::writer::{CoreWalWriter, SegmentPolicy};

@@ -108,6 +108,13 @@ impl CoreDrain {
         Some(Record { op: entry.op(), key: record.key, value: record.value })
     }
 
+    /// Asks for the record of an entry that [`Self::record`] will be called for soon.
+    pub(crate) fn fetch(&self, index: usize) {
+        if let Some(entry) = self.held.get(index) {
+            prefetch::range(self.records.base().at(record::index(entry.mmap_offset)), 192);
+        }
+    }
+
     /// Nothing drained so far will be looked at again: Ring 0 may use the slots.
     pub(crate) fn release(&mut self) {
         self.first = self.done;
@@ -134,13 +141,11 @@ impl CoreDrain {
     }
 
     /// How many entries, seals included, wait to be drained; may grow at any time.
-    #[cfg(test)]
     pub(crate) fn pending(&self) -> usize {
         self.held.len() - self.done + self.changelog.len()
     }
 
     /// Whether nothing waits to be drained.
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.pending() == 0
     }

@@ -122,17 +122,21 @@ impl Checkpointer {
                 ));
             }
         }
-        let before = self.applied.changes;
+        // Only what is applied to the end counts: after a failure the same records are applied again,
+        // the offsets among them.
+        let mut applied = self.applied.clone();
         let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: cut.epoch };
         for incarnation in survey.incarnations(after) {
-            apply_incarnation(&self.vfs, &survey, incarnation, span, &mut self.manager, &mut self.applied)?;
+            apply_incarnation(&self.vfs, &survey, incarnation, span, &mut self.manager, &mut applied)?;
         }
+        let changes = applied.changes - self.applied.changes;
+        self.applied = applied;
         self.manager.set_epoch(cut.epoch.0);
         self.manager.set_wal_cuts(&self.applied.cuts)?;
         if let Some(digests) = self.applied.digests() {
             let digests = digests.iter().map(|d| CoreDigest { digest: d.digest, live_keys: d.live_keys });
             self.manager.set_digests(digests.collect())?;
         }
-        Ok(self.applied.changes - before)
+        Ok(changes)
     }
 }

@@ -25,6 +25,8 @@ use crate::ring0::{Batch, CoreDrain};
 const BATCH: usize = 8192;
 /// Batches taken from a core per turn, so that no core keeps the others from a sync.
 const BATCHES_PER_TURN: usize = 32;
+/// How far ahead the records of a batch are fetched: a batch is larger than the nearest caches.
+const FETCH_AHEAD: usize = 16;
 
 /// One core as Ring 1 sees it.
 #[derive(Debug)]
@@ -92,6 +94,11 @@ impl Drain {
         Ok(turn)
     }
 
+    /// Is there something in a ring?
+    pub(crate) fn has_work(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.drain.is_empty())
+    }
+
     /// Leaves evidence of what is durable; for when there is nothing else to do.
     pub(crate) fn confirm(&mut self) -> Result<(), StoreError> {
         Ok(self.writers.iter_mut().try_for_each(CoreWalWriter::confirm)?)
@@ -130,6 +137,7 @@ impl Drain {
         mark_superseded(&lane.drain, &batch, &mut self.newest, &mut self.superseded);
         let mut written = 0;
         for (index, superseded) in batch.entries.clone().zip(&self.superseded) {
+            lane.drain.fetch(index + FETCH_AHEAD);
             let Some(record) = lane.drain.record(index).filter(|_| !superseded) else { continue };
             let record = match record.op {
                 StateOp::Put => Record::Put { key: record.key, value: record.value },

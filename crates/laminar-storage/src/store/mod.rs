@@ -140,8 +140,9 @@ impl Store {
     /// newest checkpoint, returns that one.
     ///
     /// # Errors
-    /// `Io` when it cannot be written, `Corruption` when the log cannot be read back. The log goes on,
-    /// what is durable stays durable; no further checkpoint is made until the store is reopened.
+    /// `Io` when it cannot be written, `Corruption` when the log cannot be read back. The log goes on and
+    /// what is durable stays durable. After a failed read the next call tries again; after a failed
+    /// write or sync of a checkpoint every further one fails until the store is reopened.
     pub fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
         self.shared.checkpoint()
     }

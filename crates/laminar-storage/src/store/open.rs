@@ -163,7 +163,7 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     if let Some(reader) = &located.checkpoint {
         reader.for_each_record(core, |record| state.load(record.key, record.value).map_err(memory))?;
         let metadata = reader.metadata();
-        offsets = metadata.core_offsets.get(core.index()).cloned().unwrap_or_default();
+        offsets = offsets_of(&metadata.core_offsets, core, builder.core_count());
         let digest = metadata.digests.get(core.index());
         expected = digest.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
     }
@@ -193,6 +193,17 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     full?;
     let digest = state.digest();
     Ok(Loaded { state, drain, offsets, digest, expected, replayed })
+}
+
+/// A core's offsets and watermark. The log that a coordinator made a checkpoint of may have had more
+/// cores than the checkpoint; the first core takes over theirs.
+fn offsets_of(all: &[CoreOffsets], core: CoreId, cores: u16) -> CoreOffsets {
+    let mut own: Vec<_> = all.get(core.index()).cloned().into_iter().collect();
+    if core == CoreId::ZERO {
+        own.extend(all.iter().skip(usize::from(cores)).cloned());
+    }
+    let (offsets, watermark) = flatten(&own);
+    CoreOffsets { offsets, watermark }
 }
 
 /// New changes begin above every epoch that was ever used.
@@ -278,6 +289,7 @@ fn begin(
     let cuts = (0..builder.core_count())
         .map(CoreId)
         .map(|core| located.plan.base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)));
+    manager.set_core_offsets(loaded.iter().map(|core| core.offsets.clone()).collect())?;
     let digests: Vec<_> = loaded.iter().map(|core| core.digest).collect();
     let checkpointer = Checkpointer::new(manager, wal.truncation_scope(), cuts.collect(), &digests, point)?;
     let mut drains = Vec::with_capacity(loaded.len());

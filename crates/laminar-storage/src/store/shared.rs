@@ -1,6 +1,6 @@
 //! What the threads of a store share, and the two threads behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -151,6 +151,7 @@ impl Shared {
 
     /// Wakes Ring 1 if it sleeps.
     pub(crate) fn wake_ring1(&self) {
+        fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst)
             && self.asleep.swap(false, Ordering::SeqCst)
             && let Some(thread) = self.ring1.get()
@@ -170,21 +171,28 @@ impl Shared {
                     idle += 1;
                     std::thread::yield_now();
                 }
-                Ok(false) => {
-                    if idle == SPINS && self.confirm().is_err() {
+                Ok(false) if idle == SPINS => {
+                    idle += 1;
+                    if self.confirm().is_err() {
                         break;
                     }
-                    idle = SPINS + 1;
-                    self.asleep.store(true, Ordering::SeqCst);
-                    // A seal that came before the flag was up is seen by the next turn after the nap;
-                    // most come after it, and wake us.
-                    std::thread::park_timeout(NAP);
-                    self.asleep.store(false, Ordering::SeqCst);
                 }
+                Ok(false) => self.nap(),
                 Err(_) => break,
             }
         }
         std::mem::forget(bomb);
+    }
+
+    /// Sleeps until a seal comes. The flag is up before the ring is looked at once more, and a seal
+    /// looks at the flag after it is in the ring: one of the two sees the other.
+    fn nap(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !lock(&self.drain).as_ref().is_some_and(Drain::has_work) {
+            std::thread::park_timeout(NAP);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
     }
 
     fn confirm(&self) -> Result<(), StoreError> {
@@ -196,6 +204,7 @@ impl Shared {
     }
 
     fn run_checkpoints(&self) {
+        let bomb = FailOnPanic(self);
         let interval = Duration::from_millis(self.settings.checkpoint_interval_ms);
         let mut last = Instant::now();
         while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
@@ -217,6 +226,7 @@ impl Shared {
             let waited = self.bell.wait_timeout(gate, wait.max(Duration::from_millis(1)));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
+        std::mem::forget(bomb);
     }
 
     fn checkpoint_due_by_size(&self) -> bool {
@@ -382,5 +392,15 @@ impl Drop for PoisonOnPanic<'_> {
     fn drop(&mut self) {
         let detail = Detail::new("the background thread panicked").remedy("Report this; reopen to go on.");
         self.0.durable.poison(&StoreError::closed(detail));
+    }
+}
+
+/// Reports the checkpoint thread's panic through `health`.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        let detail = Detail::new("the checkpoint thread panicked").remedy("Report this; reopen to go on.");
+        *lock(&self.0.checkpoint_failure) = Some(StoreError::closed(detail));
     }
 }

@@ -13,13 +13,16 @@ use std::time::Instant;
 use self::locate::{Failure, Located, locate};
 use super::error::IncrementalCheckpointError;
 use super::state_map::StateMap;
+use crate::error::Detail;
+use crate::format::digest::{StateDigest, record_digest};
+use crate::format::record::Record;
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
 use crate::per_core_wal::{MergedEntries, PerCoreWalError, RecoveryMode, WalOperation};
-use crate::report::{CoreReport, RecoveryReport};
+use crate::report::{CoreReport, DigestCheck, RecoveryReport};
 use crate::vfs::{OsVfs, Vfs};
 
 /// Where to recover from, and how.
@@ -225,6 +228,8 @@ pub(crate) struct Parts {
     pub(crate) changes: Vec<ReplayedChange>,
     /// Per core, bytes of its log that count.
     pub(crate) positions: Vec<u64>,
+    /// The digest that was stored with the recovery point, where it was looked for and is known.
+    digest: Option<StateDigest>,
     collect: bool,
 }
 
@@ -275,7 +280,48 @@ pub(crate) fn recover_acknowledged(
     wal_path: &Path,
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
-    Ok(recover_wanted(&config, Wanted::Acknowledged)?.whole())
+    let parts = recover_wanted(&config, Wanted::Acknowledged)?;
+    let expected = parts.digest;
+    let mut state = parts.whole();
+    if let Some(expected) = expected {
+        let one = |(key, value)| StateDigest { digest: record_digest(key, value), live_keys: 1 };
+        if state.iter().map(one).fold(StateDigest::default(), StateDigest::plus) != expected {
+            return Err(Failure::Log(PerCoreWalError::corrupted(
+                Detail::new("the recovered state does not have the digest that was stored with it")
+                    .at_path(wal_path)
+                    .in_epoch(Epoch(state.epoch))
+                    .remedy("Report this with a copy of the directory; nothing was changed."),
+            )));
+        }
+        state.report.digest = DigestCheck::Verified;
+    }
+    Ok(state)
+}
+
+/// The digest of the whole state at the recovery point, as every core's last barrier says, or the
+/// checkpoint where a core has none after it. `None` unless all of them are known.
+fn stored_digest(vfs: &Arc<dyn Vfs>, located: &Located) -> Result<Option<StateDigest>, PerCoreWalError> {
+    let plan = &located.plan;
+    if plan.mode != RecoveryMode::CompleteEpochs {
+        return Ok(None);
+    }
+    let known = located.metadata().map_or(&[][..], |metadata| &metadata.digests);
+    let mut total = StateDigest::default();
+    for core in (0..plan.survey.core_count()).map(CoreId) {
+        let of_core = known.get(core.index());
+        let mut last = of_core.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+        CoreCursor::new(vfs, &plan.survey, core, plan.span(core)).replay(|record, _| {
+            if let Record::Barrier { digest, .. } = record {
+                last = *digest;
+            }
+            Ok(())
+        })?;
+        let Some(last) = last else { return Ok(None) };
+        total = total.plus(last);
+    }
+    // The digests of another layout do not add up core by core with those of this one.
+    let same_layout = located.metadata().is_none_or(|m| m.core_count == plan.survey.core_count());
+    Ok(Some(total).filter(|_| same_layout))
 }
 
 /// Recovers checkpoint and changes.
@@ -300,11 +346,15 @@ fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Fail
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
     state.wal_entries_replayed = changes.len() as u64;
+    let digest = match wanted {
+        Wanted::Acknowledged => stored_digest(&config.vfs, &located)?,
+        Wanted::Mode(_) => None,
+    };
     let positions = positions(&located);
     state.wal_position = state.wal_position.max(positions.iter().sum());
     state.report = report(&located, &state, &changes);
     state.report.phases.recover = started.elapsed();
-    Ok(Parts { state, changes, positions, collect: config.collect_state_changes })
+    Ok(Parts { state, changes, positions, digest, collect: config.collect_state_changes })
 }
 
 fn base_state(reader: &super::CheckpointReader) -> Result<RecoveredState, IncrementalCheckpointError> {

@@ -1,23 +1,21 @@
 //! The first pass over a log: finds every segment that counts, checks every byte of it, and learns
-//! where each core's log ends. Changes nothing.
-//!
-//! Each core is walked from its newest segment back along the chain of predecessors, as far as the
-//! caller needs: to the first segment that a checkpoint covers completely.
+//! where each core's log ends. Changes nothing. Each core is walked from its newest segment back along
+//! the chain of predecessors, as far as needed: to the first segment that a checkpoint covers completely.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
-use super::marks::{CURRENT, read_closed, read_current};
+use super::identity::{CURRENT, read_closed, read_current};
+use super::tally::Tally;
 use crate::error::Detail;
 use crate::format::current::Current;
-use crate::format::record::Record;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
-use crate::per_core_wal::reader::{for_each_record, header_error, open_segment, read_header};
+use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
 use crate::vfs::{FileKind, Vfs};
 
@@ -483,117 +481,4 @@ fn foreign(path: &Path, header: &SegmentHeader) -> PerCoreWalError {
             .on_core(header.core)
             .remedy("Put back the file that belongs here; nothing was changed."),
     )
-}
-
-/// What the frames of one segment add up to.
-struct Tally {
-    records: u64,
-    min_epoch: Epoch,
-    max_epoch: Epoch,
-    last_sequence: Sequence,
-    last_timestamp: TimestampNs,
-    sealed_epoch: Epoch,
-    acknowledged: Epoch,
-    announces: bool,
-    proven: u64,
-}
-
-impl Tally {
-    fn new(header: &SegmentHeader) -> Self {
-        Self {
-            records: 0,
-            min_epoch: Epoch::MAX,
-            max_epoch: Epoch::ZERO,
-            last_sequence: header.last_sequence,
-            last_timestamp: header.last_timestamp,
-            sealed_epoch: header.sealed_epoch,
-            acknowledged: Epoch::ZERO,
-            announces: false,
-            proven: 0,
-        }
-    }
-
-    fn frame(
-        &mut self,
-        frame: &crate::format::frame::FrameHeader,
-        payload: &[u8],
-        path: &Path,
-    ) -> Result<(), PerCoreWalError> {
-        let contradiction = |what: &'static str| {
-            PerCoreWalError::corrupted(
-                Detail::new(what)
-                    .at_path(path)
-                    .on_core(frame.core)
-                    .in_epoch(frame.epoch)
-                    .remedy("The file was not written by this program; restore it from a copy."),
-            )
-        };
-        if frame.first_sequence <= self.last_sequence || frame.first_timestamp <= self.last_timestamp {
-            return Err(contradiction("a frame's sequence or time goes backwards"));
-        }
-        if self.records > 0 && frame.epoch < self.max_epoch {
-            return Err(contradiction("a frame's epoch goes backwards"));
-        }
-        self.records += u64::from(frame.records);
-        self.min_epoch = self.min_epoch.min(frame.epoch);
-        self.max_epoch = self.max_epoch.max(frame.epoch);
-        self.announces = false;
-        self.proven = self.proven.max(frame.synced_len);
-        let senseless = || contradiction("a record in a valid frame makes no sense");
-        for_each_record(
-            frame,
-            payload,
-            |record, at| {
-                self.last_sequence = Sequence(at.sequence);
-                self.last_timestamp = TimestampNs(at.timestamp_ns);
-                match record {
-                    Record::Barrier { durable, .. } => {
-                        self.sealed_epoch = self.sealed_epoch.max(frame.epoch);
-                        self.acknowledged = self.acknowledged.max(durable);
-                    }
-                    Record::Confirm { durable } => self.acknowledged = self.acknowledged.max(durable),
-                    Record::SegmentEnd { .. } => self.announces = true,
-                    _ => {}
-                }
-                Ok(())
-            },
-            senseless,
-        )
-    }
-
-    /// The end of a core's log, from its newest segment.
-    fn end_of_log(&self, header: &SegmentHeader, rest: &crate::per_core_wal::frames::Rest) -> CoreLog {
-        CoreLog {
-            core: header.core,
-            segments: Vec::new(),
-            last_sequence: self.last_sequence.max(rest.max_sequence),
-            last_timestamp: self.last_timestamp,
-            last_epoch: self.max_epoch.max(header.last_epoch).max(rest.max_epoch),
-            sealed_epoch: self.sealed_epoch,
-            acknowledged: self.acknowledged,
-        }
-    }
-
-    fn segment(
-        &self,
-        path: PathBuf,
-        header: SegmentHeader,
-        len: u64,
-        file_len: u64,
-        case: char,
-        dropped: u64,
-    ) -> Segment {
-        Segment {
-            path,
-            header,
-            len,
-            file_len,
-            proven: self.proven.min(len),
-            records: self.records,
-            min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
-            max_epoch: self.max_epoch,
-            case,
-            dropped,
-        }
-    }
 }

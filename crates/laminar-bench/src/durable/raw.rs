@@ -1,0 +1,149 @@
+//! The device by itself: write the same bytes, sync, and nothing else.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use crate::machine::{Nanos, histogram};
+use crate::place::clear;
+use crate::table::{Cell, Table};
+use crate::{Error, Run};
+
+/// Bytes of a put in the log, about.
+const PUT: usize = 127;
+/// Bytes of a file that is written again and again.
+const REUSED: usize = 64 << 20;
+
+/// Puts that are synced together.
+pub const BATCH: usize = 1024;
+pub const ONE: usize = 1;
+
+pub fn rounds(run: &Run) -> usize {
+    run.size(500, 5000)
+}
+
+/// Puts per second of threads with a file each.
+pub fn rate(
+    run: &Run,
+    name: &str,
+    puts: usize,
+    threads: usize,
+    reused: bool,
+    table: &mut Table,
+) -> Result<(), Error> {
+    let dir = run.place.fresh("raw")?;
+    std::fs::create_dir_all(&dir)?;
+    let files = (0..threads).map(|n| file(&dir, n, reused)).collect::<Result<Vec<_>, _>>()?;
+    let bytes = vec![0x5A; puts * PUT];
+    let rounds = rounds(run);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            files.iter().map(|file| scope.spawn(|| append(file, &bytes, rounds, reused))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let done = (puts * rounds * threads) as f64;
+    let kind = if reused { "reused" } else { "extending" };
+    table.row(vec![
+        Cell::Text(format!("raw, synced {name}, {kind}")),
+        Cell::Count(threads as u64),
+        Cell::Count((done / seconds) as u64),
+        Cell::Number(PUT as f64, 1),
+        Cell::None,
+        Cell::None,
+        Cell::Number(puts as f64, 0),
+        Cell::Number((rounds * threads) as f64 / seconds, 0),
+    ]);
+    drop(files);
+    clear(&dir)
+}
+
+fn file(dir: &Path, number: usize, reused: bool) -> Result<File, Error> {
+    let file = File::options().write(true).create_new(true).open(dir.join(format!("{number}")))?;
+    if reused {
+        let chunk = vec![0xA5; 1 << 20];
+        for at in (0..REUSED).step_by(chunk.len()) {
+            file.write_all_at(&chunk, at as u64)?;
+        }
+    }
+    file.sync_all()?;
+    Ok(file)
+}
+
+fn append(file: &File, bytes: &[u8], rounds: usize, reused: bool) -> Result<(), Error> {
+    for round in 0..rounds {
+        write_and_sync(file, bytes, round, reused)?;
+    }
+    Ok(())
+}
+
+fn write_and_sync(file: &File, bytes: &[u8], round: usize, reused: bool) -> Result<(), Error> {
+    let at = round * bytes.len();
+    let at = if reused { at % (REUSED - bytes.len()) } else { at };
+    file.write_all_at(bytes, at as u64)?;
+    Ok(file.sync_data()?)
+}
+
+/// Latency of making the same bytes durable in several reused files, in the better of two ways: one
+/// file after the other, or a thread for each.
+pub fn latency(run: &Run, count: usize, bytes: usize) -> Result<Nanos, Error> {
+    let dir = run.place.fresh("raw")?;
+    std::fs::create_dir_all(&dir)?;
+    let files = (0..count).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;
+    let bytes = vec![0x5A; bytes.max(1)];
+    let rounds = rounds(run);
+    let mut serial = histogram()?;
+    for round in 0..rounds {
+        let started = Instant::now();
+        for file in &files {
+            write_and_sync(file, &bytes, round, true)?;
+        }
+        serial.saturating_record(started.elapsed().as_nanos() as u64);
+    }
+    let best = match count {
+        1 => serial,
+        _ => {
+            let parallel = parallel(&files, &bytes, rounds)?;
+            let p50 = |histogram: &Nanos| histogram.value_at_quantile(0.5);
+            if p50(&parallel) < p50(&serial) { parallel } else { serial }
+        }
+    };
+    drop(files);
+    clear(&dir)?;
+    Ok(best)
+}
+
+fn parallel(files: &[File], bytes: &[u8], rounds: usize) -> Result<Nanos, Error> {
+    let mut histogram = histogram()?;
+    let meet = Barrier::new(files.len() + 1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = files
+            .iter()
+            .map(|file| {
+                scope.spawn(|| {
+                    let mut result = Ok(());
+                    for round in 0..rounds {
+                        meet.wait();
+                        // After a failure the thread still comes to the meetings.
+                        if result.is_ok() {
+                            result = write_and_sync(file, bytes, round, true);
+                        }
+                        meet.wait();
+                    }
+                    result
+                })
+            })
+            .collect();
+        for _ in 0..rounds {
+            meet.wait();
+            let started = Instant::now();
+            meet.wait();
+            histogram.saturating_record(started.elapsed().as_nanos() as u64);
+        }
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    Ok(histogram)
+}

@@ -1,0 +1,126 @@
+//! Adding up the frames of one segment, and refusing those that contradict each other.
+
+use std::path::{Path, PathBuf};
+
+use super::survey::{CoreLog, Segment};
+use crate::error::Detail;
+use crate::format::frame::FrameHeader;
+use crate::format::record::Record;
+use crate::format::segment_header::SegmentHeader;
+use crate::ids::{Epoch, Sequence, TimestampNs};
+use crate::per_core_wal::error::PerCoreWalError;
+use crate::per_core_wal::frames::Rest;
+use crate::per_core_wal::reader::for_each_record;
+
+/// What the frames of one segment add up to.
+pub(super) struct Tally {
+    pub(super) records: u64,
+    pub(super) min_epoch: Epoch,
+    pub(super) max_epoch: Epoch,
+    pub(super) last_sequence: Sequence,
+    pub(super) last_timestamp: TimestampNs,
+    pub(super) sealed_epoch: Epoch,
+    pub(super) acknowledged: Epoch,
+    pub(super) announces: bool,
+    proven: u64,
+}
+
+impl Tally {
+    pub(super) fn new(header: &SegmentHeader) -> Self {
+        Self {
+            records: 0,
+            min_epoch: Epoch::MAX,
+            max_epoch: Epoch::ZERO,
+            last_sequence: header.last_sequence,
+            last_timestamp: header.last_timestamp,
+            sealed_epoch: header.sealed_epoch,
+            acknowledged: Epoch::ZERO,
+            announces: false,
+            proven: 0,
+        }
+    }
+
+    pub(super) fn frame(
+        &mut self,
+        frame: &FrameHeader,
+        payload: &[u8],
+        path: &Path,
+    ) -> Result<(), PerCoreWalError> {
+        let contradiction = |what: &'static str| {
+            PerCoreWalError::corrupted(
+                Detail::new(what)
+                    .at_path(path)
+                    .on_core(frame.core)
+                    .in_epoch(frame.epoch)
+                    .remedy("The file was not written by this program; restore it from a copy."),
+            )
+        };
+        if frame.first_sequence <= self.last_sequence || frame.first_timestamp <= self.last_timestamp {
+            return Err(contradiction("a frame's sequence or time goes backwards"));
+        }
+        if self.records > 0 && frame.epoch < self.max_epoch {
+            return Err(contradiction("a frame's epoch goes backwards"));
+        }
+        self.records += u64::from(frame.records);
+        self.min_epoch = self.min_epoch.min(frame.epoch);
+        self.max_epoch = self.max_epoch.max(frame.epoch);
+        self.announces = false;
+        self.proven = self.proven.max(frame.synced_len);
+        let senseless = || contradiction("a record in a valid frame makes no sense");
+        for_each_record(
+            frame,
+            payload,
+            |record, at| {
+                self.last_sequence = Sequence(at.sequence);
+                self.last_timestamp = TimestampNs(at.timestamp_ns);
+                match record {
+                    Record::Barrier { durable, .. } => {
+                        self.sealed_epoch = self.sealed_epoch.max(frame.epoch);
+                        self.acknowledged = self.acknowledged.max(durable);
+                    }
+                    Record::Confirm { durable } => self.acknowledged = self.acknowledged.max(durable),
+                    Record::SegmentEnd { .. } => self.announces = true,
+                    _ => {}
+                }
+                Ok(())
+            },
+            senseless,
+        )
+    }
+
+    /// The end of a core's log, from its newest segment.
+    pub(super) fn end_of_log(&self, header: &SegmentHeader, rest: &Rest) -> CoreLog {
+        CoreLog {
+            core: header.core,
+            segments: Vec::new(),
+            last_sequence: self.last_sequence.max(rest.max_sequence),
+            last_timestamp: self.last_timestamp,
+            last_epoch: self.max_epoch.max(header.last_epoch).max(rest.max_epoch),
+            sealed_epoch: self.sealed_epoch,
+            acknowledged: self.acknowledged,
+        }
+    }
+
+    pub(super) fn segment(
+        &self,
+        path: PathBuf,
+        header: SegmentHeader,
+        len: u64,
+        file_len: u64,
+        case: char,
+        dropped: u64,
+    ) -> Segment {
+        Segment {
+            path,
+            header,
+            len,
+            file_len,
+            proven: self.proven.min(len),
+            records: self.records,
+            min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
+            max_epoch: self.max_epoch,
+            case,
+            dropped,
+        }
+    }
+}
