@@ -12,7 +12,6 @@ pub(crate) mod cases;
 pub(crate) mod cursor;
 pub(crate) mod identity;
 pub(crate) mod manager;
-pub(crate) mod marks;
 pub(crate) mod plan;
 pub(crate) mod repair;
 pub(crate) mod survey;
