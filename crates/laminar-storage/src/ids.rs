@@ -95,6 +95,21 @@ id! {
     StoreId(u64)
 }
 
+impl Epoch {
+    /// Largest epoch that can be used, 2^63 - 1: there is always a next one.
+    pub const LAST: Self = Self(u64::MAX >> 1);
+}
+
+impl CheckpointId {
+    /// Largest id that can be used, 2^63 - 1: there is always a next one.
+    pub const LAST: Self = Self(u64::MAX >> 1);
+}
+
+impl TimestampNs {
+    /// Clocks that say more than this, 2^63 - 1, are taken to say this: there is always a later time.
+    pub const LAST_OF_CLOCK: Self = Self(u64::MAX >> 1);
+}
+
 impl CoreId {
     /// The core as an index into per-core vectors.
     #[must_use]

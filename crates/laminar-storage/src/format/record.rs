@@ -102,6 +102,13 @@ impl<'a> CommitBody<'a> {
         Self(encoded)
     }
 
+    /// Bytes of the body.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a body is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The offsets and the watermark, `None` when the bytes make no sense.
     #[must_use]
     pub fn decode(&self) -> Option<Commit> {

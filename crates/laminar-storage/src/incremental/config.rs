@@ -32,7 +32,8 @@ impl CheckpointConfig {
     #[must_use]
     pub fn new(checkpoint_dir: &Path) -> Self {
         Self {
-            checkpoint_dir: checkpoint_dir.to_path_buf(),
+            checkpoint_dir: std::path::absolute(checkpoint_dir)
+                .unwrap_or_else(|_| checkpoint_dir.to_path_buf()),
             wal_path: None,
             interval: Duration::from_secs(60),
             max_retained: 3,

@@ -77,7 +77,7 @@ pub struct IncrementalCheckpointManager {
     pub(super) options: ManagerOptions,
     pub(super) vfs: Arc<dyn Vfs>,
     /// Keeps everybody else out until it is dropped.
-    pub(super) _lock: Box<dyn Debug + Send + Sync>,
+    pub(super) _lock: Arc<dyn Debug + Send + Sync>,
     pub(super) poison: OnceLock<Detail>,
     pub(super) store_id: StoreId,
     pub(super) bound: bool,

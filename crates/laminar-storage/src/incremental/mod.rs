@@ -37,7 +37,7 @@ pub mod layout;
 mod manager;
 pub mod merge;
 mod metadata;
-mod open;
+pub(crate) mod open;
 pub mod overlay;
 mod publish;
 pub(crate) mod recovery;

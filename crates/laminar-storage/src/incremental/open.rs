@@ -94,10 +94,29 @@ impl IncrementalCheckpointManager {
         start: &Start,
     ) -> Result<Self> {
         config.validate()?;
+        let lock = lock_checkpoints(vfs.as_ref(), &config.checkpoint_dir)?;
+        Self::open_locked(config, vfs, options, start, lock)
+    }
+
+    /// As [`Self::open_at`], for a caller that took the directory's lock before it looked at it.
+    pub(crate) fn open_at_locked(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        base: Option<CheckpointId>,
+        lock: Arc<dyn Debug + Send + Sync>,
+    ) -> Result<Self> {
+        config.validate()?;
+        Self::open_locked(config, vfs, ManagerOptions::default(), &Start::At(base), lock)
+    }
+
+    fn open_locked(
+        config: CheckpointConfig,
+        vfs: Arc<dyn Vfs>,
+        options: ManagerOptions,
+        start: &Start,
+        lock: Arc<dyn Debug + Send + Sync>,
+    ) -> Result<Self> {
         let dir = config.checkpoint_dir.clone();
-        create_dir_durably(vfs.as_ref(), &dir)
-            .map_err(Self::io("could not create the directory of checkpoints", &dir))?;
-        let lock = lock(vfs.as_ref(), &dir)?;
         let listing = Listing::read(vfs.as_ref(), &dir)?;
         let base = match start {
             Start::Newest => listing.checkpoints.last().copied(),
@@ -123,7 +142,7 @@ impl IncrementalCheckpointManager {
         config: CheckpointConfig,
         vfs: Arc<dyn Vfs>,
         options: ManagerOptions,
-        lock: Box<dyn Debug + Send + Sync>,
+        lock: Arc<dyn Debug + Send + Sync>,
     ) -> Self {
         Self {
             store_id: StoreId(vfs.random_u64()),
@@ -174,9 +193,13 @@ impl IncrementalCheckpointManager {
     }
 }
 
-fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Box<dyn Debug + Send + Sync>> {
+/// Creates the directory when it is missing, and takes its lock.
+pub(crate) fn lock_checkpoints(vfs: &dyn Vfs, dir: &Path) -> Result<Arc<dyn Debug + Send + Sync>> {
+    create_dir_durably(vfs, dir).map_err(|e| {
+        IncrementalCheckpointError::io("could not create the directory of checkpoints", dir, e)
+    })?;
     let path = dir.join(LOCK_NAME);
-    vfs.lock(&path).map_err(|e| {
+    vfs.lock(&path).map(Into::into).map_err(|e| {
         if e.kind() != io::ErrorKind::WouldBlock {
             return IncrementalCheckpointError::io("could not lock", &path, e);
         }

@@ -127,6 +127,10 @@ impl IncrementalCheckpointManager {
 
     fn check_id(&self, id: CheckpointId) -> Result<()> {
         match self.highest_id {
+            _ if id > CheckpointId::LAST => Err(already_exists(format!(
+                "checkpoint id {id} is too large, the last one is {}",
+                CheckpointId::LAST
+            ))),
             Some(highest) if id <= highest => Err(already_exists(format!(
                 "checkpoint id {id} cannot be used, ids only grow and {highest} was used already"
             ))),
@@ -136,6 +140,10 @@ impl IncrementalCheckpointManager {
 
     fn check_epoch(&self) -> Result<()> {
         let (epoch, latest) = (self.current_epoch(), self.latest.as_ref());
+        if epoch > Epoch::LAST {
+            let what = format!("epoch {epoch} is too large, the last one is {}", Epoch::LAST);
+            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+        }
         match latest {
             Some(latest) if epoch.get() < latest.epoch => {
                 let what = format!("checkpoint {} holds epoch {} already", latest.id, latest.epoch);
@@ -182,6 +190,14 @@ impl IncrementalCheckpointManager {
         let mut metadata = self.describe(id, wal_position, &files);
         metadata.key_count = self.count_keys(&metadata, all_rewritten, changes)?;
         let manifest = metadata.to_json()?;
+        if manifest.len() as u64 > MAX_MANIFEST_LEN {
+            let what =
+                format!("the manifest would have {} bytes, {MAX_MANIFEST_LEN} can be read", manifest.len());
+            let detail = Detail::new(what).at_path(&spill.dir);
+            return Err(IncrementalCheckpointError::invalid(
+                detail.remedy("Use fewer or shorter source names."),
+            ));
+        }
         let manifest_path = spill.dir.join(MANIFEST_NAME);
         let manifest_file = self
             .vfs

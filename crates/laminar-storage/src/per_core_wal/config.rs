@@ -18,7 +18,7 @@ use crate::vfs::{OsVfs, Vfs};
 /// ```
 #[derive(Clone, Debug)]
 pub struct PerCoreWalConfig {
-    /// Directory of the segments; created when missing.
+    /// Directory of the segments, made absolute; created when missing.
     pub base_dir: PathBuf,
     /// Number of cores, at least 1.
     pub num_cores: usize,
@@ -35,7 +35,7 @@ impl PerCoreWalConfig {
     #[must_use]
     pub fn new(base_dir: &Path, cores: usize) -> Self {
         Self {
-            base_dir: base_dir.to_path_buf(),
+            base_dir: std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_path_buf()),
             num_cores: cores,
             segment_size: 64 << 20,
             preallocation: 0,

@@ -30,13 +30,17 @@ impl CheckpointCoordinator {
     ///
     /// # Errors
     /// `Checkpoint` when the checkpoints cannot be opened or belong to another log.
-    pub fn new(wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
+    pub fn new(mut wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
         let truncate = config.truncate_wal;
         let vfs = wal.config().vfs().clone();
         let mut checkpoints =
             IncrementalCheckpointManager::with_vfs(config, vfs).map_err(checkpoint_error)?;
         let latest = checkpoints.find_latest_checkpoint().map_err(checkpoint_error)?;
         checkpoints.bind_wal(wal.store_id()).map_err(checkpoint_error)?;
+        // Recovery takes what is below the epoch of a checkpoint without a log to be in it.
+        if wal.epoch() <= checkpoints.epoch() && latest.is_some() {
+            wal.set_epoch_all(Epoch(checkpoints.epoch()).next().0)?;
+        }
         let cuts = latest.filter(|m| m.bound_to_wal).map_or_else(Vec::new, |m| m.wal_cuts);
         let applied = cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
         Ok(Self { wal, checkpoints, applied, truncate })

@@ -238,8 +238,15 @@ impl CoreWalWriter {
     /// Moves to an epoch, which must not be before the current one.
     ///
     /// # Errors
-    /// `EpochMismatch` when it is.
+    /// `EpochMismatch` when it is, `InvalidInput` for one above [`Epoch::LAST`].
     pub fn set_epoch(&mut self, epoch: u64) -> Result<(), PerCoreWalError> {
+        if epoch > Epoch::LAST.0 {
+            return Err(PerCoreWalError::invalid(
+                Detail::new(format!("epoch {epoch} is too large, the last one is {}", Epoch::LAST))
+                    .on_core(self.header.core)
+                    .remedy("Count epochs from 0 or 1."),
+            ));
+        }
         if epoch < self.epoch.0 {
             return Err(PerCoreWalError::EpochMismatch(Box::new(
                 Detail::new(format!("epoch {epoch} was given after a later one"))
@@ -310,7 +317,9 @@ impl CoreWalWriter {
             self.append_at(&barrier, 0)?;
         }
         self.sealed_epoch = epoch;
-        self.set_epoch(epoch.next().0)
+        // Behind the last epoch nothing can be sealed any more.
+        self.epoch = epoch.next();
+        Ok(())
     }
 
     /// Remembers an acknowledged epoch, to testify to it in later records.
@@ -386,6 +395,12 @@ impl CoreWalWriter {
         {
             return Err(self.too_long("value", value.len(), MAX_VALUE_LEN));
         }
+        if let Record::Commit(body) = record
+            && body.len() > MAX_VALUE_LEN
+        {
+            return Err(self.too_long("list of source offsets", body.len(), MAX_VALUE_LEN));
+        }
+        let timestamp = timestamp.min(TimestampNs::LAST_OF_CLOCK.0);
         let wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
         let (after_ns, timestamp) = self.room_for(record, wanted)?;
         let position = self.position();
@@ -423,7 +438,8 @@ impl CoreWalWriter {
                 self.roll_if_full(record.encoded_len_max())?;
                 // A roll takes a timestamp of its own.
                 let earliest = self.last_timestamp.next();
-                let timestamp = timestamp.max(earliest).max(TimestampNs(self.policy.vfs.now_ns()));
+                let now = TimestampNs(self.policy.vfs.now_ns()).min(TimestampNs::LAST_OF_CLOCK);
+                let timestamp = timestamp.max(earliest).max(now);
                 self.open_frame(timestamp);
                 // The first record's time stands in the frame's header.
                 Ok((1, timestamp))

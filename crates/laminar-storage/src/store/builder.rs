@@ -28,7 +28,8 @@ pub struct StoreBuilder {
 impl StoreBuilder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
-            path: path.to_path_buf(),
+            // Made absolute once: segments are still to be created here after a change of directory.
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
             cores: 1,
             settings: Settings::default(),
             router: Router::default(),

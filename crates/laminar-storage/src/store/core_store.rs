@@ -189,6 +189,11 @@ impl CoreStore {
         }
     }
 
+    /// Forgets a source; from the next seal on.
+    pub fn remove_source_offset(&mut self, source: &str) {
+        self.uncommitted |= self.offsets.remove(source).is_some();
+    }
+
     /// This core's source offsets.
     #[must_use]
     pub fn source_offsets(&self) -> &BTreeMap<String, u64> {
@@ -231,6 +236,13 @@ impl CoreStore {
     /// `InvalidInput` for an epoch that is closed already; otherwise as [`Self::put`].
     pub fn seal_epoch_to(&mut self, epoch: Epoch) -> Result<(), StoreError> {
         self.shared.check_open()?;
+        if epoch > Epoch::LAST {
+            return Err(StoreError::invalid(
+                Detail::new(format!("epoch {epoch} is too large, the last one is {}", Epoch::LAST))
+                    .on_core(self.core_id())
+                    .remedy("Seal the current epoch or one a little later."),
+            ));
+        }
         self.encode_commit()?;
         let commit = std::mem::take(&mut self.commit);
         let body = self.uncommitted.then_some(commit.as_slice());

@@ -32,6 +32,7 @@ pub use router::Router;
 pub use settings::Settings;
 pub use stats::{Health, Stats};
 
+pub(crate) use self::durable::lock;
 use self::open::StoreLock;
 use self::shared::Shared;
 use crate::ids::Epoch;

@@ -20,8 +20,11 @@ use crate::format::digest::StateDigest;
 use crate::format::record::Record;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
+use crate::incremental::open::lock_checkpoints;
 use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
-use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten};
+use crate::incremental::{
+    CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
+};
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
@@ -37,6 +40,13 @@ const LOCK: &str = "LOCK";
 
 /// What keeps everybody else out while it lives.
 pub(crate) type StoreLock = Box<dyn std::fmt::Debug + Send + Sync>;
+
+/// The locks of a store's three directories.
+pub(crate) struct Locks {
+    store: StoreLock,
+    wal: Arc<dyn std::fmt::Debug + Send + Sync>,
+    pub(crate) checkpoints: Arc<dyn std::fmt::Debug + Send + Sync>,
+}
 
 /// Where the parts of a store are.
 #[derive(Clone, Debug)]
@@ -105,12 +115,19 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let io = |action| move |e| StoreError::Io(Box::new(io_detail(action, builder.path(), e)));
     create_dir_durably(vfs.as_ref(), &layout.dir).map_err(io("could not create the store's directory"))?;
     let lock = lock_store(vfs, &layout)?;
-    create_dir_durably(vfs.as_ref(), &layout.wal).map_err(io("could not create the log's directory"))?;
+    // All locks come before the first look, so that nobody can add to what was seen.
+    let locks = Locks {
+        store: lock,
+        wal: lock_directory(&builder.wal_config(&layout))?,
+        checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints)?,
+    };
     let started = Instant::now();
     let mut rebuilt = None;
     let (located, loaded) = loop {
         let load = |located: &Located| {
             if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
+                // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
+                located.checkpoint.as_ref().map_or(Ok(()), CheckpointReader::verify)?;
                 return Ok(None);
             }
             load_cores(builder, located).map(Some)
@@ -118,12 +135,20 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
         let found = locate(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, load);
         match found.map_err(StoreError::from)? {
             (located, Some(loaded)) => break (located, loaded),
-            (located, None) => rebuilt = Some(rebuild(builder, &layout, &located)?),
+            (located, None) => rebuilt = Some(rebuild(builder, &layout, &located, &locks)?),
         }
     };
+    if first_epoch(&located) > Epoch::LAST {
+        return Err(StoreError::invalid(
+            Detail::new("all epochs are used up")
+                .at_path(builder.path())
+                .in_epoch(located.plan.point)
+                .remedy("Read the state with StateReader and put it into a new store; nothing was changed."),
+        ));
+    }
     let found = Instant::now();
     let report = describe(builder, &located, &loaded, rebuilt.as_ref())?;
-    let (store, cores) = begin(builder, &layout, &located, loaded, lock)?;
+    let (store, cores) = begin(builder, &layout, &located, loaded, locks)?;
     let phases = PhaseTimes { recover: found - started, begin: found.elapsed() };
     tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");
     Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
@@ -266,15 +291,18 @@ fn begin(
     layout: &Layout,
     located: &Located,
     loaded: Vec<Loaded>,
-    lock: StoreLock,
+    locks: Locks,
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
     let vfs = builder.vfs_ref();
     let point = located.plan.point;
     let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
-    let mut manager =
-        IncrementalCheckpointManager::open_at(builder.checkpoint_config(layout), Arc::clone(vfs), base)?;
+    let mut manager = IncrementalCheckpointManager::open_at_locked(
+        builder.checkpoint_config(layout),
+        Arc::clone(vfs),
+        base,
+        locks.checkpoints,
+    )?;
     let wal_config = builder.wal_config(layout);
-    let wal_lock = lock_directory(&wal_config)?;
     let beginning = Beginning {
         core_count: builder.core_count(),
         mode: WalMode::Epochs,
@@ -283,7 +311,7 @@ fn begin(
         void_above: point,
         reset: false,
     };
-    let wal = PerCoreWalManager::begin(wal_config, wal_lock, &located.plan.survey, beginning)?;
+    let wal = PerCoreWalManager::begin(wal_config, locks.wal, &located.plan.survey, beginning)?;
     manager.bind_wal(wal.store_id())?;
     manager.set_core_count(usize::from(builder.core_count()))?;
     let cuts = (0..builder.core_count())
@@ -310,5 +338,5 @@ fn begin(
         .into_iter()
         .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))
         .collect();
-    Ok((Store::new(shared, threads, lock, layout.dir.clone()), cores))
+    Ok((Store::new(shared, threads, locks.store, layout.dir.clone()), cores))
 }

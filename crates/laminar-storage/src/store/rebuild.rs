@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::builder::StoreBuilder;
 use super::error::StoreError;
-use super::open::Layout;
+use super::open::{Layout, Locks};
 use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
@@ -51,12 +51,17 @@ pub(crate) fn rebuild(
     builder: &StoreBuilder,
     layout: &Layout,
     located: &Located,
+    locks: &Locks,
 ) -> Result<Rebuilt, StoreError> {
     let vfs = builder.vfs_ref();
     let (plan, survey) = (&located.plan, &located.plan.survey);
     let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
-    let mut manager =
-        IncrementalCheckpointManager::open_at(builder.checkpoint_config(layout), Arc::clone(vfs), base)?;
+    let mut manager = IncrementalCheckpointManager::open_at_locked(
+        builder.checkpoint_config(layout),
+        Arc::clone(vfs),
+        base,
+        Arc::clone(&locks.checkpoints),
+    )?;
     let before = located.metadata().map_or(survey.core_count(), |metadata| metadata.core_count);
     let mut applied = known_so_far(located);
     for incarnation in survey.incarnations(|core| plan.span(core).after) {

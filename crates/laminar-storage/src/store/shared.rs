@@ -59,7 +59,7 @@ impl Shared {
         let bytes = drain.wal_bytes();
         counters.wal_bytes.set(bytes);
         if let Some(newest) = checkpointer.newest() {
-            counters.checkpoint_next.set(newest.id.0 + 1);
+            counters.checkpoint_next.set(newest.id.next().0);
             counters.checkpoint_epoch.set(newest.epoch.0);
         }
         Self {
@@ -260,7 +260,7 @@ impl Shared {
                 self.counters
                     .checkpoint_nanos
                     .set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
-                self.counters.checkpoint_next.set(receipt.id.0 + 1);
+                self.counters.checkpoint_next.set(receipt.id.next().0);
                 self.counters.checkpoint_epoch.set(receipt.epoch.0);
                 *lock(&self.checkpoint_failure) = None;
             }

@@ -331,6 +331,9 @@ pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
 
 fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Failure> {
     let started = Instant::now();
+    if config.repair_wal {
+        repair_segments(&config.vfs, &config.wal_path)?;
+    }
     let (located, mut state) =
         locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, |located| {
             let state = match &located.checkpoint {
@@ -339,9 +342,6 @@ fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Fail
             };
             Ok::<_, Failure>(state)
         })?;
-    if config.repair_wal {
-        repair_segments(&config.vfs, &config.wal_path, &located.plan.survey)?;
-    }
     let (changes, offsets) = replay(config, &located)?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);

@@ -113,7 +113,8 @@ impl PerCoreRecoveryManager {
     /// # Errors
     /// `Locked` when it is; otherwise as [`Self::recover`].
     pub fn repair_all_segments(&self) -> Result<u64, PerCoreWalError> {
-        repair_segments(self.wal.vfs(), &self.wal.base_dir, &self.survey()?)
+        self.wal.validate()?;
+        repair_segments(self.wal.vfs(), &self.wal.base_dir)
     }
 
     /// Facts about every segment, by core, oldest first.

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::cases::{Case, End, Facts, Verdict};
 use super::identity::{CURRENT, read_closed, read_current};
@@ -17,6 +18,7 @@ use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
+use crate::store::lock;
 use crate::vfs::{FileKind, Vfs};
 
 /// One segment that counts.
@@ -105,8 +107,10 @@ impl Survey {
                 return Err(io("could not open the log directory", std::io::ErrorKind::NotADirectory.into()));
             }
         }
-        let names =
+        let mut names =
             list_segments(vfs.as_ref(), dir).map_err(|e| io("could not list the log directory", e))?;
+        // What was begun after the ends were noted is still being written.
+        names.retain(|name| ends.get(name.core.index()).is_none_or(|(number, _)| name.number <= *number));
         let current = read_current(vfs.as_ref(), dir)?;
         let mut survey = Self { store_id: current.map(|c| c.store_id), current, ..Self::default() };
         for name in &names {
@@ -240,7 +244,8 @@ impl Survey {
     }
 }
 
-/// Runs `work` for every item, on a thread each where the outside world allows it.
+/// Runs `work` for every item, on as many threads as the machine has processors and gives us, where the
+/// outside world allows several; the calling thread is one of them. Results are in order.
 pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
     vfs: &dyn Vfs,
     items: &[T],
@@ -249,15 +254,29 @@ pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
     if items.len() < 2 || !vfs.parallel() {
         return items.iter().map(work).collect();
     }
+    let next = AtomicUsize::new(0);
+    let results: Vec<_> = items.iter().map(|_| Mutex::new(None)).collect();
+    let run = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(item), Some(result)) = (items.get(index), results.get(index)) else { return };
+            *lock(result) = Some(work(item));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
-        let died = || {
-            let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
-            Err(PerCoreWalError::corrupted(detail).into())
-        };
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| died())).collect()
-    })
+        // Without other threads this one does the work alone.
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, &run).ok();
+        let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
+        run();
+        // What a helper left undone when it panicked is missing below.
+        helpers.into_iter().for_each(|helper| drop(helper.join()));
+    });
+    let missing = || {
+        let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
+        Err(PerCoreWalError::corrupted(detail).into())
+    };
+    results.iter().map(|result| lock(result).take().unwrap_or_else(missing)).collect()
 }
 
 /// What the walk over a core needs to know.

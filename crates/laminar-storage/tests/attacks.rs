@@ -1,0 +1,137 @@
+//! What hostile use of the public API once did, each with its story.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use laminar_storage::incremental::{CheckpointConfig, IncrementalCheckpointManager, RecoveryConfig};
+use laminar_storage::per_core_wal::{
+    CheckpointCoordinator, PerCoreRecoveryManager, PerCoreWalConfig, PerCoreWalEntry, PerCoreWalError,
+    PerCoreWalManager, recover_per_core,
+};
+use laminar_storage::vfs::sim::SimDisk;
+use laminar_storage::{CheckpointId, Epoch, Opened, Settings, Store, StoreError};
+
+/// The log was read before its lock was taken, and what its owner appended meanwhile was cut off.
+#[test]
+fn a_store_is_not_opened_on_a_log_that_somebody_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = PerCoreWalManager::new(PerCoreWalConfig::new(&dir.path().join("wal"), 1)).unwrap();
+    owner.writer(0).append_put(b"k", b"v").unwrap();
+    owner.sync_all().unwrap();
+    let error = Store::builder(dir.path()).open().unwrap_err();
+    assert!(matches!(error, StoreError::Locked(_)), "{error}");
+    drop(owner);
+    let opened = Store::builder(dir.path()).open().unwrap();
+    assert_eq!(opened.cores[0].get(b"k"), Some(b"v".as_slice()));
+}
+
+/// A repair took what a writer was just appending for a torn tail and cut it off.
+#[test]
+fn a_log_in_use_is_not_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PerCoreWalConfig::new(dir.path(), 1);
+    let owner = PerCoreWalManager::new(config.clone()).unwrap();
+    let recovery = RecoveryConfig::new(&dir.path().join("none"), dir.path());
+    let repair = PerCoreRecoveryManager::new(config, recovery);
+    assert!(matches!(repair.repair_all_segments(), Err(PerCoreWalError::Locked(_))));
+    drop(owner);
+    assert_eq!(repair.repair_all_segments().unwrap(), 0);
+}
+
+/// The log began below the epoch of a checkpoint that was made without one, and recovery took its
+/// records to be in that checkpoint.
+#[test]
+fn a_coordinator_on_a_checkpoint_without_a_log_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, checkpoints) = (dir.path().join("wal"), dir.path().join("checkpoints"));
+    let mut manager = IncrementalCheckpointManager::new(CheckpointConfig::new(&checkpoints)).unwrap();
+    manager.put(b"base", b"1").unwrap();
+    manager.set_epoch(100);
+    manager.create_checkpoint(0).unwrap();
+    drop(manager);
+    let log = PerCoreWalManager::new(PerCoreWalConfig::new(&wal, 1)).unwrap();
+    let mut coordinator = CheckpointCoordinator::new(log, CheckpointConfig::new(&checkpoints)).unwrap();
+    coordinator.wal_manager_mut().writer(0).append_put(b"k", b"v").unwrap();
+    coordinator.flush().unwrap();
+    drop(coordinator);
+    let recovered = recover_per_core(&wal, &checkpoints, 1).unwrap();
+    assert_eq!((recovered.get(b"base"), recovered.get(b"k")), (Some(&b"1"[..]), Some(&b"v"[..])));
+    let log = PerCoreWalManager::new(PerCoreWalConfig::new(&wal, 1)).unwrap();
+    let mut coordinator = CheckpointCoordinator::new(log, CheckpointConfig::new(&checkpoints)).unwrap();
+    assert!(coordinator.create_checkpoint(2).unwrap().epoch > 100);
+}
+
+/// After the largest epoch there was no next one: everything was acknowledged and nothing synced.
+#[test]
+fn the_last_epochs_are_refused_while_there_still_is_a_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = Store::builder(dir.path()).open().unwrap();
+    let error = cores[0].seal_epoch_to(Epoch(u64::MAX)).unwrap_err();
+    assert!(matches!(error, StoreError::InvalidInput(_)), "{error}");
+    cores[0].put(b"k", b"v").unwrap();
+    cores[0].seal_epoch_to(Epoch::LAST).unwrap();
+    store.wait_durable(Epoch::LAST).unwrap();
+    drop(cores);
+    store.close().unwrap();
+    let error = Store::builder(dir.path()).open().unwrap_err();
+    assert!(error.to_string().contains("all epochs are used up"), "{error}");
+    let log = tempfile::tempdir().unwrap();
+    let mut manager = PerCoreWalManager::new(PerCoreWalConfig::new(log.path(), 1)).unwrap();
+    assert!(matches!(manager.set_epoch_all(u64::MAX), Err(PerCoreWalError::InvalidInput(_))));
+}
+
+/// A commit record longer than any frame was written, synced, and never read again.
+#[test]
+fn a_commit_that_no_frame_can_hold_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = PerCoreWalManager::new(PerCoreWalConfig::new(dir.path(), 1)).unwrap();
+    let names = (0..330).map(|i| (format!("{i:065000}"), 1));
+    let error = manager.writer(0).append_commit(names.collect(), None).unwrap_err();
+    assert!(matches!(error, PerCoreWalError::InvalidInput(_)), "{error}");
+    manager.writer(0).append_put(b"k", b"v").unwrap();
+    manager.writer(0).append_commit(HashMap::from([("s".to_owned(), 1)]), None).unwrap();
+    manager.sync_all().unwrap();
+    drop(manager);
+    let manager = PerCoreWalManager::new(PerCoreWalConfig::new(dir.path(), 1)).unwrap();
+    assert_eq!(manager.merge_segments().unwrap().len(), 2);
+}
+
+/// A clock at its end made times repeat, and the log could not be opened any more.
+#[test]
+fn no_clock_and_no_timestamp_makes_a_log_unreadable() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manager = PerCoreWalManager::new(PerCoreWalConfig::new(dir.path(), 1)).unwrap();
+    let entry = PerCoreWalEntry::put(0, 1, 0, b"k".to_vec(), b"v".to_vec(), u64::MAX);
+    manager.writer(0).append(&entry).unwrap();
+    manager.sync_all().unwrap();
+    drop(manager);
+    assert_eq!(recover_per_core(dir.path(), &dir.path().join("none"), 1).unwrap().entries_replayed, 1);
+    let disk = SimDisk::new(1);
+    disk.set_clock(u64::MAX);
+    for round in 1..=3_u32 {
+        let settings = Settings { state_limit_bytes: 4 << 20, preallocate_bytes: 0, ..Settings::default() };
+        let builder = Store::builder("/store").settings(settings).vfs(Arc::new(disk.clone()));
+        let Opened { store, mut cores, .. } = builder.open().unwrap();
+        cores[0].put(&round.to_le_bytes(), b"v").unwrap();
+        let epoch = cores[0].seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        assert_eq!(cores[0].len(), round as usize);
+        store.close().unwrap();
+    }
+}
+
+/// The largest checkpoint id left no next one: opening the store panicked, or failed for ever.
+#[test]
+fn the_last_checkpoint_ids_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = PerCoreWalManager::new(PerCoreWalConfig::new(&dir.path().join("wal"), 1)).unwrap();
+    let config = CheckpointConfig::new(&dir.path().join("checkpoints"));
+    let mut coordinator = CheckpointCoordinator::new(log, config).unwrap();
+    coordinator.wal_manager_mut().writer(0).append_put(b"k", b"v").unwrap();
+    assert!(coordinator.create_checkpoint(u64::MAX).is_err());
+    coordinator.create_checkpoint(CheckpointId::LAST.get()).unwrap();
+    drop(coordinator);
+    let opened = Store::builder(dir.path()).open().unwrap();
+    assert_eq!(opened.cores[0].get(b"k"), Some(b"v".as_slice()));
+}
