@@ -10,9 +10,11 @@ use crate::engine::{Engine, StateView};
 use crate::error::{CliError, Result};
 use crate::export::{self, Meaning};
 use crate::input::source::BATCH_LEN;
+use crate::job::Job;
+use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, inspect, query, signals, summary};
+use crate::{demo, inspect, output, query, signals, summary};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -61,6 +63,7 @@ fn settings(args: &RunArgs) -> Result<Settings> {
 
 fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
+    check_output(args)?;
     let stop = signals::install()?;
     let mut observer: Box<dyn Observer> = if args.json_stream {
         Box::new(JsonStream)
@@ -90,9 +93,25 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     outcome.stopped_by.map_or(Ok(()), Err)
 }
 
+/// Refuses to write over the job's own files, before anything is done.
+fn check_output(args: &RunArgs) -> Result<()> {
+    let Some(path) = &args.output else { return Ok(()) };
+    let dead_letter = match &args.on_error {
+        OnError::DeadLetter(file) => Some(file.as_path()),
+        OnError::Stop | OnError::Skip => None,
+    };
+    output::check(path, &args.inputs, dead_letter, &args.state)?;
+    output::check_with_job(path, Job::load(&args.state)?.as_ref(), &args.state)
+}
+
 fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<()> {
     let state: &Path = &args.state.state;
     let meaning = Meaning::of(state, args.state.raw)?;
+    if let Some(path) = &args.output {
+        // With --raw a damaged job.json must not be in the way; its own place is still refused.
+        let job = if args.state.raw { Job::load(state).ok().flatten() } else { Job::load(state)? };
+        output::check_with_job(path, job.as_ref(), state)?;
+    }
     let view = V::open(state)?;
     match &args.output {
         Some(path) => export::to_file(&view, &meaning, args.format, path).map(|_| ()),

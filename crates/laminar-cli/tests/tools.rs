@@ -119,6 +119,25 @@ fn failures_are_told_with_code_1() {
 }
 
 #[test]
+fn the_output_is_never_written_over_the_job() {
+    let desk = small_job();
+    let before = desk.read("a.csv");
+    let job = desk.read("laminar-state/job.json");
+    for (args, wanted) in [
+        (&["run", "a.csv", "--key", "who", "--state", "s2", "-o", "./a.csv"][..], "is the input file"),
+        (&["run", "*.csv", "--key", "who", "--state", "s2", "-o", "out.csv"], "matches the input pattern"),
+        (&["run", "a.csv", "--key", "who", "--state", "s2", "-o", "s2/x"], "does not exist"),
+        (&["export", "--output", "a.csv"], "is the input file"),
+        (&["export", "--output", "laminar-state/job.json"], "inside the state directory"),
+    ] {
+        let told = desk.fails(2, args);
+        assert!(told.contains(wanted), "{args:?}: {told}");
+    }
+    assert!(!desk.path("s2").exists() && !desk.path("out.csv").exists());
+    assert_eq!((desk.read("a.csv"), desk.read("laminar-state/job.json")), (before, job));
+}
+
+#[test]
 fn help_teaches() {
     let desk = Desk::new();
     assert!(desk.ok(&["--help"]).contains("Exit codes"));

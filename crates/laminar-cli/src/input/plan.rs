@@ -19,7 +19,7 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>> {
 }
 
 /// Whether the input names one file. A file whose name looks like a pattern is that file.
-fn is_literal(input: &str) -> bool {
+pub fn is_literal(input: &str) -> bool {
     !input.contains(['*', '?', '[']) || Path::new(input).exists()
 }
 
