@@ -114,6 +114,17 @@ pub fn extend(job: &mut Job, read: Option<ReadUpTo>, follow: bool) -> Result<boo
     Ok(*job != before)
 }
 
+/// At the end of a run: what has not been read of a file is no part of its identity. Returns
+/// whether the job has changed and must be saved.
+pub fn forget_unread(job: &mut Job, read: Option<ReadUpTo>) -> bool {
+    let before = job.clone();
+    for index in 0..job.files.len() {
+        let (consumed, _) = progress(job, index, read);
+        job.files[index].forget_after(consumed);
+    }
+    *job != before
+}
+
 /// How far a file has been read, and its step that is not finished.
 fn progress(job: &Job, file: usize, read: Option<ReadUpTo>) -> (u64, Option<usize>) {
     let read = read.unwrap_or_default();

@@ -37,7 +37,7 @@ use hdrhistogram::Histogram;
 use crate::agg::Plan;
 use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Router, Stats};
 use crate::error::{CliError, Result};
-use crate::input::plan::{ReadUpTo, detect, expand, extend};
+use crate::input::plan::{ReadUpTo, detect, expand, extend, forget_unread};
 use crate::input::source::{Position, Source};
 use crate::input::{Format, sink::OnBad};
 use crate::job::Job;
@@ -181,9 +181,14 @@ pub fn run<E: Engine>(
     engine.wait_durable(epoch)?;
     let checkpoint = engine.checkpoint()?;
     let stats = engine.stats();
+    // The reader may have saved a later one. The store is still locked, so nobody else does.
+    let mut job = Job::load(&settings.state)?.unwrap_or(job);
+    if forget_unread(&mut job, read_up_to(&sequenced.committed)) {
+        job.save(&settings.state)?;
+    }
     engine.close()?;
     Ok(Outcome {
-        job: Job::load(&settings.state)?.unwrap_or(job),
+        job,
         report,
         before,
         after: sequenced.committed,
@@ -259,6 +264,10 @@ fn check_options(format: Format, settings: &Settings) -> Result<()> {
     }
 }
 
+fn read_up_to(committed: &Committed) -> Option<ReadUpTo> {
+    committed.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset })
+}
+
 /// Plans what is left to read and opens the dead-letter file; all of it durable in `job.json`
 /// before anything is read.
 fn plan_rest(
@@ -269,8 +278,7 @@ fn plan_rest(
 ) -> Result<Option<(usize, DeadLetter)>> {
     let mut changed = false;
     if known {
-        let read = before.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset });
-        changed = extend(job, read, settings.follow)?;
+        changed = extend(job, read_up_to(before), settings.follow)?;
     }
     let mut opened = None;
     if let OnError::DeadLetter(path) = &settings.on_error {
