@@ -138,6 +138,19 @@ fn the_output_is_never_written_over_the_job() {
 }
 
 #[test]
+fn a_state_without_any_record_may_be_deleted() {
+    let desk = Desk::new();
+    desk.write("e.ndjson", "{\"k\":1}\n");
+    desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
+    let told = desk.fails(1, &["run", "e.ndjson", "--key", "k"]);
+    assert!(told.contains("--key was `oops`") && told.contains("nothing is lost if you delete"), "{told}");
+    std::fs::remove_dir_all(desk.path("laminar-state")).unwrap();
+    desk.ok(&["run", "e.ndjson", "--key", "k"]);
+    let told = desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
+    assert!(!told.contains("delete"), "{told}");
+}
+
+#[test]
 fn help_teaches() {
     let desk = Desk::new();
     assert!(desk.ok(&["--help"]).contains("Exit codes"));

@@ -143,7 +143,7 @@ pub fn run<E: Engine>(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let (mut job, known) = load_job(settings)?;
+    let (mut job, known) = load_job::<E>(settings)?;
     let opened: Opened<E> = E::open(&OpenOptions {
         dir: settings.state.clone(),
         cores: settings.cores,
@@ -221,7 +221,7 @@ fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
 }
 
 /// The job of the state directory, made if it is new; and whether it was known.
-fn load_job(settings: &Settings) -> Result<(Job, bool)> {
+fn load_job<E: Engine>(settings: &Settings) -> Result<(Job, bool)> {
     let key = settings.key.as_deref();
     if let Some(job) = Job::load(&settings.state)? {
         job.check_same(
@@ -230,7 +230,10 @@ fn load_job(settings: &Settings) -> Result<(Job, bool)> {
             key.unwrap_or_default(),
             &settings.plan,
             &settings.inputs,
-        )?;
+        )
+        .map_err(|error| {
+            if holds_nothing::<E>(&settings.state) { empty(error, &settings.state) } else { error }
+        })?;
         return Ok((job, true));
     }
     let format = match settings.format {
@@ -243,6 +246,23 @@ fn load_job(settings: &Settings) -> Result<(Job, bool)> {
     Job::prepare_dir(&settings.state)?;
     job.save(&settings.state)?;
     Ok((job, false))
+}
+
+/// Whether a state directory has no result of any record.
+fn holds_nothing<E: Engine>(state: &Path) -> bool {
+    E::look(state).is_some_and(|report| {
+        let committed = Committed::from_offsets(&report.source_offsets);
+        report.keys == 0 && committed.records == 0 && committed.skipped == 0
+    })
+}
+
+/// The first command was mistyped, most likely.
+fn empty(error: CliError, state: &Path) -> CliError {
+    let state = state.display();
+    error.remedy(format!(
+        "No record has been applied in {state}: unless a job is running there now, nothing is lost if you delete the \
+         directory and run this command again. Or name another directory with --state."
+    ))
 }
 
 fn check_options(format: Format, settings: &Settings) -> Result<()> {
