@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use crate::agg::Plan;
-use crate::args::{Command, ExportArgs, RunArgs, check_inputs};
+use crate::args::{Command, ExportArgs, ExportFormat, RunArgs, check_inputs};
 use crate::engine::{Engine, StateView};
 use crate::error::{CliError, Result};
 use crate::export::{self, Meaning};
@@ -83,12 +83,23 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
             Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
     }
     if args.json || args.json_stream {
-        print(&summary::json(&outcome, &settings.state).to_string())?;
+        let mut json = summary::json(&outcome, &settings.state);
+        // Where the results were written; null if they were not.
+        json["output"] = exported.and(args.output.as_ref()).map(|path| path.display().to_string()).into();
+        print(&json.to_string())?;
     } else if !args.quiet {
         print(&summary::text(&outcome, &settings.state))?;
         if let (Some(keys), Some(path)) = (exported, &args.output) {
             print(&format!("{keys} keys written to {}", path.display()))?;
         }
+    }
+    if let (false, Some(path)) = (finished, &args.output) {
+        // Also with --quiet: the exit code alone would let one take an old file for the result.
+        let _ = writeln!(
+            std::io::stderr(),
+            "laminar: stopped before the end of the input; {} was not written.",
+            path.display()
+        );
     }
     outcome.stopped_by.map_or(Ok(()), Err)
 }
@@ -113,9 +124,11 @@ fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<
         output::check_with_job(path, job.as_ref(), state)?;
     }
     let view = V::open(state)?;
+    let format = args.format.or(args.output.as_deref().map(export::format_of));
+    let format = format.unwrap_or(ExportFormat::Ndjson);
     match &args.output {
-        Some(path) => export::to_file(&view, &meaning, args.format, path).map(|_| ()),
-        None => export::write_all(&view, &meaning, args.format, out, &CliError::stdout).map(|_| ()),
+        Some(path) => export::to_file(&view, &meaning, format, path).map(|_| ()),
+        None => export::write_all(&view, &meaning, format, out, &CliError::stdout).map(|_| ()),
     }
 }
 

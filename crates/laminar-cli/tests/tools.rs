@@ -48,6 +48,10 @@ fn get_top_scan_and_export_agree() {
         desk.read("x.csv"),
         "key,count,sum:amount,max:amount,last:note\nann,2,1.75,1.50,z\nbob,1,2,2,\"a\nb\"\ncid,1,-7,-7,\"q \"\"q\"\"\"\n"
     );
+    desk.ok(&["export", "-o", "y.CSV"]);
+    assert_eq!(desk.read("y.CSV"), desk.read("x.csv"));
+    desk.ok(&["export", "-o", "z.csv", "--format", "ndjson"]);
+    assert_eq!(desk.read("z.csv"), [ann, bob, cid].concat());
     assert!(desk.ok(&["get", "cid"]).contains("sum:amount"));
     assert!(desk.ok(&["scan", "--raw", "--json"]).starts_with("{\"key_hex\":\"616e6e\",\"value"));
 }
@@ -98,6 +102,7 @@ fn failures_are_told_with_code_1() {
     for (args, wanted) in [
         (&["get", "zoe"][..], "has no key \"zoe\""),
         (&["export", "--state", "nowhere"], "no store"),
+        (&["top", "--state", "nowhere"], "no store"),
         (&["info", "--state", "nowhere"], "no store"),
         (&["verify", "--state", "nowhere"], "no store"),
         (&["run", "missing.csv", "--key", "k", "--state", "s3"], "missing.csv"),
