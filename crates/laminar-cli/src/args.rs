@@ -250,13 +250,11 @@ pub enum ExportFormat {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --format csv --output totals.csv"
-)]
+#[command(after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --output totals.csv")]
 pub struct ExportArgs {
-    /// Format of the output
-    #[arg(long, value_enum, default_value_t = ExportFormat::Ndjson)]
-    pub format: ExportFormat,
+    /// Format of the output [default: csv if --output ends in .csv, otherwise ndjson]
+    #[arg(long, value_enum)]
+    pub format: Option<ExportFormat>,
     /// File to write, replaced as a whole when complete [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,

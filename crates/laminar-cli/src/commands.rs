@@ -5,14 +5,16 @@ use std::path::Path;
 use std::thread;
 
 use crate::agg::Plan;
-use crate::args::{Command, ExportArgs, RunArgs, check_inputs};
+use crate::args::{Command, ExportArgs, ExportFormat, RunArgs, check_inputs};
 use crate::engine::{Engine, StateView};
 use crate::error::{CliError, Result};
 use crate::export::{self, Meaning};
 use crate::input::source::BATCH_LEN;
+use crate::job::Job;
+use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, inspect, query, signals, summary};
+use crate::{demo, inspect, output, query, signals, summary};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -61,6 +63,7 @@ fn settings(args: &RunArgs) -> Result<Settings> {
 
 fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
+    check_output(args)?;
     let stop = signals::install()?;
     let mut observer: Box<dyn Observer> = if args.json_stream {
         Box::new(JsonStream)
@@ -80,23 +83,52 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
             Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
     }
     if args.json || args.json_stream {
-        print(&summary::json(&outcome, &settings.state).to_string())?;
+        let mut json = summary::json(&outcome, &settings.state);
+        // Where the results were written; null if they were not.
+        json["output"] = exported.and(args.output.as_ref()).map(|path| path.display().to_string()).into();
+        print(&json.to_string())?;
     } else if !args.quiet {
         print(&summary::text(&outcome, &settings.state))?;
         if let (Some(keys), Some(path)) = (exported, &args.output) {
             print(&format!("{keys} keys written to {}", path.display()))?;
         }
     }
+    if let (false, Some(path)) = (finished, &args.output) {
+        // Also with --quiet: the exit code alone would let one take an old file for the result.
+        let _ = writeln!(
+            std::io::stderr(),
+            "laminar: stopped before the end of the input; {} was not written.",
+            path.display()
+        );
+    }
     outcome.stopped_by.map_or(Ok(()), Err)
+}
+
+/// Refuses to write over the job's own files, before anything is done.
+fn check_output(args: &RunArgs) -> Result<()> {
+    let Some(path) = &args.output else { return Ok(()) };
+    let dead_letter = match &args.on_error {
+        OnError::DeadLetter(file) => Some(file.as_path()),
+        OnError::Stop | OnError::Skip => None,
+    };
+    output::check(path, &args.inputs, dead_letter, &args.state)?;
+    output::check_with_job(path, Job::load(&args.state)?.as_ref(), &args.state)
 }
 
 fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<()> {
     let state: &Path = &args.state.state;
     let meaning = Meaning::of(state, args.state.raw)?;
+    if let Some(path) = &args.output {
+        // With --raw a damaged job.json must not be in the way; its own place is still refused.
+        let job = if args.state.raw { Job::load(state).ok().flatten() } else { Job::load(state)? };
+        output::check_with_job(path, job.as_ref(), state)?;
+    }
     let view = V::open(state)?;
+    let format = args.format.or(args.output.as_deref().map(export::format_of));
+    let format = format.unwrap_or(ExportFormat::Ndjson);
     match &args.output {
-        Some(path) => export::to_file(&view, &meaning, args.format, path).map(|_| ()),
-        None => export::write_all(&view, &meaning, args.format, out, &CliError::stdout).map(|_| ()),
+        Some(path) => export::to_file(&view, &meaning, format, path).map(|_| ()),
+        None => export::write_all(&view, &meaning, format, out, &CliError::stdout).map(|_| ()),
     }
 }
 

@@ -10,6 +10,7 @@ mod export;
 mod input;
 mod inspect;
 mod job;
+mod output;
 mod pipeline;
 mod progress;
 mod query;

@@ -44,6 +44,7 @@ pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
 
 /// `laminar top`.
 pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
+    let view = V::open(&args.state.state)?;
     let meaning = Meaning::of(&args.state.state, args.state.raw)?;
     let Meaning::Job { plan, .. } = &meaning else {
         return Err(CliError::usage(
@@ -52,7 +53,6 @@ pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
         .remedy("Use `laminar scan`, and leave out --raw."));
     };
     let column = order_column(plan, args.by.as_deref())?;
-    let view = V::open(&args.state.state)?;
     let mut best = Best::new(args.count);
     let mut damaged = None;
     view.for_each(&mut |key, value| match number(plan, column, value) {

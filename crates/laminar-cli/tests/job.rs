@@ -70,8 +70,8 @@ fn a_signal_stops_cleanly_and_the_same_command_continues() {
     let desk = Desk::new();
     desk.write("e.ndjson", &events(5_000, 100));
     desk.ok(&with(JOB, &["--state", "whole"]));
-    let args = with(JOB, &["--state", "followed", "--follow"]);
-    let child = start(&desk, &args);
+    let args = with(JOB, &["--state", "followed", "--follow", "-o", "out.csv"]);
+    let child = desk.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     // The followed file is read at once; the job then waits.
     while !desk.run(&["get", "u1", "--state", "followed"]).out.contains("u1") {
@@ -84,7 +84,10 @@ fn a_signal_stops_cleanly_and_the_same_command_continues() {
     assert!(std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("out.csv was not written") && !desk.path("out.csv").exists(), "{told}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["output"], Value::Null);
     assert_eq!(
         (&summary["finished"], &summary["total"]["records"]),
         (&Value::Bool(false), &Value::from(5_000))

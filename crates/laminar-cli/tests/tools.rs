@@ -48,6 +48,10 @@ fn get_top_scan_and_export_agree() {
         desk.read("x.csv"),
         "key,count,sum:amount,max:amount,last:note\nann,2,1.75,1.50,z\nbob,1,2,2,\"a\nb\"\ncid,1,-7,-7,\"q \"\"q\"\"\"\n"
     );
+    desk.ok(&["export", "-o", "y.CSV"]);
+    assert_eq!(desk.read("y.CSV"), desk.read("x.csv"));
+    desk.ok(&["export", "-o", "z.csv", "--format", "ndjson"]);
+    assert_eq!(desk.read("z.csv"), [ann, bob, cid].concat());
     assert!(desk.ok(&["get", "cid"]).contains("sum:amount"));
     assert!(desk.ok(&["scan", "--raw", "--json"]).starts_with("{\"key_hex\":\"616e6e\",\"value"));
 }
@@ -98,6 +102,7 @@ fn failures_are_told_with_code_1() {
     for (args, wanted) in [
         (&["get", "zoe"][..], "has no key \"zoe\""),
         (&["export", "--state", "nowhere"], "no store"),
+        (&["top", "--state", "nowhere"], "no store"),
         (&["info", "--state", "nowhere"], "no store"),
         (&["verify", "--state", "nowhere"], "no store"),
         (&["run", "missing.csv", "--key", "k", "--state", "s3"], "missing.csv"),
@@ -116,6 +121,38 @@ fn failures_are_told_with_code_1() {
     let told =
         desk.fails(1, &["run", "a.csv", "--key", "who", "--agg", "count,sum:amount,max:amount,last:note"]);
     assert!(told.contains("truncated"), "{told}");
+}
+
+#[test]
+fn the_output_is_never_written_over_the_job() {
+    let desk = small_job();
+    let before = desk.read("a.csv");
+    let job = desk.read("laminar-state/job.json");
+    for (args, wanted) in [
+        (&["run", "a.csv", "--key", "who", "--state", "s2", "-o", "./a.csv"][..], "is the input file"),
+        (&["run", "*.csv", "--key", "who", "--state", "s2", "-o", "out.csv"], "matches the input pattern"),
+        (&["run", "a.csv", "--key", "who", "--state", "s2", "-o", "s2/x"], "does not exist"),
+        (&["export", "--output", "a.csv"], "is the input file"),
+        (&["export", "--output", "laminar-state/job.json"], "inside the state directory"),
+    ] {
+        let told = desk.fails(2, args);
+        assert!(told.contains(wanted), "{args:?}: {told}");
+    }
+    assert!(!desk.path("s2").exists() && !desk.path("out.csv").exists());
+    assert_eq!((desk.read("a.csv"), desk.read("laminar-state/job.json")), (before, job));
+}
+
+#[test]
+fn a_state_without_any_record_may_be_deleted() {
+    let desk = Desk::new();
+    desk.write("e.ndjson", "{\"k\":1}\n");
+    desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
+    let told = desk.fails(1, &["run", "e.ndjson", "--key", "k"]);
+    assert!(told.contains("--key was `oops`") && told.contains("nothing is lost if you delete"), "{told}");
+    std::fs::remove_dir_all(desk.path("laminar-state")).unwrap();
+    desk.ok(&["run", "e.ndjson", "--key", "k"]);
+    let told = desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
+    assert!(!told.contains("delete"), "{told}");
 }
 
 #[test]

@@ -77,6 +77,10 @@ pub struct FakeCore {
 impl Engine for FakeEngine {
     type Core = FakeCore;
 
+    fn look(dir: &std::path::Path) -> Option<Report> {
+        Some(disk(dir).lock().unwrap().report())
+    }
+
     fn open(options: &OpenOptions) -> Result<Opened<Self>> {
         let disk = disk(&options.dir);
         let cores = options.cores;

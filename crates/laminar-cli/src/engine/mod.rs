@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ pub trait Engine: Sized + Send + Sync {
     /// One core's state.
     type Core: CoreEngine;
 
+    /// What opening the store would recover, without changing anything; none if it cannot be told.
+    fn look(dir: &Path) -> Option<Report>;
     /// Opens or makes the store and recovers it.
     fn open(options: &OpenOptions) -> Result<Opened<Self>>;
     /// The last epoch that is durable on all cores.
@@ -146,7 +148,7 @@ pub trait CoreEngine: Send {
 /// A store's newest recoverable state, read without changing anything.
 pub trait StateView: Sized {
     /// Reads the state of a directory.
-    fn open(dir: &std::path::Path) -> Result<Self>;
+    fn open(dir: &Path) -> Result<Self>;
     /// Calls `visit` for every key and value, in any order.
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8]));
     /// The value of a key.

@@ -24,6 +24,14 @@ pub struct StoreEngine {
 impl Engine for StoreEngine {
     type Core = CoreStore;
 
+    fn look(dir: &Path) -> Option<Report> {
+        // A job that was interrupted before it made its store has none.
+        if !dir.join("wal").exists() && !dir.join("checkpoints").exists() {
+            return Some(Report::default());
+        }
+        StateReader::open(dir).ok().map(|reader| Report::from(reader.report()))
+    }
+
     fn open(options: &OpenOptions) -> Result<Opened<Self>> {
         let mut settings = Settings::default();
         if let Some(interval) = options.checkpoint_interval {

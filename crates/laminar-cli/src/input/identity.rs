@@ -2,7 +2,8 @@
 //!
 //! At its first reading a file's start is hashed. On every later start the same bytes must hash to
 //! the same value and the file must not have become shorter than what was read. A file that only
-//! grew is the same file.
+//! grew is the same file. When a job ends before the end of a file, only what it has consumed of
+//! the file stays in the hash: the rest may still be repaired.
 
 use std::fs::File;
 use std::io::Read;
@@ -99,6 +100,22 @@ impl FileIdentity {
             self.head_xxh3 = head_hash(&file, path, self.head_len)?;
         }
         Ok(len)
+    }
+
+    /// Lets the hash cover no more than the `consumed` bytes. Changes nothing unless the file still
+    /// is the one remembered, so that a change made meanwhile is not taken for the original.
+    pub fn forget_after(&mut self, consumed: u64) {
+        if consumed >= self.head_len {
+            return;
+        }
+        let path = Path::new(&self.path);
+        let Ok(file) = open(path) else { return };
+        if head_hash(&file, path, self.head_len).is_ok_and(|found| found == self.head_xxh3)
+            && let Ok(hash) = head_hash(&file, path, consumed)
+        {
+            self.head_len = consumed;
+            self.head_xxh3 = hash;
+        }
     }
 }
 

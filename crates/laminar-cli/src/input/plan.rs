@@ -19,7 +19,7 @@ pub fn expand(inputs: &[String]) -> Result<Vec<String>> {
 }
 
 /// Whether the input names one file. A file whose name looks like a pattern is that file.
-fn is_literal(input: &str) -> bool {
+pub fn is_literal(input: &str) -> bool {
     !input.contains(['*', '?', '[']) || Path::new(input).exists()
 }
 
@@ -112,6 +112,17 @@ pub fn extend(job: &mut Job, read: Option<ReadUpTo>, follow: bool) -> Result<boo
         }
     }
     Ok(*job != before)
+}
+
+/// At the end of a run: what has not been read of a file is no part of its identity. Returns
+/// whether the job has changed and must be saved.
+pub fn forget_unread(job: &mut Job, read: Option<ReadUpTo>) -> bool {
+    let before = job.clone();
+    for index in 0..job.files.len() {
+        let (consumed, _) = progress(job, index, read);
+        job.files[index].forget_after(consumed);
+    }
+    *job != before
 }
 
 /// How far a file has been read, and its step that is not finished.

@@ -37,7 +37,7 @@ use hdrhistogram::Histogram;
 use crate::agg::Plan;
 use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Router, Stats};
 use crate::error::{CliError, Result};
-use crate::input::plan::{ReadUpTo, detect, expand, extend};
+use crate::input::plan::{ReadUpTo, detect, expand, extend, forget_unread};
 use crate::input::source::{Position, Source};
 use crate::input::{Format, sink::OnBad};
 use crate::job::Job;
@@ -143,7 +143,7 @@ pub fn run<E: Engine>(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let (mut job, known) = load_job(settings)?;
+    let (mut job, known) = load_job::<E>(settings)?;
     let opened: Opened<E> = E::open(&OpenOptions {
         dir: settings.state.clone(),
         cores: settings.cores,
@@ -181,9 +181,14 @@ pub fn run<E: Engine>(
     engine.wait_durable(epoch)?;
     let checkpoint = engine.checkpoint()?;
     let stats = engine.stats();
+    // The reader may have saved a later one. The store is still locked, so nobody else does.
+    let mut job = Job::load(&settings.state)?.unwrap_or(job);
+    if forget_unread(&mut job, read_up_to(&sequenced.committed)) {
+        job.save(&settings.state)?;
+    }
     engine.close()?;
     Ok(Outcome {
-        job: Job::load(&settings.state)?.unwrap_or(job),
+        job,
         report,
         before,
         after: sequenced.committed,
@@ -216,7 +221,7 @@ fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
 }
 
 /// The job of the state directory, made if it is new; and whether it was known.
-fn load_job(settings: &Settings) -> Result<(Job, bool)> {
+fn load_job<E: Engine>(settings: &Settings) -> Result<(Job, bool)> {
     let key = settings.key.as_deref();
     if let Some(job) = Job::load(&settings.state)? {
         job.check_same(
@@ -225,7 +230,10 @@ fn load_job(settings: &Settings) -> Result<(Job, bool)> {
             key.unwrap_or_default(),
             &settings.plan,
             &settings.inputs,
-        )?;
+        )
+        .map_err(|error| {
+            if holds_nothing::<E>(&settings.state) { empty(error, &settings.state) } else { error }
+        })?;
         return Ok((job, true));
     }
     let format = match settings.format {
@@ -238,6 +246,23 @@ fn load_job(settings: &Settings) -> Result<(Job, bool)> {
     Job::prepare_dir(&settings.state)?;
     job.save(&settings.state)?;
     Ok((job, false))
+}
+
+/// Whether a state directory has no result of any record.
+fn holds_nothing<E: Engine>(state: &Path) -> bool {
+    E::look(state).is_some_and(|report| {
+        let committed = Committed::from_offsets(&report.source_offsets);
+        report.keys == 0 && committed.records == 0 && committed.skipped == 0
+    })
+}
+
+/// The first command was mistyped, most likely.
+fn empty(error: CliError, state: &Path) -> CliError {
+    let state = state.display();
+    error.remedy(format!(
+        "No record has been applied in {state}: unless a job is running there now, nothing is lost if you delete the \
+         directory and run this command again. Or name another directory with --state."
+    ))
 }
 
 fn check_options(format: Format, settings: &Settings) -> Result<()> {
@@ -259,6 +284,10 @@ fn check_options(format: Format, settings: &Settings) -> Result<()> {
     }
 }
 
+fn read_up_to(committed: &Committed) -> Option<ReadUpTo> {
+    committed.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset })
+}
+
 /// Plans what is left to read and opens the dead-letter file; all of it durable in `job.json`
 /// before anything is read.
 fn plan_rest(
@@ -269,8 +298,7 @@ fn plan_rest(
 ) -> Result<Option<(usize, DeadLetter)>> {
     let mut changed = false;
     if known {
-        let read = before.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset });
-        changed = extend(job, read, settings.follow)?;
+        changed = extend(job, read_up_to(before), settings.follow)?;
     }
     let mut opened = None;
     if let OnError::DeadLetter(path) = &settings.on_error {

@@ -361,8 +361,8 @@ fn place(path: &str, bad: &BadRecord) -> String {
 
 fn bad_record(job: &Job, step: u32, bad: &BadRecord) -> CliError {
     CliError::failure(place(step_path(job, step), bad)).remedy(
-        "Everything before it is done and durable. Repair the input only after this point, or run the same command \
-         with --on-error skip, or with --on-error dead-letter FILE to keep such records; it continues from there.",
+        "Everything before it is done and durable. Repair the input from this record on (what precedes it must stay as it is) \
+         and run the same command again, or run it with --on-error skip, or with --on-error dead-letter FILE to keep such records; it continues from there.",
     )
 }
 

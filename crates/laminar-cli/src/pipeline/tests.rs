@@ -240,6 +240,25 @@ fn a_bad_record_stops_before_itself_and_can_be_skipped_later() {
 }
 
 #[test]
+fn a_bad_record_can_be_repaired_but_what_precedes_it_not_changed() {
+    let bench =
+        Bench::new(&[("a.csv", "k,v\na,1\nb,x\na,100\n"), ("b.csv", "k,v\nb,x\n")], Some("k"), &["sum:v"]);
+    for repaired in ["k,v\na,1\nb,y\na,100\n", "k,v\na,1\n", "k,v\na,1\nb,2\na,100\nc,z\n"] {
+        let outcome = bench.run().unwrap();
+        let error = outcome.stopped_by.map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("line ") && error.contains("Repair the input from this record on"), "{error}");
+        fs::write(bench.path("a.csv"), "k,v\na,2\nb,2\na,100\n").unwrap();
+        assert!(bench.error().contains("changed since it was first read"));
+        fs::write(bench.path("a.csv"), repaired).unwrap();
+    }
+    assert!(bench.error().contains("b.csv: line 2"));
+    fs::write(bench.path("a.csv"), "k,v\na,1\nb,2\na,100\n").unwrap();
+    fs::write(bench.path("b.csv"), "k,v\nb,5\n").unwrap();
+    assert!(bench.run().unwrap().finished);
+    assert_eq!(bench.export(), "{\"key\":\"a\",\"sum:v\":101}\n{\"key\":\"b\",\"sum:v\":7}\n");
+}
+
+#[test]
 fn dead_letters_stand_in_their_file_once() {
     let text: String = (0..100)
         .map(|i| if i % 7 == 3 { format!("bad {i}\n") } else { format!("{{\"k\":{}}}\n", i % 3) })
