@@ -266,7 +266,7 @@ pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     std::thread::scope(|scope| {
         // Without other threads this one does the work alone.
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, &run).ok();
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
         let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
         run();
         // What a helper left undone when it panicked is missing below.
