@@ -16,11 +16,21 @@ pub fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Shows nothing.
+/// What must be seen even where nothing else is shown.
+fn warn(report: &Report) {
+    if let Some(warning) = report.warning() {
+        let _ = writeln!(std::io::stderr(), "{warning}");
+    }
+}
+
+/// Shows nothing but warnings.
 pub struct Silent;
 
 impl Observer for Silent {
-    fn opened(&mut self, _: &Report, _: &Committed) {}
+    fn opened(&mut self, report: &Report, _: &Committed) {
+        warn(report);
+    }
+
     fn tick(&mut self, _: &Snapshot) {}
     fn closing(&mut self) {}
 }
@@ -67,8 +77,8 @@ impl Observer for Bar {
                 HumanCount(resumed.records)
             ));
         }
-        for cut in &report.cuts {
-            self.bar.println(cut.clone());
+        for line in report.cuts.iter().cloned().chain(report.warning()) {
+            self.bar.println(line);
         }
     }
 
@@ -127,10 +137,12 @@ impl JsonStream {
 
 impl Observer for JsonStream {
     fn opened(&mut self, report: &Report, resumed: &Committed) {
+        warn(report);
         Self::line(&json!({
             "event": "opened",
             "epoch": report.epoch,
             "checkpoint": report.checkpoint,
+            "checkpoints_skipped": report.checkpoints_skipped,
             "replayed": report.replayed,
             "keys": report.keys,
             "recovery_ms": millis(report.took),

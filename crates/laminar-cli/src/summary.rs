@@ -48,6 +48,7 @@ pub fn json(outcome: &Outcome, state: &Path) -> Value {
         "recovery": {
             "epoch": outcome.report.epoch,
             "checkpoint": outcome.report.checkpoint,
+            "checkpoints_skipped": outcome.report.checkpoints_skipped,
             "replayed": outcome.report.replayed,
             "ms": millis(outcome.report.took),
         },

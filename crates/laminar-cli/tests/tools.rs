@@ -204,4 +204,14 @@ fn damage_is_found_and_named() {
         ran.out,
         ran.err
     );
+    let ran = desk.run(&[
+        "run",
+        "a.csv",
+        "--key",
+        "who",
+        "--agg",
+        "count,sum:amount,max:amount,last:note",
+        "--json",
+    ]);
+    assert!(ran.code != Some(0) || ran.err.contains("damaged checkpoint"), "{}{}", ran.out, ran.err);
 }

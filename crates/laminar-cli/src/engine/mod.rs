@@ -69,6 +69,8 @@ pub struct Report {
     pub source_offsets: BTreeMap<String, u64>,
     /// The checkpoint that was loaded.
     pub checkpoint: Option<u64>,
+    /// Newer checkpoints that are damaged and were passed over; the log still covered them.
+    pub checkpoints_skipped: Vec<u64>,
     /// WAL records replayed on top of it.
     pub replayed: u64,
     /// What was cut from the log and why, one sentence per core concerned.
@@ -77,6 +79,20 @@ pub struct Report {
     pub took: Duration,
     /// Keys in the recovered state.
     pub keys: u64,
+}
+
+impl Report {
+    /// One line about damaged checkpoints, if there are any.
+    pub fn warning(&self) -> Option<String> {
+        let ids: Vec<String> = self.checkpoints_skipped.iter().map(u64::to_string).collect();
+        (!ids.is_empty()).then(|| {
+            format!(
+                "laminar: warning: damaged checkpoint {} passed over; the log still covered it and nothing is \
+                 lost, but check the disk (`laminar verify`).",
+                ids.join(", ")
+            )
+        })
+    }
 }
 
 /// A finished checkpoint.

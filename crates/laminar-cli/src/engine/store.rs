@@ -114,6 +114,7 @@ impl From<&RecoveryReport> for Report {
             epoch: report.recovery_point.get(),
             source_offsets: report.source_offsets.clone(),
             checkpoint: report.checkpoint.map(Into::into),
+            checkpoints_skipped: report.checkpoints_skipped.iter().map(|id| id.get()).collect(),
             replayed: report.cores.iter().map(|core| core.replayed).sum(),
             cuts: cuts.collect(),
             took: report.phases.recover.saturating_add(report.phases.begin),
