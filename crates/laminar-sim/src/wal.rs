@@ -17,8 +17,8 @@ use crate::driver::Scenario;
 use crate::log::Log;
 use crate::oracle::State;
 
-const WAL: &str = "wal";
-const CHECKPOINTS: &str = "checkpoints";
+const WAL: &str = "/wal";
+const CHECKPOINTS: &str = "/checkpoints";
 
 /// One thing that a program does with a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::IncrementalCheckpointError;
 use crate::error::Detail;
+use crate::vfs::absolute;
 
 /// Settings of checkpoints. Plain values: nothing happens before a manager is opened with them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +33,7 @@ impl CheckpointConfig {
     #[must_use]
     pub fn new(checkpoint_dir: &Path) -> Self {
         Self {
-            checkpoint_dir: std::path::absolute(checkpoint_dir)
-                .unwrap_or_else(|_| checkpoint_dir.to_path_buf()),
+            checkpoint_dir: absolute(checkpoint_dir),
             wal_path: None,
             interval: Duration::from_secs(60),
             max_retained: 3,
@@ -46,7 +46,7 @@ impl CheckpointConfig {
     /// Sets [`Self::wal_path`].
     #[must_use]
     pub fn with_wal_path(mut self, path: &Path) -> Self {
-        self.wal_path = Some(path.to_path_buf());
+        self.wal_path = Some(absolute(path));
         self
     }
 

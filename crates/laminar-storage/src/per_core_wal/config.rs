@@ -7,7 +7,7 @@ use super::error::PerCoreWalError;
 use crate::error::Detail;
 use crate::format::MAX_CORES;
 use crate::format::segment_header::SEGMENT_HEADER_LEN;
-use crate::vfs::{OsVfs, Vfs};
+use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Where a log lives, how many cores it has, and how it is cut into segments.
 ///
@@ -35,7 +35,7 @@ impl PerCoreWalConfig {
     #[must_use]
     pub fn new(base_dir: &Path, cores: usize) -> Self {
         Self {
-            base_dir: std::path::absolute(base_dir).unwrap_or_else(|_| base_dir.to_path_buf()),
+            base_dir: absolute(base_dir),
             num_cores: cores,
             segment_size: 64 << 20,
             preallocation: 0,

@@ -13,7 +13,7 @@ use crate::error::Detail;
 use crate::format::MAX_CORES;
 use crate::incremental::CheckpointConfig;
 use crate::per_core_wal::PerCoreWalConfig;
-use crate::vfs::{OsVfs, Vfs};
+use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Collects what a store is opened with; made by [`crate::Store::builder`].
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl StoreBuilder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             // Made absolute once: segments are still to be created here after a change of directory.
-            path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+            path: absolute(path),
             cores: 1,
             settings: Settings::default(),
             router: Router::default(),

@@ -11,7 +11,7 @@ use crate::incremental::recovery::locate::Failure;
 use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{RecoveredState, StateMap};
 use crate::report::RecoveryReport;
-use crate::vfs::{OsVfs, Vfs};
+use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Attempts at a directory that somebody is writing to, and the pause between them.
 const ATTEMPTS: u32 = 5;
@@ -52,7 +52,7 @@ impl StateReader {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(dir: impl AsRef<Path>, vfs: Arc<dyn Vfs>) -> Result<Self, StoreError> {
-        let layout = Layout::of(dir.as_ref());
+        let layout = Layout::of(&absolute(dir.as_ref()));
         let kind = |path: &Path| {
             vfs.kind(path)
                 .map_err(|e| StoreError::Io(Box::new(crate::error::io_detail("could not look at", path, e))))

@@ -17,7 +17,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod os;
@@ -207,6 +207,13 @@ pub fn replace_file_durably(vfs: &dyn Vfs, dir: &Path, name: &str, bytes: &[u8])
     file.sync_data()?;
     vfs.rename(&temporary, &dir.join(name))?;
     vfs.sync_dir(dir)
+}
+
+/// The path made absolute, once, where a directory is named: files are still to be found in it after the
+/// program has changed its working directory.
+#[must_use]
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// The parent directory, `.` for a bare name and `/` for the root.

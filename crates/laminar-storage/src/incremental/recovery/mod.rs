@@ -23,7 +23,7 @@ use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
 use crate::per_core_wal::{MergedEntries, PerCoreWalError, RecoveryMode, WalOperation};
 use crate::report::{CoreReport, DigestCheck, RecoveryReport};
-use crate::vfs::{OsVfs, Vfs};
+use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Where to recover from, and how.
 #[derive(Clone, Debug)]
@@ -48,8 +48,8 @@ impl RecoveryConfig {
     #[must_use]
     pub fn new(checkpoint_dir: &Path, wal_path: &Path) -> Self {
         Self {
-            checkpoint_dir: checkpoint_dir.to_path_buf(),
-            wal_path: wal_path.to_path_buf(),
+            checkpoint_dir: absolute(checkpoint_dir),
+            wal_path: absolute(wal_path),
             repair_wal: false,
             collect_state_changes: false,
             max_wal_entries: u64::MAX,
