@@ -70,7 +70,7 @@ impl IncrementalCheckpointManager {
     pub fn next_checkpoint_id(&self) -> Result<CheckpointId> {
         match self.highest_id {
             None => Ok(CheckpointId(1)),
-            Some(highest) if highest < CheckpointId::MAX => Ok(highest.next()),
+            Some(highest) if highest < CheckpointId::LAST => Ok(highest.next()),
             Some(_) => Err(already_exists("the largest possible checkpoint id is used".into())),
         }
     }
