@@ -25,6 +25,9 @@ use crate::input::identity::FileIdentity;
 /// Version of the file.
 const JOB_VERSION: u32 = 1;
 const FILE_NAME: &str = "job.json";
+/// What to do when the file is damaged, missing, or that of another state.
+pub const REMEDY: &str = "The results themselves are not touched: `laminar export --raw` still reads them. To run the job \
+                          again, restore this file from a copy, or start over with a new --state directory.";
 
 /// A stretch of one input file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,12 +108,8 @@ impl Job {
     }
 
     fn decode(text: &[u8], path: &Path) -> Result<Self> {
-        let damaged = |why: String| {
-            CliError::failure(format!("{} is damaged: {why}", path.display())).remedy(
-                "The state itself is not touched: `laminar export --raw` still reads it. To run the job again, \
-                 restore this file from a backup, or start over with a new --state directory.",
-            )
-        };
+        let damaged =
+            |why: String| CliError::failure(format!("{} is damaged: {why}", path.display())).remedy(REMEDY);
         #[derive(Deserialize)]
         struct Version {
             version: u32,

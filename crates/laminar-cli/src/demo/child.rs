@@ -51,9 +51,9 @@ impl Job<'_> {
             "run",
             &text(self.events),
             "--key",
-            "user",
+            "user.id",
             "--agg",
-            "count,sum:order.amount,min:order.amount,max:order.amount,last:page",
+            "count,sum:amount,min:amount,max:amount,last:page",
             "--cores",
             &self.cores.to_string(),
             "--state",
@@ -80,17 +80,19 @@ impl Job<'_> {
             .map_err(|e| CliError::io("start", &program, &e))?;
         let stdout = child.stdout.take();
         let mut life = Life { opened: None, records: 0, durable: 0, summary: None, took: Duration::ZERO };
+        let mut ended = false;
         if let Kill::AfterStart(wait) = kill {
             thread::sleep(wait);
             end(&mut child)?;
+            ended = true;
         }
         if let Some(stdout) = stdout {
-            watch(&mut child, stdout, kill, &mut life)?;
+            ended |= watch(&mut child, stdout, kill, &mut life)?;
         }
         let status =
             child.wait().map_err(|e| CliError::failure(format!("could not wait for the job: {e}")))?;
         life.took = start.elapsed();
-        let killed = status.code().is_none() && life.summary.is_none();
+        let killed = ended && status.code().is_none() && life.summary.is_none();
         if !status.success() && !killed {
             let mut message = String::new();
             if let Some(mut stderr) = child.stderr.take() {
@@ -107,9 +109,10 @@ fn end(child: &mut Child) -> Result<()> {
     child.kill().map_err(|e| CliError::failure(format!("could not kill the job: {e}")))
 }
 
-/// Reads the lines of the job until it ends.
-fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) -> Result<()> {
+/// Reads the lines of the job until it ends; whether it was killed here.
+fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) -> Result<bool> {
     let mut resumed = 0;
+    let mut killed = false;
     for line in BufReader::new(stdout).lines() {
         // A line cut off by the kill is not JSON, and the last one.
         let Ok(line) = line else { break };
@@ -128,13 +131,15 @@ fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) ->
                 let read = number("bytes") as f64 / (number("bytes_total") as f64).max(1.0);
                 if let Kill::AtFraction(fraction, wait) = kill
                     && read >= fraction
+                    && !killed
                 {
                     thread::sleep(wait);
                     end(child)?;
+                    killed = true;
                 }
             }
             _ => life.summary = Some(value),
         }
     }
-    Ok(())
+    Ok(killed)
 }
