@@ -13,26 +13,31 @@ use crate::pipeline::OnError;
 
 const EXAMPLES: &str = "\
 Examples:
-  laminar demo                                           see it survive being killed; needs nothing
-  laminar run events.ndjson --key user --agg count,sum:amount
+  laminar demo                          see a job survive being killed; needs nothing
+  laminar generate events.ndjson        input to try the following on
+  laminar run events.ndjson --key user.id --agg count,sum:amount
   laminar top 10 --by sum:amount
   laminar export --format csv --output totals.csv
+
+All but demo and generate work on a state directory: --state DIR, otherwise ./laminar-state. Each job
+needs its own.
 
 Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage.";
 
 const RUN_HELP: &str = "\
 Examples:
   # how often and how much per user, from newline-delimited JSON
-  laminar run events.ndjson --key user.id --agg count --agg sum:amount
+  laminar run events.ndjson --key user.id --agg count --agg sum:amount --state ./totals
 
   # several CSV files, two cores, bad records kept for later
-  laminar run 'logs/*.csv' --key page --agg count,max:ms --cores 2 --on-error dead-letter bad.ndjson
+  laminar run 'logs/*.csv' --key page --agg count,max:amount --state ./pages --cores 2 \\
+    --on-error dead-letter bad.ndjson
 
   # word count; every word is its own key
-  laminar run book.txt --format words
+  laminar run book.txt --format words --state ./words
 
   # a growing file, until Ctrl-C
-  laminar run /var/log/app.ndjson --follow --key level --state ./levels
+  laminar run events.ndjson --follow --key type --state ./types
 
 Killed, crashed, or stopped with Ctrl-C: run the same command again. It continues at the record
 where the last durable epoch ended, and the results are the same bytes as without interruption.
@@ -40,8 +45,8 @@ New data at the end of a file, and new files that match a pattern, are read at t
 
 A file must stay as it was as far as it was read. Checked at each start: that it is not shorter,
 and its first 64 KiB. A change behind those is not noticed. A file under --follow that is renamed,
-removed, replaced or cut off (log rotation) ends the job with exit code 1 and everything read so far
-durable; the new file is another job's, with another --state.
+removed, replaced or cut off (log rotation) ends the job with exit code 1, everything read so far
+durable. The new file is for another job, with another --state.
 
 Exit codes: 0 all input read (or stopped cleanly by a first Ctrl-C or SIGTERM; --json says
 \"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).";
@@ -98,7 +103,8 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
     pub format: FormatArg,
 
-    /// Directory of the state; made if it does not exist
+    /// Directory of the state; made if it does not exist. It belongs to the command line that first
+    /// applied a record in it
     #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
     pub state: PathBuf,
 
@@ -219,7 +225,7 @@ pub struct StateArg {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  laminar get user-0042 --state ./laminar-state\n\nExit code 1 if there is no such key."
+    after_help = "Example:\n  laminar get user-0000042 --state ./laminar-state\n\nExit code 1 if there is no such key."
 )]
 pub struct GetArgs {
     /// The key; need not be text
@@ -248,7 +254,7 @@ pub struct TopArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  laminar scan --prefix user-00 --limit 20")]
+#[command(after_help = "Example:\n  laminar scan --prefix user-000 --limit 20")]
 pub struct ScanArgs {
     /// Only keys that begin with this; need not be text
     #[arg(long, value_name = "TEXT")]

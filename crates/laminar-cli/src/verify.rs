@@ -86,7 +86,7 @@ fn check_job(state: &Path, committed: Option<&Committed>) -> Option<Result<Strin
     };
     let fits = applied.is_none_or(|committed| fits(&job, committed));
     Some(if fits {
-        Ok(format!("{} files in {} steps", job.files.len(), job.steps.len()))
+        Ok(format!("input files {}, steps {}", job.files.len(), job.steps.len()))
     } else {
         Err(CliError::failure(format!(
             "{} does not belong to this state: the position in the input that the state has is not one of it",

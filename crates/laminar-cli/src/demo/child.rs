@@ -59,7 +59,7 @@ impl Job<'_> {
             "--state",
             &text(self.state),
             "--checkpoint-interval",
-            "400ms",
+            "100ms",
             "--json-stream",
         ]
         .map(str::to_owned)

@@ -61,37 +61,45 @@ impl Events {
 struct Users {
     count: u64,
     zipf: bool,
-    /// A walk through all users: `start + i * step` modulo their number, which shares no factor with
-    /// the step.
-    start: u64,
-    step: u64,
+    /// Bits of the largest user's number, at least 2.
+    bits: u32,
+    salt: u64,
 }
 
 impl Users {
     fn new(events: &Events, random: &mut Random) -> Self {
         let count = events.keys.max(1);
-        let start = random.below(count);
-        let mut step = random.below(count).max(1);
-        while common_divisor(step, count) != 1 {
-            step += 1;
-        }
-        Self { count, zipf: events.zipf, start, step }
+        let bits = (u64::BITS - (count - 1).leading_zeros()).max(2);
+        Self { count, zipf: events.zipf, bits, salt: random.next() }
     }
 
     fn pick(&self, i: u64, random: &mut Random) -> u64 {
         if self.zipf {
             random.zipf(self.count)
         } else if i < self.count {
-            let at = u128::from(self.start) + u128::from(i) * u128::from(self.step);
-            u64::try_from(at % u128::from(self.count)).unwrap_or(0)
+            self.in_mixed_order(i)
         } else {
             random.below(self.count)
         }
     }
-}
 
-fn common_divisor(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { common_divisor(b, a % b) }
+    /// Every user for exactly one `i` below their number.
+    fn in_mixed_order(&self, i: u64) -> u64 {
+        let mask = u64::MAX >> (u64::BITS - self.bits);
+        let mut x = i;
+        loop {
+            // Each step has an inverse within the mask, so that this goes round in a circle of which
+            // `i` is a part, and ends there at the latest.
+            x = (x ^ self.salt) & mask;
+            for factor in [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9] {
+                x = x.wrapping_mul(factor) & mask;
+                x ^= x >> (self.bits / 2);
+            }
+            if x < self.count {
+                return x;
+            }
+        }
+    }
 }
 
 struct Event {
