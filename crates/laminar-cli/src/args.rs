@@ -19,8 +19,8 @@ Examples:
   laminar top 10 --by sum:amount
   laminar export --format csv --output totals.csv
 
-All but demo and generate work on a state directory: --state DIR, otherwise ./laminar-state. Each job
-needs its own.
+All but demo and generate work on a state directory: --state DIR, otherwise ./laminar-state.
+Each job needs its own.
 
 Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage.";
 

@@ -76,11 +76,6 @@ impl CliError {
         self
     }
 
-    /// What happened, without the remedy and a full stop.
-    pub fn what(&self) -> &str {
-        &self.what
-    }
-
     /// What the caller should conclude.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -20,8 +20,8 @@ use crate::job::Job;
 pub struct Claim {
     /// `job.json` as it was read or written here.
     stored: Job,
-    /// Why the command line is not that of `stored`.
-    other: Option<CliError>,
+    /// What is different in the command line of `stored`.
+    difference: Option<String>,
 }
 
 /// A state that belongs to this command.
@@ -41,20 +41,21 @@ impl Claim {
             let job = plan_new(settings)?;
             Job::prepare_dir(&settings.state)?;
             job.save(&settings.state)?;
-            return Ok(Self { stored: job, other: None });
+            return Ok(Self { stored: job, difference: None });
         };
-        let other = check_same(&stored, settings).err();
-        if let Some(error) = &other {
+        let key = settings.key.as_deref().unwrap_or_default();
+        let difference = stored.difference(settings.format, key, &settings.plan, &settings.inputs);
+        if let Some(difference) = &difference {
             let empty = E::look(&settings.state).is_some_and(|report| {
                 report.keys == 0 && Committed::from_offsets(&report.source_offsets).is_empty()
             });
             if !empty {
-                return Err(error.clone());
+                return Err(another_job(settings, difference));
             }
             // Whatever is wrong with the new command line is told before the store is opened.
             plan_new(settings)?;
         }
-        Ok(Self { stored, other })
+        Ok(Self { stored, difference })
     }
 
     /// Decides, now that the store is open, and makes `job.json` say so.
@@ -66,8 +67,8 @@ impl Claim {
         }
         let before = Committed::from_offsets(&report.source_offsets);
         if report.keys > 0 || !before.is_empty() {
-            if let Some(error) = self.other {
-                return Err(error);
+            if let Some(difference) = &self.difference {
+                return Err(another_job(settings, difference));
             }
             let mut job = self.stored;
             if extend(&mut job, read_up_to(&before), settings.follow)? {
@@ -81,16 +82,16 @@ impl Claim {
         if job != self.stored {
             job.save(&settings.state)?;
         }
-        let told = self.other.map(|error| {
-            format!("{}, but no record was ever applied in it: it belongs to this command now.", error.what())
+        let told = self.difference.map(|difference| {
+            format!("{difference}. No record was ever applied in {state}, so it belongs to this command now.")
         });
         Ok(Owned { job, before: Committed::default(), told })
     }
 }
 
-fn check_same(job: &Job, settings: &Settings) -> Result<()> {
-    let key = settings.key.as_deref().unwrap_or_default();
-    job.check_same(&settings.state, settings.format, key, &settings.plan, &settings.inputs)
+fn another_job(settings: &Settings, difference: &str) -> CliError {
+    CliError::failure(format!("{} belongs to another job: {difference}", settings.state.display()))
+        .remedy("Use the same command as before to continue, or another --state directory for the new job.")
 }
 
 /// A job that starts at the beginning of its input.
