@@ -15,11 +15,15 @@ use crate::error::{CliError, Result};
 pub enum Kill {
     /// So long after the process was started, wherever it is then.
     AfterStart(Duration),
-    /// So long after this fraction of the input was read.
-    AtFraction(f64, Duration),
+    /// So long after this fraction of the input was read, and, if asked for, a checkpoint was made;
+    /// but not so late that the job could end before.
+    AtFraction { fraction: f64, checkpoint: bool, wait: Duration },
     /// Not at all.
     Never,
 }
+
+/// No kill waits for a checkpoint once this fraction of the input was read.
+const LATEST: f64 = 0.85;
 
 /// How it ended.
 #[derive(Debug)]
@@ -129,8 +133,9 @@ fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) ->
                 life.records = resumed + number("records");
                 life.durable = number("durable_epoch");
                 let read = number("bytes") as f64 / (number("bytes_total") as f64).max(1.0);
-                if let Kill::AtFraction(fraction, wait) = kill
+                if let Kill::AtFraction { fraction, checkpoint, wait } = kill
                     && read >= fraction
+                    && (!checkpoint || number("checkpoints") > 0 || read >= LATEST)
                     && !killed
                 {
                     thread::sleep(wait);
