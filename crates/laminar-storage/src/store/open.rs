@@ -25,11 +25,11 @@ use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate}
 use crate::incremental::{
     CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
 };
+use crate::parallel::in_parallel;
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::{Base, Wanted};
-use crate::per_core_wal::recovery::survey::in_parallel;
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
 use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
 use crate::ring0::{CoreDrain, CoreState, StateConfig, new_state};
@@ -127,7 +127,8 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
         let load = |located: &Located| {
             if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
                 // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
-                located.checkpoint.as_ref().map_or(Ok(()), CheckpointReader::verify)?;
+                let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());
+                located.checkpoint.as_ref().map_or(Ok(()), verify)?;
                 return Ok(None);
             }
             load_cores(builder, located).map(Some)
@@ -169,9 +170,8 @@ fn lock_store(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<StoreLock, StoreErr
 
 /// Fills every core from checkpoint and log, in parallel.
 fn load_cores(builder: &StoreBuilder, located: &Located) -> Result<Vec<Loaded>, LoadFailure> {
-    let cores: Vec<_> = (0..builder.core_count()).map(CoreId).collect();
-    let work = |core: &CoreId| load_core(builder, located, *core);
-    in_parallel(builder.vfs_ref().as_ref(), &cores, work).into_iter().collect()
+    let cores = (0..builder.core_count()).map(CoreId);
+    in_parallel(builder.vfs_ref().as_ref(), cores, |core| load_core(builder, located, core))
 }
 
 fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<Loaded, LoadFailure> {
@@ -185,8 +185,14 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     .map_err(memory)?;
     let mut offsets = CoreOffsets::default();
     let mut expected = None;
+    // Of what is in memory now, added up on the way there.
+    let mut digest = 0_u64;
     if let Some(reader) = &located.checkpoint {
-        reader.for_each_record(core, |record| state.load(record.key, record.value).map_err(memory))?;
+        reader.for_each_record(core, |record| {
+            let growth = state.load(record.key, record.value).map_err(memory)?;
+            digest = digest.wrapping_add(growth);
+            Ok::<_, LoadFailure>(())
+        })?;
         let metadata = reader.metadata();
         offsets = offsets_of(&metadata.core_offsets, core, builder.core_count());
         let digest = metadata.digests.get(core.index());
@@ -202,21 +208,23 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
                 let commit = body.decode().unwrap_or_default();
                 offsets.offsets.extend(commit.offsets);
                 offsets.watermark = commit.watermark.or(offsets.watermark);
-                Ok(())
+                Ok(0)
             }
             Record::Barrier { digest, .. } => {
                 expected = *digest;
-                Ok(())
+                Ok(0)
             }
-            _ => Ok(()),
+            _ => Ok(0),
         };
-        if let (Ok(()), Err(error)) = (&full, loaded) {
-            full = Err(memory(error));
+        match loaded {
+            Ok(growth) => digest = digest.wrapping_add(growth),
+            Err(error) if full.is_ok() => full = Err(memory(error)),
+            Err(_) => {}
         }
         Ok(())
     })?;
     full?;
-    let digest = state.digest();
+    let digest = StateDigest { digest, live_keys: state.len() };
     Ok(Loaded { state, drain, offsets, digest, expected, replayed })
 }
 

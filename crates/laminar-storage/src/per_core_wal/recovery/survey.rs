@@ -4,8 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
 use super::identity::{CURRENT, read_closed, read_current};
@@ -14,11 +13,11 @@ use crate::error::Detail;
 use crate::format::current::Current;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
+use crate::parallel::in_parallel;
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
-use crate::store::lock;
 use crate::vfs::{FileKind, Vfs};
 
 /// One segment that counts.
@@ -130,8 +129,7 @@ impl Survey {
                 _ => per_core.push(vec![name]),
             }
         }
-        for result in in_parallel(vfs.as_ref(), &per_core, |names| walk.core(names)) {
-            let (log, leftovers) = result?;
+        for (log, leftovers) in in_parallel(vfs.as_ref(), &per_core, |names| walk.core(names))? {
             survey.leftovers.extend(leftovers);
             survey.cores.extend(log);
         }
@@ -242,41 +240,6 @@ impl Survey {
         }
         Ok(None)
     }
-}
-
-/// Runs `work` for every item, on as many threads as the machine has processors and gives us, where the
-/// outside world allows several; the calling thread is one of them. Results are in order.
-pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
-    vfs: &dyn Vfs,
-    items: &[T],
-    work: impl Fn(&T) -> Result<R, E> + Sync,
-) -> Vec<Result<R, E>> {
-    if items.len() < 2 || !vfs.parallel() {
-        return items.iter().map(work).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let results: Vec<_> = items.iter().map(|_| Mutex::new(None)).collect();
-    let run = || {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(item), Some(result)) = (items.get(index), results.get(index)) else { return };
-            *lock(result) = Some(work(item));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
-    std::thread::scope(|scope| {
-        // Without other threads this one does the work alone.
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
-        let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
-        run();
-        // What a helper left undone when it panicked is missing below.
-        helpers.into_iter().for_each(|helper| drop(helper.join()));
-    });
-    let missing = || {
-        let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
-        Err(PerCoreWalError::corrupted(detail).into())
-    };
-    results.iter().map(|result| lock(result).take().unwrap_or_else(missing)).collect()
 }
 
 /// What the walk over a core needs to know.
