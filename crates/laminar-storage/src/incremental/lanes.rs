@@ -161,3 +161,66 @@ impl Shared<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::incremental::{CheckpointConfig, IncrementalCheckpointError, ManagerOptions};
+    use crate::vfs::OsVfs;
+    use crate::vfs::sim::{Duration, Fault, SimDisk};
+
+    fn manager(vfs: Arc<dyn Vfs>, dir: &Path, overlay_budget: usize) -> IncrementalCheckpointManager {
+        let options = ManagerOptions { overlay_budget, ..ManagerOptions::default() };
+        let mut manager =
+            IncrementalCheckpointManager::with_options(CheckpointConfig::new(dir), vfs, options).unwrap();
+        manager.set_core_count(3).unwrap();
+        manager
+    }
+
+    fn fill(lane: &mut Lane<'_>) -> Result<u16> {
+        let core = lane.core().0;
+        for n in 0..2000_u16 {
+            let key = [core.to_be_bytes(), (n % 1500).to_be_bytes()].concat();
+            lane.apply(&key, (n % 3 != 1).then_some(&n.to_be_bytes()))?;
+        }
+        Ok(core)
+    }
+
+    /// What threads with small budgets made of it is what one change after the other makes.
+    #[test]
+    fn lanes_on_several_threads_come_to_the_same_as_single_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut single = manager(Arc::new(SimDisk::new(1)), Path::new("/c"), usize::MAX);
+        for core in 0..3_u16 {
+            for n in 0..2000_u16 {
+                let key = [core.to_be_bytes(), (n % 1500).to_be_bytes()].concat();
+                let value = n.to_be_bytes();
+                single.apply(CoreId(core), &key, (n % 3 != 1).then_some(&value)).unwrap();
+            }
+        }
+        let worlds: [Arc<dyn Vfs>; 2] = [Arc::new(OsVfs::new()), Arc::new(SimDisk::new(1))];
+        for (vfs, budget) in worlds.iter().flat_map(|vfs| [(vfs, 10_000), (vfs, usize::MAX)]) {
+            let dir = root.path().join(format!("{budget}-{}", vfs.parallel()));
+            let mut several = manager(Arc::clone(vfs), &dir, budget);
+            assert_eq!(several.with_lanes(fill).unwrap().unwrap(), [0, 1, 2]);
+            let parts = several.chains.iter().map(Vec::len).sum::<usize>();
+            assert_eq!(parts > 6, budget == 10_000, "{parts} parts were spilled");
+            assert!(several.overlay.memory() <= budget.saturating_mul(3) / 2);
+            assert_eq!(several.live_digests().unwrap(), single.live_digests().unwrap());
+            several.create_checkpoint(0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_lane_that_cannot_spill_poisons_the_manager() {
+        let disk = SimDisk::new(1);
+        let mut several = manager(Arc::new(disk.clone()), Path::new("/c"), 10_000);
+        disk.fail_op(disk.ops() + 3, Fault::Enospc, Duration::Once);
+        assert!(several.with_lanes(fill).unwrap().is_err());
+        let again = several.with_lanes(fill).unwrap_err();
+        assert!(matches!(again, IncrementalCheckpointError::Poisoned(_)), "{again}");
+        assert!(several.create_checkpoint(0).is_err());
+    }
+}

@@ -434,11 +434,22 @@ impl IncrementalCheckpointManager {
     }
 
     /// Whether a checkpoint is due: the interval has passed since the last one (or since opening), or
-    /// the log has reached the size that was set.
+    /// the log has reached the size that was set, or there is something to keep and no checkpoint
+    /// has ever been made, so that all of it would be lost.
     #[must_use]
     pub fn should_checkpoint(&self) -> bool {
+        if self.latest.is_none() && self.has_something_to_keep() {
+            return true;
+        }
         let passed = u128::from(self.vfs.now_ns().saturating_sub(self.since_ns));
         passed >= self.config.interval.as_nanos() || self.wal_is_large()
+    }
+
+    fn has_something_to_keep(&self) -> bool {
+        !self.overlay.is_empty()
+            || self.chains.iter().any(|chain| !chain.is_empty())
+            || !self.source_offsets.is_empty()
+            || self.watermark.is_some()
     }
 
     fn wal_is_large(&self) -> bool {

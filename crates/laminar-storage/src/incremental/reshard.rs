@@ -172,3 +172,179 @@ impl IncrementalCheckpointManager {
         writers.into_iter().map(finish).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::incremental::merge::MergePolicy;
+    use crate::incremental::{CheckpointConfig, CheckpointReader};
+    use crate::vfs::sim::{Duration, Fault, SimDisk};
+    use crate::vfs::{OsVfs, Vfs};
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn key(n: u32) -> Vec<u8> {
+        n.wrapping_mul(0x9e37_79b9).to_be_bytes().to_vec()
+    }
+
+    fn old_core(key: &[u8]) -> CoreId {
+        CoreId(u16::from(key[3] % 3))
+    }
+
+    fn new_core(key: &[u8]) -> CoreId {
+        CoreId(u16::from(key[1] % 4))
+    }
+
+    /// Three cores with some megabytes: in two checkpoints' files, and changes in memory.
+    fn filled(vfs: Arc<dyn Vfs>, dir: &Path) -> (IncrementalCheckpointManager, Model) {
+        let mut manager = IncrementalCheckpointManager::with_vfs(CheckpointConfig::new(dir), vfs).unwrap();
+        manager.set_core_count(3).unwrap();
+        let mut model = Model::new();
+        for round in 0..3_u32 {
+            for n in (0..9000).step_by([1, 5, 7][round as usize]) {
+                let (key, value) = (key(n), vec![(n + round) as u8; 400 + round as usize]);
+                let value = (n % 11 != round).then_some(value);
+                manager.apply(old_core(&key), &key, value.as_deref()).unwrap();
+                match value {
+                    Some(value) => drop(model.insert(key, value)),
+                    None => drop(model.remove(&key)),
+                }
+            }
+            if round < 2 {
+                manager.create_checkpoint(0).unwrap();
+            }
+        }
+        (manager, model)
+    }
+
+    fn digests_of(model: &Model) -> Vec<CoreDigest> {
+        let mut digests = vec![CoreDigest { digest: 0, live_keys: 0 }; 4];
+        for (key, value) in model {
+            let core = &mut digests[new_core(key).index()];
+            core.digest = core.digest.wrapping_add(record_digest(key, value));
+            core.live_keys += 1;
+        }
+        digests
+    }
+
+    /// Everything is on its new core, in several files without a common key, with the digests that were
+    /// returned; on several threads as on one.
+    fn moves_every_key(vfs: Arc<dyn Vfs>, dir: &Path) {
+        let (mut manager, model) = filled(Arc::clone(&vfs), dir);
+        let digests = manager.reshard_with_digests(4, new_core).unwrap();
+        assert_eq!(digests, digests_of(&model));
+        assert!(manager.chains.iter().all(|chain| chain.len() > 2), "several ranges");
+        assert_eq!(manager.live_digests().unwrap(), digests);
+        manager.set_digests(digests.clone()).unwrap();
+        let metadata = manager.create_checkpoint(0).unwrap();
+        assert_eq!(metadata.key_count, model.len() as u64);
+        let reader = CheckpointReader::open(vfs.as_ref(), &metadata.checkpoint_path(dir)).unwrap();
+        reader.verify_in_parallel(vfs.as_ref()).unwrap();
+        for core in reader.cores() {
+            let mut records = 0;
+            let count = |record: crate::format::state_file::StateRecord<'_>| {
+                assert_eq!(new_core(record.key), core);
+                assert_eq!(record.value, model.get(record.key).map(Vec::as_slice));
+                records += 1;
+                Ok::<_, IncrementalCheckpointError>(())
+            };
+            reader.for_each_record(core, count).unwrap();
+            assert_eq!(records, digests[core.index()].live_keys, "each key once");
+        }
+        // One more change, and the files are brought together.
+        manager.options.merge = MergePolicy { small_files: 0, small_bytes: 0 };
+        manager.apply(CoreId(0), &key(0), None).unwrap();
+        let metadata = manager.create_checkpoint(0).unwrap();
+        assert_eq!(metadata.files.iter().filter(|file| file.core == 0).count(), 1);
+    }
+
+    #[test]
+    fn resharding_moves_every_key_once_in_a_simulated_world() {
+        moves_every_key(Arc::new(SimDisk::new(1)), Path::new("/c"));
+    }
+
+    #[test]
+    fn resharding_moves_every_key_once_on_several_threads() {
+        let root = tempfile::tempdir().unwrap();
+        moves_every_key(Arc::new(OsVfs::new()), &root.path().join("c"));
+    }
+
+    #[test]
+    fn the_same_state_gives_the_same_files() {
+        let names = |seed| {
+            let disk = SimDisk::new(seed);
+            let (mut manager, _) = filled(Arc::new(disk.clone()), Path::new("/c"));
+            manager.reshard(4, new_core).unwrap();
+            manager.create_checkpoint(0).unwrap();
+            let state_file = |(path, _): &(PathBuf, u64)| path.extension().is_some_and(|e| e == "sst");
+            disk.files()
+                .into_iter()
+                .map(|(path, len)| (PathBuf::from(path), len))
+                .filter(state_file)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(1), names(1));
+    }
+
+    /// Stopped at some operation, a re-sharding leaves what was published before, and can be done again.
+    #[test]
+    fn a_resharding_that_fails_is_done_again() {
+        let disk = SimDisk::new(3);
+        let (mut manager, model) = filled(Arc::new(disk.clone()), Path::new("/c"));
+        manager.create_checkpoint(0).unwrap();
+        for later in [1, 2, 9, 20, 26] {
+            disk.fail_op(disk.ops() + later, Fault::Eio, Duration::Once);
+            let failed = manager.reshard(4, new_core).and_then(|()| manager.create_checkpoint(0));
+            assert!(failed.is_err() && manager.poisoned_by().is_some(), "operation {later}");
+            drop(manager);
+            disk.clear_faults();
+            let config = CheckpointConfig::new(Path::new("/c"));
+            manager = IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())).unwrap();
+            assert_eq!(manager.core_count(), 3);
+        }
+        assert_eq!(manager.reshard_with_digests(4, new_core).unwrap(), digests_of(&model));
+        assert_eq!(manager.create_checkpoint(0).unwrap().key_count, model.len() as u64);
+    }
+
+    /// A cursor over a range has exactly the records in it, wherever the borders are.
+    #[test]
+    fn a_cursor_within_borders_has_what_is_between_them() {
+        let (mut manager, _) = filled(Arc::new(SimDisk::new(1)), Path::new("/c"));
+        manager.apply(CoreId(0), &[0], Some(b"before every key")).unwrap();
+        manager.create_checkpoint(0).unwrap();
+        let file = Arc::clone(&manager.chains[0][0].reader);
+        let mut all = Vec::new();
+        let mut cursor = file.cursor();
+        while cursor.advance().unwrap() {
+            all.push(cursor.current().unwrap().key.to_vec());
+        }
+        let firsts: Vec<_> = file.first_keys().map(<[u8]>::to_vec).collect();
+        assert!(firsts.len() > 3);
+        let second = all.iter().position(|key| *key == firsts[1]).unwrap();
+        let mut borders: Vec<_> = [0, second - 1, second, second + 1, all.len() - 1]
+            .iter()
+            .flat_map(|at| [all[*at].clone(), [all[*at].as_slice(), &[0]].concat()])
+            .map(Some)
+            .collect();
+        borders.extend([None, Some(Vec::new()), Some(vec![0xff; 9])]);
+        for from in &borders {
+            for to in &borders {
+                let range = KeyRange { from: from.clone(), to: to.clone() };
+                let mut cursor = file.cursor_within(&range);
+                let mut found = Vec::new();
+                while cursor.advance().unwrap() {
+                    found.push(cursor.current().unwrap().key.to_vec());
+                }
+                assert!(!cursor.advance().unwrap());
+                let within = |key: &&Vec<u8>| {
+                    from.as_ref().is_none_or(|from| *key >= from) && to.as_ref().is_none_or(|to| *key < to)
+                };
+                assert_eq!(found, all.iter().filter(within).cloned().collect::<Vec<_>>(), "{range:?}");
+            }
+        }
+    }
+}

@@ -33,7 +33,7 @@ use crate::per_core_wal::recovery::plan::{Base, Wanted};
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
 use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
 use crate::ring0::{CoreDrain, CoreState, StateConfig, new_state};
-use crate::vfs::{Vfs, create_dir_durably};
+use crate::vfs::{FileKind, Vfs, create_dir_durably};
 
 /// The lock file of a store; never removed.
 const LOCK: &str = "LOCK";
@@ -59,6 +59,21 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn of(dir: &Path) -> Self {
         Self { dir: dir.to_path_buf(), wal: dir.join("wal"), checkpoints: dir.join("checkpoints") }
+    }
+
+    /// The store's own directory may be a symbolic link of the user's; what is in it may not be one.
+    pub(crate) fn refuse_links(&self, vfs: &dyn Vfs) -> Result<(), StoreError> {
+        for path in [&self.wal, &self.checkpoints] {
+            let io = |e| StoreError::Io(Box::new(io_detail("could not look at", path, e)));
+            if vfs.kind(path).map_err(io)? == Some(FileKind::Other) {
+                let e = std::io::ErrorKind::NotADirectory.into();
+                let detail = io_detail("something that is no directory is in the way", path, e);
+                return Err(StoreError::Io(Box::new(detail.remedy(
+                    "Put the directory itself there; only the path of the whole store may be a symbolic link.",
+                ))));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -114,6 +129,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let layout = Layout::of(builder.path());
     let io = |action| move |e| StoreError::Io(Box::new(io_detail(action, builder.path(), e)));
     create_dir_durably(vfs.as_ref(), &layout.dir).map_err(io("could not create the store's directory"))?;
+    layout.refuse_links(vfs.as_ref())?;
     let lock = lock_store(vfs, &layout)?;
     // All locks come before the first look, so that nobody can add to what was seen.
     let locks = Locks {
@@ -179,7 +195,7 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     let (mut state, drain) = new_state(StateConfig {
         core,
         ring_capacity: builder.settings_ref().ring_capacity,
-        reserve_bytes: builder.settings_ref().state_limit_bytes,
+        reserve_bytes: reserve_bytes(builder.settings_ref().state_limit_bytes, builder.core_count()),
         first_epoch: first_epoch(located),
     })
     .map_err(memory)?;
@@ -226,6 +242,15 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     full?;
     let digest = StateDigest { digest, live_keys: state.len() };
     Ok(Loaded { state, drain, offsets, digest, expected, replayed })
+}
+
+/// Address space for all cores together, 32 TiB: a quarter of what a process has, so that thousands of regions
+/// leave room for stacks, files and everything else of the program.
+const MOST_RESERVED: u64 = 1 << 45;
+
+/// Address space for the records of one core; the index gets as much again.
+fn reserve_bytes(limit: u64, cores: u16) -> u64 {
+    limit.min(MOST_RESERVED / 2 / u64::from(cores.max(1)))
 }
 
 /// A core's offsets and watermark. The log that a coordinator made a checkpoint of may have had more
@@ -347,4 +372,22 @@ fn begin(
         .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))
         .collect();
     Ok((Store::new(shared, threads, locks.store, layout.dir.clone()), cores))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::MAX_CORES;
+
+    /// 1024 cores with twice 64 GiB each would be all the addresses that a process has.
+    #[test]
+    fn all_cores_together_leave_addresses_to_the_rest_of_the_program() {
+        let limit = 64 << 30;
+        for cores in 1..=u16::try_from(MAX_CORES).unwrap() {
+            let each = reserve_bytes(limit, cores);
+            assert!(each * 2 * u64::from(cores) <= MOST_RESERVED && each >= 16 << 30, "{cores}");
+        }
+        assert_eq!(reserve_bytes(limit, 256), limit, "the default is what it says on usual machines");
+        assert_eq!(reserve_bytes(16 << 40, 1), 16 << 40);
+    }
 }
