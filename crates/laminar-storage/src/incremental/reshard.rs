@@ -206,7 +206,7 @@ mod tests {
         let mut model = Model::new();
         for round in 0..3_u32 {
             for n in (0..9000).step_by([1, 5, 7][round as usize]) {
-                let (key, value) = (key(n), vec![(n + round) as u8; 400 + round as usize]);
+                let (key, value) = (key(n), vec![(n + round).to_le_bytes()[0]; 400 + round as usize]);
                 let value = (n % 11 != round).then_some(value);
                 manager.apply(old_core(&key), &key, value.as_deref()).unwrap();
                 match value {
@@ -281,11 +281,7 @@ mod tests {
             manager.reshard(4, new_core).unwrap();
             manager.create_checkpoint(0).unwrap();
             let state_file = |(path, _): &(PathBuf, u64)| path.extension().is_some_and(|e| e == "sst");
-            disk.files()
-                .into_iter()
-                .map(|(path, len)| (PathBuf::from(path), len))
-                .filter(state_file)
-                .collect::<Vec<_>>()
+            disk.files().into_iter().filter(state_file).collect::<Vec<_>>()
         };
         assert_eq!(names(1), names(1));
     }
