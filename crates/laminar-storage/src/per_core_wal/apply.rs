@@ -13,7 +13,7 @@ use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
 use super::recovery::survey::{CoreLog, Survey};
 use crate::format::digest::StateDigest;
-use crate::format::record::Record;
+use crate::format::record::{Commit, Record};
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
 use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager};
@@ -69,7 +69,7 @@ pub(crate) fn apply_incarnation(
                 Record::Barrier { digest, .. } => *barrier = (epoch, *digest),
                 Record::Commit(body) => {
                     if let Some(commit) = body.decode() {
-                        commit_to(&mut offsets, core, commit.offsets, commit.watermark);
+                        commit_to(&mut offsets, core, commit, mode.unwrap_or(WalMode::Plain));
                     }
                 }
                 _ => {}
@@ -115,18 +115,12 @@ pub(crate) fn apply_incarnation(
     manager.set_core_offsets(offsets).map_err(checkpoint_error)
 }
 
-fn commit_to(
-    all: &mut Vec<CoreOffsets>,
-    core: CoreId,
-    offsets: std::collections::HashMap<String, u64>,
-    watermark: Option<i64>,
-) {
+fn commit_to(all: &mut Vec<CoreOffsets>, core: CoreId, commit: Commit, mode: WalMode) {
     if all.len() <= core.index() {
         all.resize_with(core.index() + 1, CoreOffsets::default);
     }
     if let Some(of_core) = all.get_mut(core.index()) {
-        of_core.offsets.extend(offsets);
-        of_core.watermark = watermark.or(of_core.watermark);
+        of_core.commit(commit.offsets, commit.watermark, mode);
     }
 }
 
