@@ -1,10 +1,10 @@
 //! What was known at each operation, so that a crash at that operation can be judged by it.
 
-use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use laminar_storage::vfs::sim::SimDisk;
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// One version of the knowledge, from an operation on.
 #[derive(Clone, Debug)]
@@ -28,15 +28,23 @@ pub(crate) struct Version<M> {
 pub struct Log<M> {
     model: M,
     versions: Vec<Version<M>>,
+    /// Whether versions are remembered: not when nobody will ask for them.
+    remembers: bool,
 }
 
 impl<M: Clone + Hash> Log<M> {
     /// A log that begins with what is known before the first operation.
     #[must_use]
     pub fn new(model: M) -> Self {
-        let mut log = Self { model, versions: Vec::new() };
+        let mut log = Self { model, versions: Vec::new(), remembers: true };
         log.stamp(0);
         log
+    }
+
+    /// A log of a run whose operations will not be crashed: it knows the model and forgets its versions.
+    #[must_use]
+    pub fn of_last(model: M) -> Self {
+        Self { model, versions: Vec::new(), remembers: false }
     }
 
     /// The model as it is now.
@@ -53,12 +61,14 @@ impl<M: Clone + Hash> Log<M> {
     /// Changes the model and notes that a crash from now on is to be judged by it.
     pub fn note<T>(&mut self, disk: &SimDisk, change: impl FnOnce(&mut M) -> T) -> T {
         let done = change(&mut self.model);
-        self.stamp(disk.ops());
+        if self.remembers {
+            self.stamp(disk.ops());
+        }
         done
     }
 
     fn stamp(&mut self, op: u64) {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Xxh3Default::new();
         self.model.hash(&mut hasher);
         let version = Version { op, model: Arc::new(self.model.clone()), fingerprint: hasher.finish() };
         match self.versions.last_mut() {

@@ -54,17 +54,19 @@ struct Followed {
     changes: u64,
     last: Sequence,
     barrier: Option<(Epoch, Option<StateDigest>)>,
-    /// What its commits set.
-    commits: CoreOffsets,
+    /// Its source offsets and watermark after the last commit.
+    offsets: CoreOffsets,
 }
 
 impl Followed {
     /// Reads a core's records to the end, and hands each put and delete to `apply`.
     fn of(
         cursor: CoreCursor,
+        mode: WalMode,
+        offsets: CoreOffsets,
         mut apply: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), IncrementalCheckpointError>,
     ) -> Result<Self, PerCoreWalError> {
-        let mut all = Self::default();
+        let mut all = Self { offsets, ..Self::default() };
         all.changes = cursor.replay(|record, at| {
             all.last = all.last.max(Sequence(at.sequence));
             match record {
@@ -73,8 +75,7 @@ impl Followed {
                 Record::Barrier { digest, .. } => all.barrier = Some((Epoch(at.epoch), *digest)),
                 Record::Commit(body) => {
                     if let Some(commit) = body.decode() {
-                        all.commits.offsets.extend(commit.offsets);
-                        all.commits.watermark = commit.watermark.or(all.commits.watermark);
+                        all.offsets.commit(commit.offsets, commit.watermark, mode);
                     }
                 }
                 _ => {}
@@ -96,8 +97,7 @@ impl Followed {
             offsets.resize_with(core.index() + 1, CoreOffsets::default);
         }
         if let Some(of_core) = offsets.get_mut(core.index()) {
-            of_core.offsets.extend(self.commits.offsets);
-            of_core.watermark = self.commits.watermark.or(of_core.watermark);
+            *of_core = self.offsets;
         }
     }
 }
@@ -114,11 +114,15 @@ pub(crate) fn apply_incarnation(
 ) -> Result<(), PerCoreWalError> {
     let cursor =
         |log: &CoreLog| CoreCursor::of_incarnation(vfs, survey, log.core, span(log.core), incarnation);
-    let mut offsets = manager.core_offsets().to_vec();
-    let mode = survey.header_of(incarnation).map(|header| header.mode);
-    if mode == Some(WalMode::Epochs) {
+    let offsets_before = manager.core_offsets().to_vec();
+    let mut offsets = offsets_before.clone();
+    let mode = survey.header_of(incarnation).map_or(WalMode::Plain, |header| header.mode);
+    let before = |core: CoreId| offsets_before.get(core.index()).cloned().unwrap_or_default();
+    if mode == WalMode::Epochs {
         let follow = |lane: &mut Lane<'_>| match survey.core(lane.core()) {
-            Some(log) => Followed::of(cursor(log), |key, value| lane.apply(key, value)),
+            Some(log) => {
+                Followed::of(cursor(log), mode, before(log.core), |key, value| lane.apply(key, value))
+            }
             None => Ok(Followed::default()),
         };
         let followed = manager.with_lanes(follow).map_err(checkpoint_error)??;
@@ -128,7 +132,11 @@ pub(crate) fn apply_incarnation(
         }
     } else {
         for log in &survey.cores {
-            Followed::of(cursor(log), |_, _| Ok(()))?.note(log.core, applied, &mut offsets);
+            Followed::of(cursor(log), mode, before(log.core), |_, _| Ok(()))?.note(
+                log.core,
+                applied,
+                &mut offsets,
+            );
         }
         applied.changes += apply_merged(survey.cores.iter().map(cursor).collect(), manager)?;
     }

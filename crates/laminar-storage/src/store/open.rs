@@ -222,8 +222,8 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
             Record::Delete { key } => state.load(key, None),
             Record::Commit(body) => {
                 let commit = body.decode().unwrap_or_default();
-                offsets.offsets.extend(commit.offsets);
-                offsets.watermark = commit.watermark.or(offsets.watermark);
+                // Any other log was rebuilt into a checkpoint before.
+                offsets.commit(commit.offsets, commit.watermark, WalMode::Epochs);
                 Ok(0)
             }
             Record::Barrier { digest, .. } => {
