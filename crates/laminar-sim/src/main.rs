@@ -1,5 +1,6 @@
 //! `laminar-sim`: runs scenarios on the simulated disk, and failures again.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ const USAGE: &str = "usage:
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim replay NAME SEED TRAIL
+  laminar-sim real   NAME SEED DIRECTORY
 --all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
 --long: all selections of up to 12 pending items, three crashes deep, with millions of images.
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
+real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.";
 
 fn main() -> ExitCode {
@@ -86,6 +89,13 @@ fn run(arguments: &[String]) -> Result<bool, String> {
                 }
             }
             Ok(true)
+        }
+        "real" => {
+            let [name, seed, directory] = rest else {
+                return Err(USAGE.into());
+            };
+            let seed = seed.parse().map_err(|e| format!("seed {seed}: {e}"))?;
+            find(name)?.run_real(seed, Path::new(directory)).map(|()| true)
         }
         _ => Err(USAGE.into()),
     }

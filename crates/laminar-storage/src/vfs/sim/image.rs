@@ -472,7 +472,7 @@ impl Snapshot {
             }
         }
         for item in tree.dirents.iter() {
-            text.extend_from_slice(format!("{:?}{:?}", item.change, item.synced).as_bytes());
+            item.describe(&mut text);
         }
         xxh3_64(&text)
     }
