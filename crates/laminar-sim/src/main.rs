@@ -112,17 +112,9 @@ struct Options {
 /// A small plan, so that all scenarios together take a minute.
 fn short() -> Plan {
     let policy = ImagePolicy { exhaustive_bits: 5, random: 8, torn_cuts: 1, ..ImagePolicy::default() };
-    let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 4, ..policy.clone() };
+    let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 4, one_in: 8, ..policy.clone() };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Plan {
-        policy,
-        nested_policy,
-        depth: 3,
-        nested_images: 2_000,
-        nested_one_in: 8,
-        threads,
-        ..Plan::default()
-    }
+    Plan { policy, nested_policy, depth: 3, nested_images: 2_000, threads, ..Plan::default() }
 }
 
 /// Every selection of up to 12 pending items, and a million images at each depth of crashing.
@@ -130,7 +122,7 @@ fn long() -> Plan {
     let progress_every = Some(Duration::from_secs(30));
     let nested_policy = ImagePolicy { exhaustive_bits: 8, random: 32, ..ImagePolicy::default() };
     let policy = ImagePolicy::default();
-    Plan { policy, nested_policy, nested_images: 1_000_000, nested_one_in: 1, progress_every, ..short() }
+    Plan { policy, nested_policy, nested_images: 1_000_000, progress_every, ..short() }
 }
 
 impl Options {
@@ -169,7 +161,7 @@ impl Options {
             "bits" => self.plan.policy.exhaustive_bits = small()?,
             "random" => self.plan.policy.random = small()?,
             "nested" => self.plan.nested_images = value,
-            "one-in" => self.plan.nested_one_in = value,
+            "one-in" => self.plan.nested_policy.one_in = value,
             "threads" => self.plan.threads = small()? as usize,
             "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
             "pairs" => self.sweep.pairs = value,
