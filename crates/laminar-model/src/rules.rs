@@ -17,6 +17,8 @@ pub struct Bounds {
     pub failing_syncs: u8,
     /// Checkpoints whose manifest goes bad.
     pub rotten: u8,
+    /// In every epoch every core changes something, in one step with the seal, and Ring 1 writes only to sync.
+    pub coarse: bool,
 }
 
 /// A rule of the protocol, to be broken: the checker has to find out.

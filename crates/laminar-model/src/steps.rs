@@ -98,7 +98,9 @@ impl Rules {
             let untouched = |core: &Core| {
                 core.epoch <= bound && core.truth[usize::from(core.epoch)] & bit(incarnation) == 0
             };
-            steps.extend(cores(world, untouched).map(Step::Put));
+            if !self.bounds.coarse {
+                steps.extend(cores(world, untouched).map(Step::Put));
+            }
             steps.extend(cores(world, |core| core.epoch <= bound).map(Step::Seal));
             self.group_commit(world, process, steps);
         }
@@ -115,7 +117,9 @@ impl Rules {
 
     fn group_commit(&self, world: &World, process: &Process, steps: &mut Vec<Step>) {
         if process.syncing.is_none() {
-            steps.extend(cores(world, |core| !core.buffer.is_empty()).map(Step::Flush));
+            if !self.bounds.coarse {
+                steps.extend(cores(world, |core| !core.buffer.is_empty()).map(Step::Flush));
+            }
             if self.closed(world) > process.durable {
                 steps.push(Step::BeginSync);
             }
@@ -205,7 +209,13 @@ impl Rules {
     fn run(&self, world: &mut World, process: &mut Process, step: Step) -> Option<()> {
         match step {
             Step::Put(core) => put(world.cores.get_mut(core)?, process),
-            Step::Seal(core) => seal(world.cores.get_mut(core)?, process),
+            Step::Seal(core) => {
+                let core = world.cores.get_mut(core)?;
+                if self.bounds.coarse {
+                    put(core, process);
+                }
+                seal(core, process);
+            }
             Step::Flush(core) => world.cores.get_mut(core)?.flush(),
             Step::BeginSync => {
                 process.syncing = Some(self.closed(world));

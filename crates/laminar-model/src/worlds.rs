@@ -2,8 +2,16 @@
 
 use crate::rules::Bounds;
 
-const NONE: Bounds =
-    Bounds { cores: 1, epochs: 1, checkpoints: 0, retained: 2, crashes: 0, failing_syncs: 0, rotten: 0 };
+const NONE: Bounds = Bounds {
+    cores: 1,
+    epochs: 1,
+    checkpoints: 0,
+    retained: 2,
+    crashes: 0,
+    failing_syncs: 0,
+    rotten: 0,
+    coarse: false,
+};
 
 /// One core, and every crash of a crash of a crash.
 pub const RECOVERY: Bounds = Bounds { epochs: 3, crashes: 3, ..NONE };
@@ -30,11 +38,11 @@ pub const SMALL: [(&str, Bounds); 6] = [
 
 /// The large ones, by name.
 pub const LARGE: [(&str, Bounds); 4] = [
-    ("full", Bounds { cores: 3, epochs: 3, checkpoints: 2, retained: 1, crashes: 1, ..NONE }),
-    ("pair", Bounds { cores: 2, epochs: 3, checkpoints: 2, crashes: 2, ..NONE }),
-    ("recovery", Bounds { epochs: 5, checkpoints: 3, crashes: 3, failing_syncs: 1, rotten: 1, ..NONE }),
+    ("full", Bounds { cores: 3, epochs: 3, checkpoints: 2, crashes: 1, coarse: true, ..NONE }),
+    ("pair", Bounds { cores: 2, epochs: 3, checkpoints: 2, retained: 1, crashes: 1, ..NONE }),
+    ("recovery", Bounds { epochs: 4, checkpoints: 3, crashes: 2, failing_syncs: 1, rotten: 1, ..NONE }),
     (
         "fault",
-        Bounds { cores: 2, epochs: 2, checkpoints: 2, crashes: 2, failing_syncs: 1, rotten: 1, ..NONE },
+        Bounds { cores: 2, epochs: 2, checkpoints: 2, crashes: 2, failing_syncs: 1, coarse: true, ..NONE },
     ),
 ];
