@@ -4,8 +4,8 @@
 //! created by the first lane that has to spill, and the count of the memory in use.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result, check_lengths, poisoned};
 use super::merge::{Merge, Source};
