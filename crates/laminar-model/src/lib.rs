@@ -31,6 +31,8 @@
 //! - Sequences are counted per core. In the code an incarnation begins above those of all cores.
 //! - Checkpoints are never merged, so that every one needs the files of all before.
 //! - Confirm records, the note of a clean end, and another number of cores are left out.
+//! - Of what is unfinished under a temporary name nothing is left after a crash; the next opening would sweep it.
+//! - [`Bounds::coarse`] takes a change and its seal as one step.
 //! - Cores are interchangeable: states that differ in their order only are one.
 
 pub mod crash;

@@ -74,7 +74,7 @@ impl Core {
         })
     }
 
-    /// The newest segment's records are all durable from now on.
+    /// The segment that is written to.
     pub fn newest(&mut self) -> Option<&mut Segment> {
         self.segments.last_mut()
     }
