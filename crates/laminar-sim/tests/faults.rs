@@ -26,8 +26,11 @@ fn a_store_of_one_core_survives_every_fault() {
     assert!(report.runs > 800 && report.refused > 500, "{report}");
 }
 
+/// A sync of the log's directory that failed in a truncation dropped the name of the segment that a writer had
+/// just begun; the writer's own sync of the directory then succeeded without doing anything, and a power cut
+/// took a segment with acknowledged epochs. Found over `store-random-8`; now the first such failure counts
+/// for everybody.
 #[test]
-#[ignore = "open finding: names lost by a failed directory sync, store-random-8, operation 1300"]
 fn every_scenario_survives_faults() {
     let sweep = Sweep { images_max: 2, one_in: 60, threads: 2, ..Sweep::default() };
     let mut total = FaultReport::default();

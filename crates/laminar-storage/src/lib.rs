@@ -95,6 +95,7 @@ pub mod per_core_wal;
 pub mod report;
 mod ring0;
 pub mod store;
+mod sync;
 pub mod vfs;
 
 pub use ids::{CheckpointId, CoreId, Epoch};

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
+use super::names::take_back;
 use super::recovery::identity::{CLOSED, CURRENT};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::{SegmentName, create_segment, list_segments};
@@ -124,7 +125,10 @@ pub(crate) fn begin(
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
-    vfs.sync_dir(&policy.dir).map_err(io)?;
+    if let Err(error) = policy.names.sync(vfs, &policy.dir) {
+        writers.iter().for_each(|writer| take_back(vfs, writer.path()));
+        return Err(io(error));
+    }
     let current = Current { store_id, incarnation, core_count: beginning.core_count };
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
@@ -187,7 +191,7 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
     }
     if removed {
         let io = |e| PerCoreWalError::io("could not sync the directory", &policy.dir, e);
-        policy.vfs.sync_dir(&policy.dir).map_err(io)?;
+        policy.names.sync(policy.vfs.as_ref(), &policy.dir).map_err(io)?;
     }
     Ok(())
 }
