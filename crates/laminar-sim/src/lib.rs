@@ -13,12 +13,14 @@ pub mod damage;
 pub mod driver;
 pub mod faults;
 pub mod log;
+pub mod meter;
 pub mod oracle;
 pub mod registry;
 pub mod store;
 pub mod toy;
 pub mod trail;
 pub mod wal;
+pub mod wire;
 
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
 pub use faults::{FaultReport, Sweep, sweep_faults};

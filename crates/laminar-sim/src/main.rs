@@ -7,6 +7,9 @@ use laminar_sim::registry::{AnyScenario, all, find, real};
 use laminar_sim::{FaultReport, Plan, Report, Sweep, Trail};
 use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 
+mod allocator;
+mod commands;
+
 const USAGE: &str = "usage:
   laminar-sim list
   laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
@@ -87,7 +90,8 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             }
             Ok(true)
         }
-        _ => Err(USAGE.into()),
+        "damage" => commands::damage(rest),
+        _ => Err(format!("{USAGE}\n{}", commands::USAGE)),
     }
 }
 
