@@ -195,7 +195,11 @@ pub const SAME: &str = "same state";
 pub const DOCUMENTED: &str = "documented loss";
 
 /// Runs a script and calls `each` with the disk after every step; the disk of the process dead at last.
-fn script(scenario: &StoreScenario, seed: u64, mut each: impl FnMut(&SimDisk)) -> Result<(SimDisk, Model), String> {
+fn script(
+    scenario: &StoreScenario,
+    seed: u64,
+    mut each: impl FnMut(&SimDisk),
+) -> Result<(SimDisk, Model), String> {
     let disk = SimDisk::new(seed);
     disk.set_tracing(false);
     let mut log = Log::of_last(Model::new(scenario.cores));
@@ -253,7 +257,8 @@ impl Subject {
             let foreign = there.get(&path).or_else(|| same_kind().map(|(_, bytes)| bytes)).cloned();
             let last_frame = if last.contains(&path) { frames(&bytes).pop() } else { None };
             if class_of(&path) == "state file" {
-                checkpoint_set = bytes.get(16..24).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+                checkpoint_set =
+                    bytes.get(16..24).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
             }
             let older = thinned(older, OLDER_MAX);
             files.insert(path, File { bytes, foreign, older, last_frame });
@@ -342,7 +347,13 @@ impl Subject {
     ///
     /// # Errors
     /// When there is no such file.
-    pub fn try_one(&self, path: &Path, damage: Damage, meter: Meter, table: &mut Table) -> Result<(), String> {
+    pub fn try_one(
+        &self,
+        path: &Path,
+        damage: Damage,
+        meter: Meter,
+        table: &mut Table,
+    ) -> Result<(), String> {
         let file = self.files.get(path).ok_or_else(|| format!("no file {}", path.display()))?;
         let Some(after) = Self::damaged(file, damage) else { return Ok(()) };
         if after.as_ref() == Some(&file.bytes) {
@@ -363,7 +374,8 @@ impl Subject {
         table.cases += 1;
         table.largest = table.largest.max(beyond);
         *table.rows.entry((class_of(path), damage.class(), outcome)).or_default() += 1;
-        let too_large = (beyond > ALLOCATION_SLACK).then(|| format!("{beyond} bytes allocated beyond the file"));
+        let too_large =
+            (beyond > ALLOCATION_SLACK).then(|| format!("{beyond} bytes allocated beyond the file"));
         if let Some(wrong) = wrong.or(too_large) {
             table.findings.push(format!(
                 "laminar-sim damage --store {} --file {} --damage {damage}  # {outcome}: {wrong}",
@@ -375,7 +387,13 @@ impl Subject {
     }
 
     /// By opening it, and by a reader before that, which must come to the same.
-    fn outcome(&self, disk: &SimDisk, path: &Path, file: &File, after: &[u8]) -> (&'static str, Option<String>) {
+    fn outcome(
+        &self,
+        disk: &SimDisk,
+        path: &Path,
+        file: &File,
+        after: &[u8],
+    ) -> (&'static str, Option<String>) {
         let scenario = self.scenario();
         let mut outcome = ("PANIC", None);
         let judged = guarded(|| {
@@ -392,7 +410,8 @@ impl Subject {
             // Opening may find out more than reading: that the directory cannot be written as it is.
             let agree = read.0 == outcome.0 || (is_error(read.0) && is_error(outcome.0));
             if outcome.1.is_none() && (!agree || read.1.is_some()) {
-                outcome = ("READER DIFFERS", Some(format!("{}; a reader: {} {:?}", outcome.0, read.0, read.1)));
+                outcome =
+                    ("READER DIFFERS", Some(format!("{}; a reader: {} {:?}", outcome.0, read.0, read.1)));
             }
             Ok(())
         });

@@ -82,11 +82,10 @@ pub fn mend(path: &Path, store: u64, bytes: &mut Vec<u8>) {
         "CLOSED" => mend_end(bytes, CLOSED_LEN),
         "metadata.json" => mend_manifest(bytes),
         _ if name.ends_with(".log") => mend_segment(bytes),
-        _ => parse_state_file_name(name)
-            .and_then(|(checkpoint, core, part)| {
-                let (store_id, checkpoint) = (StoreId(store), CheckpointId(checkpoint));
-                mend_state_file(bytes, &FileIdentity { store_id, checkpoint, core: CoreId(core), part })
-            }),
+        _ => parse_state_file_name(name).and_then(|(checkpoint, core, part)| {
+            let (store_id, checkpoint) = (StoreId(store), CheckpointId(checkpoint));
+            mend_state_file(bytes, &FileIdentity { store_id, checkpoint, core: CoreId(core), part })
+        }),
     };
     // What is too short or too odd to be mended stays as it is.
     let _ = done;
