@@ -194,6 +194,9 @@ pub const SAME: &str = "same state";
 /// A loss that README's Limits concede.
 pub const DOCUMENTED: &str = "documented loss";
 
+/// What came of it, and what is wrong with that, if anything is.
+type Outcome = (&'static str, Option<String>);
+
 /// Runs a script and calls `each` with the disk after every step; the disk of the process dead at last.
 fn script(
     scenario: &StoreScenario,
@@ -368,7 +371,7 @@ impl Subject {
         .map_err(|e| e.to_string())?;
         let after = after.unwrap_or_default();
         (meter.reset)();
-        let (outcome, wrong) = self.outcome(&disk, path, file, &after);
+        let (outcome, wrong) = self.outcome(&disk, path, file, &after, reads(damage));
         let allowed = file.bytes.len().max(after.len()) as u64;
         let beyond = ((meter.largest)() as u64).saturating_sub(allowed);
         table.cases += 1;
@@ -386,19 +389,15 @@ impl Subject {
         Ok(())
     }
 
-    /// By opening it, and by a reader before that, which must come to the same.
-    fn outcome(
-        &self,
-        disk: &SimDisk,
-        path: &Path,
-        file: &File,
-        after: &[u8],
-    ) -> (&'static str, Option<String>) {
+    /// By opening it, and, if `read`, by a reader before that, which must come to the same.
+    fn outcome(&self, disk: &SimDisk, path: &Path, file: &File, after: &[u8], read: bool) -> Outcome {
         let scenario = self.scenario();
         let mut outcome = ("PANIC", None);
         let judged = guarded(|| {
-            let read = StateReader::open_with(DIR, Arc::new(disk.clone()));
-            let read = read.map(|reader| self.judge_state(&seen_by(&reader), file, after));
+            let seen = read.then(|| match StateReader::open_with(DIR, Arc::new(disk.clone())) {
+                Ok(reader) => self.judge_state(&seen_by(&reader), file, after),
+                Err(error) => judge_error(&error, path),
+            });
             outcome = match open(disk, scenario.cores_at_last(), &scenario.settings) {
                 Ok(opened) => match recovered(&opened) {
                     Ok((found, _)) => self.judge_state(&found, file, after),
@@ -406,12 +405,13 @@ impl Subject {
                 },
                 Err(error) => judge_error(&error, path),
             };
-            let read = read.unwrap_or_else(|error| judge_error(&error, path));
-            // Opening may find out more than reading: that the directory cannot be written as it is.
-            let agree = read.0 == outcome.0 || (is_error(read.0) && is_error(outcome.0));
-            if outcome.1.is_none() && (!agree || read.1.is_some()) {
-                outcome =
-                    ("READER DIFFERS", Some(format!("{}; a reader: {} {:?}", outcome.0, read.0, read.1)));
+            // The two may notice the same damage at different places.
+            let agrees = |(seen, wrong): &Outcome| {
+                wrong.is_none() && (*seen == outcome.0 || (is_error(seen) && is_error(outcome.0)))
+            };
+            if let Some((seen, wrong)) = seen.filter(|seen| outcome.1.is_none() && !agrees(seen)) {
+                let text = format!("{} when opened; for a reader {seen} {wrong:?}", outcome.0);
+                outcome = ("READER DIFFERS", Some(text));
             }
             Ok(())
         });
@@ -421,7 +421,7 @@ impl Subject {
         }
     }
 
-    fn judge_state(&self, found: &Recovered, file: &File, after: &[u8]) -> (&'static str, Option<String>) {
+    fn judge_state(&self, found: &Recovered, file: &File, after: &[u8]) -> Outcome {
         match self.model.check_recovered(found) {
             Ok(()) => (SAME, None),
             Err(wrong) if wrong.starts_with("LOST") => match self.documented(found, file, after) {
@@ -473,12 +473,17 @@ fn seen_by(reader: &StateReader) -> Recovered {
     }
 }
 
+/// Whether a reader looks, too: at one bit of every byte, and at everything else.
+fn reads(damage: Damage) -> bool {
+    !matches!(damage, Damage::Bit(bit) if bit % 8 != bit / 8 % 8)
+}
+
 fn is_error(outcome: &str) -> bool {
     [NAMED, NAMED_OTHER].contains(&outcome)
 }
 
 /// An error must name the file, or at least another path that it is about.
-fn judge_error(error: &StoreError, path: &Path) -> (&'static str, Option<String>) {
+fn judge_error(error: &StoreError, path: &Path) -> Outcome {
     let text = error.to_string();
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     match error {
