@@ -7,13 +7,17 @@ use laminar_sim::damage::stores::{reference_store, reference_stores};
 use laminar_sim::damage::sweep::{Extent, damage_all};
 use laminar_sim::damage::{Damage, Subject, Table};
 
+use laminar_sim::torture::{Torture, child_main, torture as kill_all};
+
 use crate::allocator::METER;
 
 /// How they are called.
 pub const USAGE: &str = "\
   laminar-sim damage [--store NAME] [--long] [--stride N] [--seed N] [--threads N]
   laminar-sim damage --store NAME --file PATH --damage WHAT
-damage: of six reference stores, every 61st bit and length of every file, or all of them with --long.";
+  laminar-sim torture [--kills N] [--cores A..B] [--dir DIR] [--workers N] [--seed N]
+damage: of six reference stores, every 61st bit and length of every file, or all of them with --long.
+torture: processes on real files below DIR, each killed at a random moment; what they acknowledged must be there.";
 
 /// Values of `--flags`, in any order.
 pub struct Flags<'a>(&'a [String]);
@@ -88,4 +92,33 @@ pub fn damage(arguments: &[String]) -> Result<bool, String> {
     println!("\n== all\n{all}\n{bits} bits flipped, {cuts} lengths, {} other", all.cases - bits - cuts);
     println!("{:.1} s", start.elapsed().as_secs_f64());
     Ok(all.findings.is_empty())
+}
+
+/// Kills processes; whether nothing was lost.
+pub fn torture(arguments: &[String]) -> Result<bool, String> {
+    let flags = Flags::parse(arguments, &["--kills=", "--cores=", "--dir=", "--workers=", "--seed="])?;
+    let cores = flags.text("--cores").unwrap_or("1..4");
+    let bounds = cores.split_once("..").map(|(a, b)| (a.parse(), b.trim_start_matches('=').parse()));
+    let Some((Ok(from), Ok(to))) = bounds else { return Err(format!("--cores {cores}: not as in 1..4")) };
+    let default = std::env::temp_dir().join(format!("laminar-torture-{}", std::process::id()));
+    let plan = Torture {
+        program: std::env::current_exe().map_err(|e| e.to_string())?,
+        dir: flags.text("--dir").map_or(default, Into::into),
+        kills: flags.number("--kills", 1000)?,
+        cores: from..=to,
+        workers: flags.number("--workers", 2)?,
+        seed: flags.number("--seed", 1)?,
+        progress_every: Some(Duration::from_secs(20)),
+    };
+    let start = Instant::now();
+    let report = kill_all(&plan);
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{report}\n{seconds:.1} s");
+    report.findings.iter().for_each(|finding| println!("  {finding}"));
+    Ok(report.findings.is_empty())
+}
+
+/// What `torture` starts and kills.
+pub fn torture_child(arguments: &[String]) -> Result<bool, String> {
+    child_main(arguments).map(|()| true)
 }

@@ -11,6 +11,7 @@
 pub mod checkpoints;
 pub mod conformance;
 pub mod damage;
+pub mod dice;
 pub mod driver;
 pub mod faults;
 pub mod log;
@@ -18,6 +19,7 @@ pub mod meter;
 pub mod oracle;
 pub mod registry;
 pub mod store;
+pub mod torture;
 pub mod toy;
 pub mod trail;
 pub mod wal;
