@@ -7,6 +7,8 @@ use laminar_sim::damage::stores::{reference_store, reference_stores};
 use laminar_sim::damage::sweep::{Extent, damage_all};
 use laminar_sim::damage::{Damage, Subject, Table};
 
+use laminar_sim::dice::{Dice, mixed};
+use laminar_sim::fuzz::{mutate, seeds, target};
 use laminar_sim::torture::{Torture, child_main, torture as kill_all};
 
 use crate::allocator::METER;
@@ -15,8 +17,12 @@ use crate::allocator::METER;
 pub const USAGE: &str = "\
   laminar-sim damage [--store NAME] [--long] [--stride N] [--seed N] [--threads N]
   laminar-sim damage --store NAME --file PATH --damage WHAT
+  laminar-sim fuzz TARGET [--execs N] [--seed N] [--threads N]
+  laminar-sim fuzz TARGET --input FILE
+  laminar-sim fuzz TARGET --write-seeds DIR
   laminar-sim torture [--kills N] [--cores A..B] [--dir DIR] [--workers N] [--seed N]
 damage: of six reference stores, every 61st bit and length of every file, or all of them with --long.
+fuzz: mutates parts of the reference stores; small, frame, record, manifest, segment, directory or ops.
 torture: processes on real files below DIR, each killed at a random moment; what they acknowledged must be there.";
 
 /// Values of `--flags`, in any order.
@@ -121,4 +127,43 @@ pub fn torture(arguments: &[String]) -> Result<bool, String> {
 /// What `torture` starts and kills.
 pub fn torture_child(arguments: &[String]) -> Result<bool, String> {
     child_main(arguments).map(|()| true)
+}
+
+/// Feeds a target; whether it never panicked.
+pub fn fuzz(arguments: &[String]) -> Result<bool, String> {
+    let (name, rest) = arguments.split_first().ok_or(USAGE)?;
+    let flags = Flags::parse(rest, &["--execs=", "--seed=", "--threads=", "--input=", "--write-seeds="])?;
+    let (name, run) = target(name)?;
+    if let Some(input) = flags.text("--input") {
+        run(&std::fs::read(input).map_err(|e| format!("{input}: {e}"))?);
+        return Ok(true);
+    }
+    let (execs, seed, threads) =
+        (flags.number("--execs", 100_000)?, flags.number("--seed", 1)?, threads(&flags)?);
+    let (start, begin) = (Instant::now(), seeds(name));
+    let share = execs / threads.max(1) as u64;
+    let work = &|thread: u64| {
+        for n in thread * share..(thread + 1) * share {
+            let mut dice = Dice::new(mixed(seed, n));
+            let mut bytes = begin.get(dice.index(begin.len())).cloned().unwrap_or_default();
+            mutate(&mut bytes, &mut dice);
+            if std::panic::catch_unwind(|| run(&bytes)).is_err() {
+                let file = format!("fuzz-{name}-{seed}-{n}");
+                let kept = std::fs::write(&file, &bytes).map_or_else(|e| e.to_string(), |()| file);
+                println!("laminar-sim fuzz {name} --input {kept}");
+                return false;
+            }
+        }
+        true
+    };
+    let sound = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads as u64).map(|thread| scope.spawn(move || work(thread))).collect();
+        all.into_iter().all(|thread| thread.join().unwrap_or(false))
+    });
+    let (done, seconds) = (share * threads as u64, start.elapsed().as_secs_f64());
+    println!(
+        "{name}: {done} executions from seed {seed}, {seconds:.1} s, {}",
+        if sound { "0 findings" } else { "stopped at a finding" }
+    );
+    Ok(sound)
 }

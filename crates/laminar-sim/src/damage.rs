@@ -304,6 +304,29 @@ impl Subject {
         self.disk = disk.snapshot();
     }
 
+    /// Cores that it is opened with.
+    #[must_use]
+    pub fn cores(&self) -> u16 {
+        self.scenario().cores_at_last()
+    }
+
+    /// What is wrong with what comes of a disk on which this file alone was damaged.
+    #[must_use]
+    pub fn judge_disk(&self, disk: &SimDisk, path: &Path) -> Option<String> {
+        let file = self.files.get(path)?;
+        let after = disk.read_file(path).unwrap_or_default();
+        let (outcome, wrong) = self.outcome(disk, path, file, &after, true);
+        wrong.map(|wrong| format!("{}: {outcome}: {wrong}", path.display()))
+    }
+
+    /// Whether this is the state of some epoch: the last one, or one before it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn allows(&self, found: &Recovered) -> Result<(), String> {
+        self.model.lowered_to(found.epoch).check_recovered(found)
+    }
+
     /// Bytes of all files.
     #[must_use]
     pub fn total_len(&self) -> usize {

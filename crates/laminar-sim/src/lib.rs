@@ -14,6 +14,7 @@ pub mod damage;
 pub mod dice;
 pub mod driver;
 pub mod faults;
+pub mod fuzz;
 pub mod log;
 pub mod meter;
 pub mod oracle;

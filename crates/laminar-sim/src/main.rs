@@ -101,6 +101,7 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             find(name)?.run_real(seed, Path::new(directory)).map(|()| true)
         }
         "damage" => commands::damage(rest),
+        "fuzz" => commands::fuzz(rest),
         "torture" => commands::torture(rest),
         "torture-child" => commands::torture_child(rest),
         _ => Err(format!("{USAGE}\n{}", commands::USAGE)),
