@@ -138,6 +138,13 @@ pub fn fuzz(arguments: &[String]) -> Result<bool, String> {
         run(&std::fs::read(input).map_err(|e| format!("{input}: {e}"))?);
         return Ok(true);
     }
+    if let Some(dir) = flags.text("--write-seeds") {
+        for (n, bytes) in seeds(name).iter().enumerate() {
+            let path = Path::new(dir).join(format!("seed-{n}"));
+            std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        return Ok(true);
+    }
     let (execs, seed, threads) =
         (flags.number("--execs", 100_000)?, flags.number("--seed", 1)?, threads(&flags)?);
     let (start, begin) = (Instant::now(), seeds(name));
