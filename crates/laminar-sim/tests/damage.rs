@@ -84,6 +84,25 @@ fn a_reader_that_falls_back_behind_a_re_sharding_sees_the_same_positions() {
     assert!(fell_back > 0);
 }
 
+/// Regression, found by the fuzz target `directory`: without the checkpoint that a re-sharding made, and with
+/// the end of the log of a core that the new layout does not have damaged as well, that end was taken for a
+/// torn tail of an earlier life, and an older value came back for a newer epoch.
+#[test]
+fn the_log_of_a_departed_core_must_reach_to_the_re_sharding() {
+    let subject = subject("resharded");
+    let files = subject.contents();
+    let manifests: Vec<_> = files.iter().filter(|(path, _)| path.ends_with("metadata.json")).collect();
+    let departed = files.iter().rfind(|(path, _)| path.to_string_lossy().contains("/wal-2.")).unwrap();
+    let disk = subject.disk();
+    disk.remove(&manifests.last().unwrap().0).unwrap();
+    disk.truncate(&departed.0, departed.1.len() as u64 - 200).unwrap();
+    let error = StateReader::open_with(laminar_sim::store::DIR, Arc::new(disk.clone())).unwrap_err();
+    let store = laminar_sim::store::open(&disk, subject.cores(), &subject.scenario().settings);
+    for error in [error, store.unwrap_err()] {
+        assert!(error.is_corruption(), "{error}");
+    }
+}
+
 /// The judge itself: were an acknowledged epoch to go, or another state to come, it would say so.
 #[test]
 fn what_is_not_the_state_is_a_finding() {
