@@ -11,15 +11,20 @@
 pub mod checkpoints;
 pub mod conformance;
 pub mod damage;
+pub mod dice;
 pub mod driver;
 pub mod faults;
+pub mod fuzz;
 pub mod log;
+pub mod meter;
 pub mod oracle;
 pub mod registry;
 pub mod store;
+pub mod torture;
 pub mod toy;
 pub mod trail;
 pub mod wal;
+pub mod wire;
 
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
 pub use faults::{FaultReport, Sweep, sweep_faults};

@@ -8,6 +8,9 @@ use laminar_sim::registry::{AnyScenario, all, find, real};
 use laminar_sim::{FaultReport, Plan, Report, Sweep, Trail};
 use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 
+mod allocator;
+mod commands;
+
 const USAGE: &str = "usage:
   laminar-sim list
   laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
@@ -97,7 +100,11 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             let seed = seed.parse().map_err(|e| format!("seed {seed}: {e}"))?;
             find(name)?.run_real(seed, Path::new(directory)).map(|()| true)
         }
-        _ => Err(USAGE.into()),
+        "damage" => commands::damage(rest),
+        "fuzz" => commands::fuzz(rest),
+        "torture" => commands::torture(rest),
+        "torture-child" => commands::torture_child(rest),
+        _ => Err(format!("{USAGE}\n{}", commands::USAGE)),
     }
 }
 

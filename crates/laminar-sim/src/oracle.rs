@@ -135,6 +135,12 @@ impl Model {
         self.acked = self.acked.max(epoch);
     }
 
+    /// The same, had nothing above this epoch been acknowledged: to tell which loss it was.
+    #[must_use]
+    pub fn lowered_to(&self, epoch: Epoch) -> Self {
+        Self { acked: self.acked.min(epoch), ..self.clone() }
+    }
+
     /// The largest acknowledged epoch.
     #[must_use]
     pub fn acked(&self) -> Epoch {

@@ -50,6 +50,8 @@ pub(crate) struct Rest {
 
 impl FrameReader {
     pub(crate) fn new(file: Arc<dyn VfsFile>, salt: Salt, core: CoreId, offset: u64, limit: u64) -> Self {
+        // A successor may claim that less of the segment counts than its header.
+        let limit = limit.max(offset);
         Self { file, salt, core, offset, limit, buffer: Vec::new(), buffer_at: offset }
     }
 

@@ -5,7 +5,7 @@
 
 pub(crate) mod locate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use super::state_map::StateMap;
 use crate::error::Detail;
 use crate::format::digest::{StateDigest, record_digest};
 use crate::format::record::Record;
-use crate::format::segment_header::WalMode;
+use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
@@ -369,6 +369,57 @@ fn base_state(reader: &super::CheckpointReader) -> Result<RecoveredState, Increm
     })
 }
 
+/// Source offsets and watermarks, core by core, while a log is replayed in the total order.
+struct Positions {
+    cores: Vec<CoreOffsets>,
+    /// Number of cores of the incarnation they belong to.
+    layout: Option<u16>,
+}
+
+impl Positions {
+    fn of(located: &Located) -> Self {
+        let Some(metadata) = located.metadata() else { return Self { cores: Vec::new(), layout: None } };
+        let flat = CoreOffsets { offsets: metadata.source_offsets.clone(), watermark: metadata.watermark };
+        let known = &metadata.core_offsets;
+        let mut cores = if known.is_empty() { vec![flat] } else { known.clone() };
+        let count = located.plan.survey.core_count();
+        if located.plan.survey.mode() == Some(WalMode::Epochs) && cores.len() > usize::from(count) {
+            // As a store of that many cores took them over when it was opened.
+            cores = (0..count).map(|core| CoreOffsets::of(&cores, CoreId(core), count)).collect();
+        }
+        Self { cores, layout: Some(metadata.core_count) }
+    }
+
+    /// A record of the segment with this header comes next. A store that was opened with another number
+    /// of cores has given everything to the first of them: what a core of the old layout had must not
+    /// stay beside what the cores of the new one say.
+    fn enter(&mut self, header: Option<&SegmentHeader>) {
+        let Some(header) = header else { return };
+        let changed = self.layout.is_some_and(|cores| cores != header.core_count);
+        if changed && header.mode == WalMode::Epochs {
+            let (offsets, watermark) = super::flatten(&self.cores);
+            self.cores = vec![CoreOffsets { offsets, watermark }];
+        }
+        self.layout = Some(header.core_count);
+    }
+
+    fn commit(
+        &mut self,
+        header: Option<&SegmentHeader>,
+        core: usize,
+        offsets: HashMap<String, u64>,
+        watermark: Option<i64>,
+    ) {
+        self.enter(header);
+        if self.cores.len() <= core {
+            self.cores.resize_with(core + 1, CoreOffsets::default);
+        }
+        if let Some(positions) = self.cores.get_mut(core) {
+            positions.commit(offsets, watermark, header.map_or(WalMode::Plain, |header| header.mode));
+        }
+    }
+}
+
 /// The changes that count, in the total order, and every core's offsets and watermark after them.
 fn replay(
     config: &RecoveryConfig,
@@ -377,15 +428,7 @@ fn replay(
     let plan = &located.plan;
     let logs = plan.survey.cores.iter().map(|log| log.core);
     let cursors = logs.map(|core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)));
-    let mut offsets = located.metadata().map_or_else(Vec::new, |metadata| {
-        let flat = CoreOffsets { offsets: metadata.source_offsets.clone(), watermark: metadata.watermark };
-        if metadata.core_offsets.is_empty() { vec![flat] } else { metadata.core_offsets.clone() }
-    });
-    let cores = plan.survey.core_count();
-    if plan.survey.mode() == Some(WalMode::Epochs) && offsets.len() > usize::from(cores) {
-        // As a store of that many cores took them over when it was opened.
-        offsets = (0..cores).map(|core| CoreOffsets::of(&offsets, CoreId(core), cores)).collect();
-    }
+    let mut positions = Positions::of(located);
     let mut changes = Vec::new();
     for entry in MergedEntries::new(cursors.collect()) {
         let entry = entry?;
@@ -393,23 +436,22 @@ fn replay(
         let (key, value) = match entry.operation {
             WalOperation::Put { key, value } => (key, Some(value)),
             WalOperation::Delete { key } => (key, None),
-            WalOperation::Commit { offsets: absolute, watermark } => {
-                if offsets.len() <= core_id {
-                    offsets.resize_with(core_id + 1, CoreOffsets::default);
-                }
-                if let Some(core) = offsets.get_mut(core_id) {
-                    core.commit(absolute, watermark, plan.survey.mode_of(core_id, entry.sequence));
-                }
+            WalOperation::Commit { offsets, watermark } => {
+                positions.commit(plan.survey.header_at(core_id, entry.sequence), core_id, offsets, watermark);
                 continue;
             }
-            WalOperation::Checkpoint { .. } | WalOperation::EpochBarrier { .. } => continue,
+            WalOperation::EpochBarrier { .. } => {
+                positions.enter(plan.survey.header_at(core_id, entry.sequence));
+                continue;
+            }
+            WalOperation::Checkpoint { .. } => continue,
         };
         if changes.len() as u64 >= config.max_wal_entries {
             break;
         }
         changes.push(ReplayedChange { key, value, epoch, core_id });
     }
-    Ok((changes, offsets))
+    Ok((changes, positions.cores))
 }
 
 fn positions(located: &Located) -> Vec<u64> {

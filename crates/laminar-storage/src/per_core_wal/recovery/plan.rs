@@ -103,8 +103,35 @@ impl Plan {
         let mut plan = Self { survey, base, mode, point: Epoch::ZERO };
         plan.check_identity(wal_dir)?;
         plan.check_coverage(wal_dir)?;
+        plan.check_departed()?;
         plan.point = plan.find_point(wal_dir)?;
         Ok(plan)
+    }
+
+    /// A core that a later layout does not have has no successor that says how long its log was. The
+    /// later openings say up to which epoch it had to reach; without a checkpoint from after that, it must.
+    fn check_departed(&self) -> Result<(), PerCoreWalError> {
+        let covered = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
+        for log in self.survey.cores.iter().filter(|log| log.core.0 >= self.survey.core_count()) {
+            let Some(last) = log.segments.last() else { continue };
+            let needed = self.survey.void_above(last.header.incarnation);
+            // What its first segment was opened with did not come from this log.
+            let opened_with = log.segments.iter().map(|segment| segment.header.void_above).max();
+            let known = log.sealed_epoch.max(opened_with.unwrap_or_default());
+            if needed != Epoch::MAX && covered < needed && known < needed {
+                return Err(PerCoreWalError::corrupted(
+                    Detail::new(format!(
+                        "this core's log ends with epoch {known}, but the store was opened with another number \
+                         of cores at epoch {needed}"
+                    ))
+                    .at_path(&last.path)
+                    .on_core(log.core)
+                    .in_epoch(needed)
+                    .remedy("Restore the checkpoint made then, or this file; nothing was changed."),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Which records of `core` to replay.
