@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::format::checksum::Salt;
 use crate::format::frame::{FRAME_ALIGN, FRAME_HEADER_LEN, FrameFault, FrameHeader, may_be_header};
 use crate::ids::{CoreId, Epoch, Sequence};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{VfsFile, read_up_to_at};
 
 const CHUNK: usize = 256 << 10;
@@ -68,6 +69,10 @@ impl FrameReader {
         else {
             return Ok(Step::Fault(FrameFault::Short));
         };
+        if sabotaged(Sabotage::LengthBelieved) {
+            let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = head;
+            self.buffer.reserve(u32::from_le_bytes([a, b, c, d]) as usize);
+        }
         let header = match FrameHeader::decode(&head, &self.salt, self.offset, self.core) {
             Ok(header) => header,
             Err(fault) => return Ok(Step::Fault(fault)),

@@ -18,6 +18,7 @@ use crate::format::current::Current;
 use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Sequence, StoreId, WalPosition};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
 
 /// Bytes that are written again at a time.
@@ -44,6 +45,9 @@ pub(crate) struct Beginning {
 /// show bytes that are not on the disk, count them as clean, and let the next sync succeed without
 /// writing them. So whatever no later frame testifies to is written again before it is synced (I11).
 pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> Result<(), PerCoreWalError> {
+    if sabotaged(Sabotage::RecoveryNotDurable) {
+        return Ok(());
+    }
     let mut files = Vec::new();
     for log in &survey.cores {
         // Older segments were synced before their successor was created.
@@ -67,6 +71,9 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 /// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
 /// changes nothing; zeros behind it, as written ahead, make the system write the file's length too.
 fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
+    if sabotaged(Sabotage::EndNotWrittenAgain) {
+        return Ok(());
+    }
     let mut at = segment.proven;
     let mut chunk = vec![0; REWRITE_CHUNK];
     while at < segment.len {
@@ -99,7 +106,9 @@ pub(crate) fn begin(
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
-    vfs.sync_dir(&policy.dir).map_err(io)?;
+    if !sabotaged(Sabotage::SegmentNameNotSynced) {
+        vfs.sync_dir(&policy.dir).map_err(io)?;
+    }
     let current = Current { store_id, incarnation, core_count: beginning.core_count };
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
@@ -140,7 +149,7 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
         previous: last.map_or_else(Predecessor::default, |segment| Predecessor {
             incarnation: segment.header.incarnation,
             number: segment.header.number,
-            len: segment.len,
+            len: if sabotaged(Sabotage::TornTailKept) { segment.file_len } else { segment.len },
         }),
     }
 }

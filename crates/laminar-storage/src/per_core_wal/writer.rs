@@ -25,6 +25,7 @@ use crate::format::record::{CommitBody, Record, encode_commit_body};
 use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, Epoch, SegmentNumber, Sequence, TimestampNs, WalPosition};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
@@ -307,10 +308,14 @@ impl CoreWalWriter {
         commit: Option<&[u8]>,
         digest: StateDigest,
     ) -> Result<(), PerCoreWalError> {
+        let barrier = Record::Barrier { durable: self.durable, digest: Some(digest) };
+        if sabotaged(Sabotage::OffsetsInNextEpoch) {
+            self.append_at(&barrier, 0)?;
+            self.set_epoch(epoch.next().0)?;
+        }
         if let Some(body) = commit {
             self.append_at(&Record::Commit(CommitBody::new(body)), 0)?;
         }
-        let barrier = Record::Barrier { durable: self.durable, digest: Some(digest) };
         self.append_at(&barrier, 0)?;
         if epoch > self.epoch {
             self.set_epoch(epoch.0)?;
@@ -345,11 +350,16 @@ impl CoreWalWriter {
     /// there is nothing new.
     pub(crate) fn prepare_sync(&mut self) -> Result<Option<Arc<dyn VfsFile>>, PerCoreWalError> {
         self.flush()?;
+        if sabotaged(Sabotage::LogSyncDropped) {
+            self.synced = self.written;
+        }
         Ok((self.synced < self.written).then(|| Arc::clone(&self.file)))
     }
 
     /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended.
     pub(crate) fn finish_sync(&mut self, result: std::io::Result<()>) -> Result<(), PerCoreWalError> {
+        let retry = sabotaged(Sabotage::SyncRetried) && result.is_err();
+        let result = if retry { self.file.sync_data() } else { result };
         if let Err(error) = result {
             return Err(self.poisoned_by(PerCoreWalError::io(
                 "could not sync the segment",
@@ -364,7 +374,8 @@ impl CoreWalWriter {
     }
 
     fn position_of(&self, offset: u64) -> u64 {
-        self.header.base_position.0 + (offset - SEGMENT_HEADER_LEN as u64)
+        let position = self.header.base_position.0 + (offset - SEGMENT_HEADER_LEN as u64);
+        if sabotaged(Sabotage::PositionOf32Bits) { position & 0xffff_ffff } else { position }
     }
 
     fn too_long(&self, what: &str, len: usize, max: usize) -> PerCoreWalError {
@@ -401,7 +412,10 @@ impl CoreWalWriter {
             return Err(self.too_long("list of source offsets", body.len(), MAX_VALUE_LEN));
         }
         let timestamp = timestamp.min(TimestampNs::LAST_OF_CLOCK.0);
-        let wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
+        let mut wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
+        if sabotaged(Sabotage::RawClock) {
+            wanted = TimestampNs(timestamp);
+        }
         let (after_ns, timestamp) = self.room_for(record, wanted)?;
         let position = self.position();
         record.encode(after_ns, &mut self.buffer);
@@ -421,15 +435,15 @@ impl CoreWalWriter {
         record: &Record<'_>,
         timestamp: TimestampNs,
     ) -> Result<(u32, TimestampNs), PerCoreWalError> {
-        let after = timestamp.0 - self.last_timestamp.0;
+        let after = timestamp.0.checked_sub(self.last_timestamp.0).and_then(|ns| u32::try_from(ns).ok());
         let epoch = self.epoch;
         let fits = |frame: &OpenFrame, end: usize| {
             let payload = end - frame.at - FRAME_HEADER_LEN;
             frame.epoch == epoch
                 && payload + record.encoded_len_max() <= FRAME_TARGET.max(record.encoded_len_max())
         };
-        match (&self.frame, u32::try_from(after)) {
-            (Some(frame), Ok(after)) if fits(frame, self.buffer.len()) => Ok((after, timestamp)),
+        match (&self.frame, after) {
+            (Some(frame), Some(after)) if fits(frame, self.buffer.len()) => Ok((after, timestamp)),
             _ => {
                 self.close_frame();
                 if self.buffer.len() >= FLUSH_AT {
@@ -439,7 +453,8 @@ impl CoreWalWriter {
                 // A roll takes a timestamp of its own.
                 let earliest = self.last_timestamp.next();
                 let now = TimestampNs(self.policy.vfs.now_ns()).min(TimestampNs::LAST_OF_CLOCK);
-                let timestamp = timestamp.max(earliest).max(now);
+                let raw = sabotaged(Sabotage::RawClock);
+                let timestamp = if raw { now } else { timestamp.max(earliest).max(now) };
                 self.open_frame(timestamp);
                 // The first record's time stands in the frame's header.
                 Ok((1, timestamp))
@@ -488,6 +503,9 @@ impl CoreWalWriter {
             return Ok(());
         }
         if let Err(error) = write_all_at(self.file.as_ref(), &self.buffer, self.written) {
+            if sabotaged(Sabotage::FailedWriteKept) {
+                return Err(PerCoreWalError::io("could not write the segment", &self.path, error));
+            }
             return Err(self.poisoned_by(PerCoreWalError::io(
                 "could not write the segment",
                 &self.path,
@@ -500,7 +518,9 @@ impl CoreWalWriter {
     }
 
     fn poisoned_by(&mut self, cause: PerCoreWalError) -> PerCoreWalError {
-        self.poison = Some(cause.poison());
+        if !sabotaged(Sabotage::PoisonForgotten) {
+            self.poison = Some(cause.poison());
+        }
         cause
     }
 
@@ -568,7 +588,9 @@ impl CoreWalWriter {
     fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
         let SegmentPolicy { vfs, dir, preallocation, .. } = &self.policy;
         let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
-        vfs.sync_dir(dir)?;
+        if !sabotaged(Sabotage::RollNotSynced) {
+            vfs.sync_dir(dir)?;
+        }
         Ok(created)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::record::index;
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// How many entries Ring 1 has released; on its own pair of cache lines.
 #[derive(Debug, Default)]
@@ -102,6 +103,9 @@ impl RetireQueue {
     pub(super) fn take(&mut self) -> Option<Retired> {
         if self.reclaimed == self.released {
             self.released = self.shared.0.load(Ordering::Acquire);
+            if sabotaged(Sabotage::SlotsReusedEarly) {
+                self.released = self.pushed;
+            }
             if self.reclaimed == self.released {
                 return None;
             }
