@@ -150,3 +150,34 @@ impl FrameReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::ring0::tests::allocations::largest_of;
+    use crate::vfs::sim::SimDisk;
+    use crate::vfs::{Vfs, write_all_at};
+
+    /// A length is covered by a checksum and by the bytes that are there before anything is allocated
+    /// for it.
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        let disk = SimDisk::new(1);
+        let file = disk.create_new(Path::new("/segment")).unwrap();
+        let mut head = [1; FRAME_HEADER_LEN];
+        head[8..12].copy_from_slice(&(512_u32 << 20).to_le_bytes());
+        write_all_at(file.as_ref(), &head, 0).unwrap();
+        let mut fault = None;
+        let largest = largest_of(|| {
+            let mut reader = FrameReader::new(file, Salt::new(&[1]), CoreId(0), 0, head.len() as u64);
+            fault = match reader.step().unwrap() {
+                Step::Fault(fault) => Some(fault),
+                _ => None,
+            };
+        });
+        assert!(matches!(fault, Some(FrameFault::HeaderChecksum { .. })), "{fault:?}");
+        assert!(largest <= head.len() + (1 << 20), "{largest} bytes");
+    }
+}

@@ -601,3 +601,6 @@ impl Drop for CoreWalWriter {
         let _ = self.confirm();
     }
 }
+
+#[cfg(test)]
+mod tests;
