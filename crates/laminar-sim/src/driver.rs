@@ -258,13 +258,17 @@ impl<S: Scenario> Explorer<'_, S> {
         level: usize,
         deeper: bool,
     ) {
-        let mut log = Log::new(known.model.as_ref().clone());
+        let model = known.model.as_ref().clone();
+        let mut log = if deeper { Log::new(model) } else { Log::of_last(model) };
         if deeper {
             disk.record(true);
         }
         if let Err(error) = guarded(|| self.scenario.recover(disk, &mut log)) {
             let last = crashed.last_op().map(ToString::to_string);
             self.fail(trail, last.unwrap_or_else(|| "start".into()), error);
+            return;
+        }
+        if !deeper {
             return;
         }
         for snapshot in disk.history() {

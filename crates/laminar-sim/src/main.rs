@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use laminar_sim::registry::{AnyScenario, Entry, all};
+use laminar_sim::registry::{AnyScenario, all, find, real};
 use laminar_sim::{Plan, Trail};
 
 const USAGE: &str = "usage:
@@ -82,14 +82,6 @@ fn run(arguments: &[String]) -> Result<bool, String> {
     }
 }
 
-fn find(name: &str) -> Result<Box<dyn AnyScenario>, String> {
-    let mut entries = all().into_iter();
-    let found = entries.find(|entry| entry.scenario.name() == name);
-    found
-        .map(|entry| entry.scenario)
-        .ok_or_else(|| format!("there is no scenario `{name}`; see `laminar-sim list`"))
-}
-
 struct Options {
     name: Option<String>,
     seed: u64,
@@ -125,10 +117,7 @@ impl Options {
     fn scenarios(&self) -> Result<Vec<Box<dyn AnyScenario>>, String> {
         match &self.name {
             Some(name) => Ok(vec![find(name)?]),
-            None => {
-                let right = |entry: Entry| (!entry.broken).then_some(entry.scenario);
-                Ok(all().into_iter().filter_map(right).collect())
-            }
+            None => Ok(real()),
         }
     }
 }

@@ -90,6 +90,11 @@ impl Model {
         self.now(core).offsets.insert(source.to_owned(), offset);
     }
 
+    /// A source is read no longer.
+    pub fn forget_offset(&mut self, core: CoreId, source: &str) {
+        self.now(core).offsets.remove(source);
+    }
+
     /// A core's watermark advanced.
     pub fn watermark(&mut self, core: CoreId, watermark: i64) {
         self.now(core).watermark = Some(watermark);

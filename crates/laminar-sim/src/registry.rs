@@ -4,7 +4,7 @@ use laminar_storage::vfs::sim::ImagePolicy;
 
 use crate::driver::{Plan, Report, Scenario, explore, replay};
 use crate::faults::{ALL_FAULTS, FaultReport, sweep_faults};
-use crate::store::store_scenarios;
+use crate::store::{random_scenario, store_scenarios};
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
 use crate::trail::Trail;
 use crate::wal::wal_scenarios;
@@ -62,4 +62,26 @@ pub fn all() -> Vec<Entry> {
     let wals = wal_scenarios().into_iter();
     let wals = wals.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
     toys.chain(stores).chain(wals).collect()
+}
+
+/// The scenario of a name, those that are drawn from a seed included.
+///
+/// # Errors
+/// When there is none.
+pub fn find(name: &str) -> Result<Box<dyn AnyScenario>, String> {
+    if let Some(seed) = name.strip_prefix("store-random-") {
+        let seed = seed.parse().map_err(|e| format!("the seed in {name}: {e}"))?;
+        return Ok(Box::new(random_scenario(seed)));
+    }
+    let found = all().into_iter().find(|entry| entry.scenario.name() == name);
+    found
+        .map(|entry| entry.scenario)
+        .ok_or_else(|| format!("there is no scenario `{name}`; see `laminar-sim list`"))
+}
+
+/// The scenarios of the library, without the toys.
+#[must_use]
+pub fn real() -> Vec<Box<dyn AnyScenario>> {
+    let right = all().into_iter().filter(|entry| !entry.broken && !entry.scenario.name().starts_with("toy"));
+    right.map(|entry| entry.scenario).collect()
 }

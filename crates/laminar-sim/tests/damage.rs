@@ -15,11 +15,12 @@ fn subject(cores: u16, last: &[Do]) -> Subject {
     let earlier = script.len() - 8;
     script.extend_from_slice(last);
     let scenario = StoreScenario {
-        name: "damage",
+        name: "damage".to_owned(),
         cores,
         recover_cores: None,
         recover_checkpoint: false,
         settings: small_settings(),
+        router: None,
         script,
     };
     Subject::new(&scenario, earlier).unwrap()

@@ -75,10 +75,11 @@ fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
         return Ok(());
     }
     let mut at = segment.proven;
-    let mut chunk = vec![0; REWRITE_CHUNK];
+    let mut chunk = Vec::new();
     while at < segment.len {
         let left = usize::try_from(segment.len - at).unwrap_or(usize::MAX);
-        let part = chunk.get_mut(..left.min(REWRITE_CHUNK)).unwrap_or_default();
+        chunk.resize(left.min(REWRITE_CHUNK), 0);
+        let part = chunk.as_mut_slice();
         read_exact_at(file, part, at)?;
         write_all_at(file, part, at)?;
         at += part.len() as u64;

@@ -29,13 +29,25 @@ impl SegmentName {
     /// The ids of a name that is exactly what [`Self::file_name`] makes of them.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let mut parts = name.strip_prefix("wal-")?.strip_suffix(".log")?.split('.');
+        let (core, incarnation, number) = (parts.next()?, parts.next()?, parts.next()?);
+        let written_so = is_padded(core, 1, |b| b.is_ascii_digit())
+            && is_padded(incarnation, 8, |b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            && is_padded(number, 8, |b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !written_so || parts.next().is_some() {
+            return None;
+        }
         let parsed = Self {
-            core: CoreId(parts.next()?.parse().ok()?),
-            incarnation: Incarnation(u64::from_str_radix(parts.next()?, 16).ok()?),
-            number: SegmentNumber(u32::from_str_radix(parts.next()?, 16).ok()?),
+            core: CoreId(core.parse().ok()?),
+            incarnation: Incarnation(u64::from_str_radix(incarnation, 16).ok()?),
+            number: SegmentNumber(u32::from_str_radix(number, 16).ok()?),
         };
-        (parsed.file_name() == name && parsed.core.index() < MAX_CORES).then_some(parsed)
+        (parsed.core.index() < MAX_CORES).then_some(parsed)
     }
+}
+
+/// Whether a number is written with these digits and no more zeros in front than make it `width` long.
+fn is_padded(text: &str, width: usize, digit: impl Fn(u8) -> bool) -> bool {
+    text.len() >= width && text.bytes().all(digit) && (text.len() == width || !text.starts_with('0'))
 }
 
 /// All segments of a directory, sorted by core and number. Other names are left out.
@@ -93,6 +105,10 @@ mod tests {
             "wal-12.00000003.000000FF.log",
             "wal-12.00000003.000000ff.log.tmp",
             "wal-9999.00000003.000000ff.log",
+            "wal-12.000000003.000000ff.log",
+            "wal-12.00000003.000000ff.000000ff.log",
+            "wal-12.00000003.1000000ff.log",
+            "wal-12.00000003.log",
             "wal-+1.00000003.000000ff.log",
             "LOCK",
         ] {

@@ -66,7 +66,7 @@ pub(super) struct Blocks {
 impl Blocks {
     pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
         let mut bump = Bump::new(region, helper);
-        // Block 0 means "none".
+        // Block 0 means "none"; its bytes are where a segment is copied while it is split.
         bump.take(SEGMENT)?;
         Ok(Self { base: bump.base(), bump, free: 0, segments: 0 })
     }
@@ -105,14 +105,17 @@ impl Blocks {
         unsafe { &mut *self.address(block.0) }
     }
 
-    /// Two different segments, to change.
-    pub(super) fn two_segments(&mut self, a: Block, b: Block) -> [&mut Segment; 2] {
-        assert!(a != b, "a segment cannot be borrowed twice");
-        // SAFETY: as in `segment_mut`; the other reference is to another block.
+    /// The segment that belongs to nobody, and two different ones, to change.
+    pub(super) fn two_segments(&mut self, a: Block, b: Block) -> (&mut Segment, [&mut Segment; 2]) {
+        assert!(a != b && a.0 != 0 && b.0 != 0, "a segment cannot be borrowed twice");
+        // SAFETY: as in `segment_mut`; block 0 was handed out zeroed, which is an empty segment, and no
+        // `Block` is made of it.
+        let none = unsafe { &mut *self.address(0) };
+        // SAFETY: as in `segment_mut`; the other references are to other blocks.
         let first = unsafe { &mut *self.address(a.0) };
         // SAFETY: as above.
         let second = unsafe { &mut *self.address(b.0) };
-        [first, second]
+        (none, [first, second])
     }
 
     /// Sees to it that `blocks` more can be taken.

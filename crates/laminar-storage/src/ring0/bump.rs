@@ -85,3 +85,9 @@ impl Bump {
         Ok(())
     }
 }
+
+impl Drop for Bump {
+    fn drop(&mut self) {
+        self.region.note_used(self.next);
+    }
+}

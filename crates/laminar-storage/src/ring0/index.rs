@@ -22,7 +22,7 @@ use super::prefault::Prefaulter;
 use super::prefetch;
 use super::record::index as to_index;
 use super::region::Region;
-use super::segment::{At, Entry, FULL, Needle, Segment};
+use super::segment::{At, Entry, FULL, Needle};
 
 /// Doublings beyond what evenly spread keys need, before a segment overflows instead.
 const SPARE_DEPTH: u32 = 4;
@@ -51,8 +51,6 @@ pub(super) struct Index {
     depth: u32,
     blocks: Blocks,
     hasher: KeyHasher,
-    /// Where a segment is copied while it is split.
-    scratch: Box<Segment>,
     /// Keys in the index.
     len: u64,
 }
@@ -67,7 +65,7 @@ impl Index {
         let mut directory = blocks.directory(DIRECTORY_BLOCK)?;
         let first = blocks.take()?;
         directory.pointers_mut(2).fill(first.pointer());
-        Ok(Self { directory, depth: 1, blocks, hasher, scratch: Box::new(Segment::empty()), len: 0 })
+        Ok(Self { directory, depth: 1, blocks, hasher, len: 0 })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -233,11 +231,11 @@ impl Index {
     fn split(&mut self, block: Block, hash: u64) -> Result<(), Ring0Error> {
         let new = self.blocks.take()?;
         let hasher = self.hasher;
-        self.scratch.copy_from(self.blocks.segment(block));
-        let depth = self.scratch.depth + 1;
-        let [old, other] = self.blocks.two_segments(block, new);
+        let (scratch, [old, other]) = self.blocks.two_segments(block, new);
+        scratch.copy_from(old);
+        let depth = scratch.depth + 1;
         old.clear();
-        self.scratch.split_into([old, other], depth, hasher);
+        scratch.split_into([old, other], depth, hasher);
         let pointers = self.pointers_to(hash, depth - 1);
         let half = pointers.len() / 2;
         pointers[half..].fill(new.pointer());

@@ -3,6 +3,9 @@
 //! Reserved without access rights, so that it costs nothing but addresses. A chunk is made
 //! accessible, asked to be huge pages, and filled by the kernel before anybody may use it:
 //! the first touch of memory is what makes a store stall otherwise.
+//!
+//! A small region is not unmapped at once when it is dropped: a few are kept, zeroed, for the next
+//! opening, which then asks the system for nothing.
 #![expect(unsafe_code, reason = "maps, commits and unmaps memory")]
 
 use std::io;
@@ -18,6 +21,9 @@ const CHUNK_MAX: usize = 8 << 20;
 /// sets the lowest limit wants many small stores, or to open one many times.
 const SMALL_REGION: usize = 4 << 20;
 const SMALL_CHUNK: usize = 128 << 10;
+/// As many small regions are kept for later, each with at most so many bytes committed.
+const SPARES: usize = 24;
+const SPARE_BYTES: usize = 2 << 20;
 /// A reservation that the system refuses is halved down to this.
 const SMALLEST: usize = 64 << 20;
 
@@ -45,20 +51,37 @@ impl Base {
 pub(super) struct Region {
     base: Base,
     len: usize,
-    /// What to give back to the system.
-    map: Map,
+    /// What to give back to the system; there until the region is dropped.
+    map: Option<Map>,
     /// Bytes from `base` that are accessible and filled: grows only, `0..=len`, written under `growing`.
     committed: AtomicUsize,
     /// Up to where the helper should commit: grows only, written by Ring 0.
     wanted: AtomicUsize,
+    /// Everything from here on is still zeros: grows only, written by whoever handed the bytes out when
+    /// it goes.
+    used: AtomicUsize,
     growing: Mutex<()>,
 }
+
+/// A small region without an owner. Its committed bytes are zeros.
+#[derive(Debug)]
+struct Spare {
+    map: Map,
+    base: Base,
+    len: usize,
+    committed: usize,
+}
+
+static KEPT: Mutex<Vec<Spare>> = Mutex::new(Vec::new());
 
 impl Region {
     /// Reserves `bytes`, or less when the system refuses, and commits the first chunk.
     pub(super) fn reserve(bytes: u64) -> io::Result<Self> {
         let asked = usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 44);
         let mut len = asked.max(HUGE_PAGE).next_multiple_of(HUGE_PAGE);
+        if let Some(spare) = Self::spare(len) {
+            return Ok(spare);
+        }
         let (map, base) = loop {
             match Map::reserve(len) {
                 Ok(done) => break done,
@@ -66,16 +89,36 @@ impl Region {
                 Err(_) => len = (len / 2).next_multiple_of(HUGE_PAGE),
             }
         };
-        let region = Self {
-            base,
-            len,
-            map,
-            committed: AtomicUsize::new(0),
-            wanted: AtomicUsize::new(0),
-            growing: Mutex::new(()),
-        };
+        let region = Self::of(Spare { map, base, len, committed: 0 });
         region.commit(1)?;
         Ok(region)
+    }
+
+    fn of(Spare { map, base, len, committed }: Spare) -> Self {
+        Self {
+            base,
+            len,
+            map: Some(map),
+            committed: AtomicUsize::new(committed),
+            wanted: AtomicUsize::new(0),
+            used: AtomicUsize::new(0),
+            growing: Mutex::new(()),
+        }
+    }
+
+    /// A region of this length that was kept.
+    fn spare(len: usize) -> Option<Self> {
+        if len > SMALL_REGION {
+            return None;
+        }
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().rposition(|spare| spare.len == len)?;
+        Some(Self::of(kept.swap_remove(at)))
+    }
+
+    /// Notes that the bytes before `end` may have been written.
+    pub(super) fn note_used(&self, end: usize) {
+        self.used.fetch_max(end, Ordering::Release);
     }
 
     pub(super) fn base(&self) -> Base {
@@ -106,7 +149,8 @@ impl Region {
         let mut committed = self.committed.load(Ordering::Relaxed);
         while committed < end.min(self.len) {
             let chunk = self.chunk_after(committed).min(self.len - committed);
-            self.map.commit(self.base.at(committed), chunk)?;
+            let map = self.map.as_ref().ok_or(io::ErrorKind::NotFound)?;
+            map.commit(self.base.at(committed), chunk)?;
             committed += chunk;
             self.committed.store(committed, Ordering::Release);
         }
@@ -123,6 +167,23 @@ impl Region {
         let wanted = self.wanted.load(Ordering::Acquire);
         if wanted > self.committed() {
             let _ = self.commit(wanted);
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let (used, committed) = (*self.used.get_mut(), *self.committed.get_mut());
+        if self.len > SMALL_REGION || committed > SPARE_BYTES || used > committed {
+            return;
+        }
+        let Some(map) = self.map.take() else { return };
+        // SAFETY: committed (R0-1), and nobody else's: this is the last owner, and whoever holds a
+        // reference into the region borrows from an owner (R0-2).
+        unsafe { self.base.at(0).write_bytes(0, used) };
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < SPARES {
+            kept.push(Spare { map, base: self.base, len: self.len, committed });
         }
     }
 }

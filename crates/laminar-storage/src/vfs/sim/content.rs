@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-const BLOCK: usize = 4096;
-const BLOCK_U64: u64 = 4096;
+const BLOCK: usize = 1024;
+const BLOCK_U64: u64 = 1024;
 
 #[derive(Clone)]
 struct Block {

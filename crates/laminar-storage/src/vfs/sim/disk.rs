@@ -78,6 +78,12 @@ impl SimDisk {
         Arc::new(SimFile { disk: self.clone(), ino, path: path.to_owned(), writable })
     }
 
+    /// The seed it was made with.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.machine().seed
+    }
+
     /// How many operations were numbered so far.
     #[must_use]
     pub fn ops(&self) -> u64 {

@@ -61,6 +61,7 @@ impl Machine {
         if !self.power {
             return Err(io::Error::other("sim: power is off"));
         }
+        self.stats.changes += u64::from(class.mutates());
         if !class.mutates() && !self.number_reads {
             return Ok(None);
         }

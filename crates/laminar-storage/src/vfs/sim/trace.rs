@@ -104,4 +104,6 @@ pub struct Stats {
     pub sync_dir: u64,
     /// Files and directories that were created.
     pub created: u64,
+    /// Operations that could have changed something, syncs included, successful or not.
+    pub changes: u64,
 }

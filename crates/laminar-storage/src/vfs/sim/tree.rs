@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -311,13 +311,12 @@ impl Tree {
     /// The inode at a path, `NotFound` when there is none.
     pub(super) fn lookup(&self, path: &Path) -> io::Result<Ino> {
         let mut at = ROOT;
-        for component in path.components() {
-            let name = match component {
-                Component::RootDir | Component::CurDir => continue,
-                Component::Normal(name) => name.to_str().ok_or(Errno::INVAL)?,
-                Component::ParentDir | Component::Prefix(_) => return Err(Errno::INVAL.into()),
-            };
-            at = *self.dir(at)?.cached.get(name).ok_or(Errno::NOENT)?;
+        for name in path.to_str().ok_or(Errno::INVAL)?.split('/') {
+            match name {
+                "" | "." => {}
+                ".." => return Err(Errno::INVAL.into()),
+                name => at = *self.dir(at)?.cached.get(name).ok_or(Errno::NOENT)?,
+            }
         }
         Ok(at)
     }

@@ -1,0 +1,130 @@
+//! Opening a store on a disk, and what it holds there, by two ways: as its owner and as a reader.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use laminar_storage::ids::Epoch;
+use laminar_storage::vfs::sim::{ImageId, SimDisk};
+use laminar_storage::{DigestCheck, Opened, Router, Settings, StateReader, Store, StoreError};
+
+use super::{DIR, small_settings};
+use crate::oracle::{CoreView, Model, Recovered, State};
+
+/// Keeps the library's helper thread alive between the openings, which would start and end it each time.
+fn keep_helper() {
+    static KEPT: Mutex<Option<Opened>> = Mutex::new(None);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.is_none() {
+        let builder = Store::builder(DIR).settings(small_settings()).vfs(Arc::new(SimDisk::new(0)));
+        *kept = builder.open().ok();
+    }
+}
+
+/// Opens the store on a disk.
+///
+/// # Errors
+/// As [`laminar_storage::StoreBuilder::open`].
+pub fn open(disk: &SimDisk, cores: u16, settings: &Settings) -> Result<Opened, StoreError> {
+    open_routed(disk, cores, settings, Router::default())
+}
+
+pub(super) fn open_routed(
+    disk: &SimDisk,
+    cores: u16,
+    settings: &Settings,
+    router: Router,
+) -> Result<Opened, StoreError> {
+    keep_helper();
+    let builder = Store::builder(DIR).cores(usize::from(cores)).settings(settings.clone());
+    builder.router(router).vfs(Arc::new(disk.clone())).open()
+}
+
+/// What an opened store holds, as the oracle wants it and core by core.
+///
+/// # Errors
+/// When the store contradicts itself.
+pub fn recovered(opened: &Opened) -> Result<(Recovered, Vec<CoreView>), String> {
+    recovered_routed(opened, &Router::default())
+}
+
+pub(super) fn recovered_routed(
+    opened: &Opened,
+    router: &Router,
+) -> Result<(Recovered, Vec<CoreView>), String> {
+    let Opened { cores, report, .. } = opened;
+    let mut layout = Vec::new();
+    let (mut offsets, mut watermark) = (BTreeMap::<String, u64>::new(), None);
+    for (index, core) in cores.iter().enumerate() {
+        let state: State = core.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+        if state.len() != core.len() || state.iter().any(|(k, v)| core.get(k) != Some(v)) {
+            return Err(format!("core {index} contradicts itself"));
+        }
+        if let Some(key) = state.keys().find(|k| router.route(k, cores.len()) != index) {
+            return Err(format!("core {index} has {}, which is not its own", key.escape_ascii()));
+        }
+        for (source, offset) in core.source_offsets() {
+            let known = offsets.entry(source.clone()).or_default();
+            *known = (*known).max(*offset);
+        }
+        watermark = [watermark, core.watermark()].into_iter().flatten().min();
+        layout.push((state, core.source_offsets().clone(), core.watermark()));
+    }
+    if (&offsets, watermark) != (&report.source_offsets, report.watermark) {
+        let reported = (&report.source_offsets, report.watermark);
+        return Err(format!("offsets {offsets:?} {watermark:?}, reported {reported:?}"));
+    }
+    let epoch = report.recovery_point;
+    if epoch != Epoch::ZERO && report.digest != DigestCheck::Verified {
+        return Err(format!("the digest at epoch {epoch} is {:?}", report.digest));
+    }
+    let state = layout.iter().map(|(state, ..)| state.clone()).collect();
+    Ok((Recovered { epoch, state, offsets, watermark }, layout))
+}
+
+/// What a reader sees; `None` when there is no store. It changes nothing.
+pub(super) fn look(disk: &SimDisk) -> Result<Option<StateReader>, String> {
+    let before = disk.stats().changes;
+    let seen = match StateReader::open_with(DIR, Arc::new(disk.clone())) {
+        Ok(reader) => Some(reader),
+        Err(StoreError::InvalidInput(_)) => None,
+        Err(error) => return Err(format!("reader: {error}")),
+    };
+    if disk.stats().changes != before {
+        return Err("a reader changed the disk".into());
+    }
+    Ok(seen)
+}
+
+/// Whether what was acknowledged is there when the power goes now and nothing arrives that was not synced.
+pub(super) fn survives_power_cut(disk: &SimDisk, model: &Model) -> Result<(), String> {
+    let cut = disk.snapshot().image(&ImageId::default()).mount();
+    let seen = look(&cut)?.ok_or("LOST: after a power cut there is no store")?;
+    let state = seen.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+    let report = seen.report();
+    let found = Recovered {
+        epoch: report.recovery_point,
+        state: vec![state],
+        offsets: report.source_offsets.clone(),
+        watermark: report.watermark,
+    };
+    model.check_recovered(&found).map_err(|error| format!("after a power cut: {error}"))
+}
+
+pub(super) fn same_as_reader(seen: &StateReader, found: &Recovered) -> Result<(), String> {
+    let all: State = found.state.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let read: State = seen.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+    let report = seen.report();
+    if report.recovery_point != found.epoch || read != all {
+        return Err(format!(
+            "a reader saw epoch {} with {} keys, opening gave epoch {} with {} keys",
+            report.recovery_point,
+            read.len(),
+            found.epoch,
+            all.len()
+        ));
+    }
+    if (&report.source_offsets, report.watermark) != (&found.offsets, found.watermark) {
+        return Err("a reader saw other offsets or another watermark".into());
+    }
+    Ok(())
+}
