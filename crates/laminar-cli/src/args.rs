@@ -1,5 +1,7 @@
 //! The command line. The help texts are the first documentation that anybody reads.
 
+use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,30 +13,40 @@ use crate::pipeline::OnError;
 
 const EXAMPLES: &str = "\
 Examples:
-  laminar demo                                           see it survive being killed; needs nothing
-  laminar run events.ndjson --key user --agg count,sum:amount
+  laminar demo                          see a job survive being killed; needs nothing
+  laminar generate events.ndjson        input to try the following on
+  laminar run events.ndjson --key user.id --agg count,sum:amount
   laminar top 10 --by sum:amount
   laminar export --format csv --output totals.csv
+
+All but demo and generate work on a state directory: --state DIR, otherwise ./laminar-state.
+Each job needs its own.
 
 Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage.";
 
 const RUN_HELP: &str = "\
 Examples:
   # how often and how much per user, from newline-delimited JSON
-  laminar run events.ndjson --key user.id --agg count --agg sum:amount
+  laminar run events.ndjson --key user.id --agg count --agg sum:amount --state ./totals
 
   # several CSV files, two cores, bad records kept for later
-  laminar run 'logs/*.csv' --key page --agg count,max:ms --cores 2 --on-error dead-letter bad.ndjson
+  laminar run 'logs/*.csv' --key page --agg count,max:amount --state ./pages --cores 2 \\
+    --on-error dead-letter bad.ndjson
 
   # word count; every word is its own key
-  laminar run book.txt --format words
+  laminar run book.txt --format words --state ./words
 
   # a growing file, until Ctrl-C
-  laminar run /var/log/app.ndjson --follow --key level --state ./levels
+  laminar run events.ndjson --follow --key type --state ./types
 
 Killed, crashed, or stopped with Ctrl-C: run the same command again. It continues at the record
 where the last durable epoch ended, and the results are the same bytes as without interruption.
 New data at the end of a file, and new files that match a pattern, are read at the next run.
+
+A file must stay as it was as far as it was read. Checked at each start: that it is not shorter,
+and its first 64 KiB. A change behind those is not noticed. A file under --follow that is renamed,
+removed, replaced or cut off (log rotation) ends the job with exit code 1, everything read so far
+durable. The new file is for another job, with another --state.
 
 Exit codes: 0 all input read (or stopped cleanly by a first Ctrl-C or SIGTERM; --json says
 \"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).";
@@ -65,6 +77,8 @@ pub enum Command {
     /// Read and check everything in a state directory
     #[command(after_help = "Exit code 0 if everything is readable, 1 if anything is damaged.")]
     Verify(InspectArgs),
+    /// Write an event file to try the command on, and the result that must come out
+    Generate(GenerateArgs),
     /// Kill a job again and again, and compare its result with the truth; under 30 seconds
     Demo(DemoArgs),
 }
@@ -89,7 +103,8 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
     pub format: FormatArg,
 
-    /// Directory of the state; made if it does not exist
+    /// Directory of the state; made if it does not exist. It belongs to the command line that first
+    /// applied a record in it
     #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
     pub state: PathBuf,
 
@@ -101,8 +116,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = humantime::parse_duration)]
     pub epoch: Duration,
 
-    /// Longest time between two checkpoints [default: the store's]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// Longest time between two checkpoints, at most 30 days; 0s: only by the size of the log
+    /// [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub checkpoint_interval: Option<Duration>,
 
     /// What to do with a record that cannot be used: stop, skip, or dead-letter FILE
@@ -152,6 +168,16 @@ impl FormatArg {
     }
 }
 
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    const MOST: Duration = Duration::from_secs(30 * 24 * 3600);
+    let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if interval > MOST {
+        return Err("at most 30 days".to_owned());
+    }
+    // The store counts milliseconds, and 0 of them would mean never.
+    Ok(if interval.is_zero() { interval } else { interval.max(Duration::from_millis(1)) })
+}
+
 fn parse_on_error(text: &str) -> Result<OnError, String> {
     match text.split_once([':', '=']).unwrap_or((text, "")) {
         ("stop", "") => Ok(OnError::Stop),
@@ -164,8 +190,8 @@ fn parse_on_error(text: &str) -> Result<OnError, String> {
 
 /// `--on-error dead-letter FILE` has a value of two words; clap could not tell the second from an
 /// input file, so the two become one before it sees them.
-pub fn join_dead_letter(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
-    let mut joined: Vec<std::ffi::OsString> = Vec::new();
+pub fn join_dead_letter(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
         let after_option = joined.last().is_some_and(|last| last == "--on-error");
@@ -199,11 +225,11 @@ pub struct StateArg {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  laminar get user-0042 --state ./laminar-state\n\nExit code 1 if there is no such key."
+    after_help = "Example:\n  laminar get user-0000042 --state ./laminar-state\n\nExit code 1 if there is no such key."
 )]
 pub struct GetArgs {
-    /// The key
-    pub key: String,
+    /// The key; need not be text
+    pub key: OsString,
     #[command(flatten)]
     pub state: StateArg,
     /// Print a JSON object
@@ -228,11 +254,11 @@ pub struct TopArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  laminar scan --prefix user-00 --limit 20")]
+#[command(after_help = "Example:\n  laminar scan --prefix user-000 --limit 20")]
 pub struct ScanArgs {
-    /// Only keys that begin with this
+    /// Only keys that begin with this; need not be text
     #[arg(long, value_name = "TEXT")]
-    pub prefix: Option<String>,
+    pub prefix: Option<OsString>,
     /// At most so many
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -249,8 +275,17 @@ pub enum ExportFormat {
     Csv,
 }
 
+const EXPORT_HELP: &str = "\
+Examples:
+  laminar export > totals.ndjson
+  laminar export --output totals.csv
+
+On a terminal, characters that it would act on are escaped; a file or a pipe gets the very bytes.
+What a program stored instead of `laminar run` and is no text stands under key_hex and value_hex in
+NDJSON; CSV has all of such a state escaped: \\n, \\u{1b}, \\xff, \\\\.";
+
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  laminar export > totals.ndjson\n  laminar export --output totals.csv")]
+#[command(after_help = EXPORT_HELP)]
 pub struct ExportArgs {
     /// Format of the output [default: csv if --output ends in .csv, otherwise ndjson]
     #[arg(long, value_enum)]
@@ -262,12 +297,64 @@ pub struct ExportArgs {
     pub state: StateArg,
 }
 
+const GENERATE_HELP: &str = "\
+The fields are ts, user.id, page, type and amount (two decimal places, negative for returns). The
+same options give the same bytes. With uniform keys every key occurs once there are events enough.
+
+Example:
+  laminar generate events.ndjson --truth truth.ndjson
+  laminar run events.ndjson --key user.id --agg count,sum:amount --state ./state
+  laminar export --state ./state --output result.ndjson
+  cmp result.ndjson truth.ndjson";
+
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  laminar demo --kills 10 --keep ./demo")]
+#[command(after_help = GENERATE_HELP)]
+pub struct GenerateArgs {
+    /// File to write
+    pub file: PathBuf,
+    /// Events to write
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    pub events: u64,
+    /// Number of different users
+    #[arg(long, value_name = "K", default_value = "100000")]
+    pub keys: NonZeroU64,
+    /// Seed of the events
+    #[arg(long, value_name = "S", default_value_t = 42)]
+    pub seed: u64,
+    /// Most events by few users (Zipf's law), instead of equally many by each
+    #[arg(long)]
+    pub zipf: bool,
+    /// Format of the events [default: csv if FILE ends in .csv, otherwise ndjson]
+    #[arg(long, value_enum)]
+    pub format: Option<ExportFormat>,
+    /// Also write the result, computed by other code than a job's: the bytes that `laminar export`
+    /// gives after --key user.id --agg count,sum:amount
+    #[arg(long, value_name = "FILE")]
+    pub truth: Option<PathBuf>,
+    /// Replace files that exist
+    #[arg(long)]
+    pub force: bool,
+}
+
+const DEMO_HELP: &str = "\
+Examples:
+  laminar demo --kills 10 --keep ./laminar-demo
+  # ten million events, a million keys, twenty kills; about 2 GB below --keep or the temporary
+  # directory (TMPDIR)
+  laminar demo --events 10000000 --keys 1000000 --kills 20 --cores 2";
+
+#[derive(Debug, Args)]
+#[command(after_help = DEMO_HELP)]
 pub struct DemoArgs {
     /// Events to write and aggregate
     #[arg(long, value_name = "N", default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
     pub events: u64,
+    /// Number of different users [default: one for every eight events]
+    #[arg(long, value_name = "K")]
+    pub keys: Option<NonZeroU64>,
+    /// Most events by few users (Zipf's law), instead of equally many by each
+    #[arg(long)]
+    pub zipf: bool,
     /// How often to kill the job
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub kills: u32,
@@ -275,7 +362,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub cores: u16,
     /// Seed of the events and of the moments of the kills
-    #[arg(long, value_name = "N", default_value_t = 42)]
+    #[arg(long, value_name = "S", default_value_t = 42)]
     pub seed: u64,
     /// Keep events, state and results in this new directory, instead of removing them
     #[arg(long, value_name = "DIR")]
@@ -313,7 +400,7 @@ mod tests {
     }
 
     fn run_args(args: &[&str]) -> Result<RunArgs, String> {
-        let args = ["laminar", "run"].iter().chain(args).map(std::ffi::OsString::from);
+        let args = ["laminar", "run"].iter().chain(args).map(OsString::from);
         match Cli::try_parse_from(join_dead_letter(args)).map_err(|e| e.to_string())?.command {
             Command::Run(run) => Ok(run),
             other => Err(format!("{other:?}")),
@@ -345,5 +432,15 @@ mod tests {
             .unwrap();
         assert_eq!(run.agg, ["count", "sum:x", "max:y"]);
         assert_eq!(run.epoch, Duration::from_millis(5));
+    }
+
+    #[test]
+    fn intervals_that_the_store_refuses_are_refused_here() {
+        let interval =
+            |text: &str| run_args(&["a", "--checkpoint-interval", text]).map(|r| r.checkpoint_interval);
+        assert_eq!(interval("0s").unwrap(), Some(Duration::ZERO));
+        assert_eq!(interval("1us").unwrap(), Some(Duration::from_millis(1)));
+        assert_eq!(interval("30days").unwrap(), Some(Duration::from_secs(2_592_000)));
+        assert!(interval("31days").unwrap_err().contains("at most 30 days"));
     }
 }

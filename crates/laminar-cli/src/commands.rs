@@ -8,13 +8,13 @@ use crate::agg::Plan;
 use crate::args::{Command, ExportArgs, ExportFormat, RunArgs, check_inputs};
 use crate::engine::{Engine, StateView};
 use crate::error::{CliError, Result};
-use crate::export::{self, Meaning};
+use crate::export::{self, Meaning, Reader};
 use crate::input::source::BATCH_LEN;
 use crate::job::Job;
 use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, inspect, output, query, signals, summary};
+use crate::{demo, generate, inspect, output, query, signals, summary, verify};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -32,7 +32,8 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Scan(args) => query::scan::<V>(args, &mut out),
         Command::Export(args) => export_state::<V>(args, &mut out),
         Command::Info(args) => inspect::info(args, &mut out),
-        Command::Verify(args) => inspect::verify(args, &mut out),
+        Command::Verify(args) => verify::verify(args, &mut out),
+        Command::Generate(args) => generate::run(args, &mut out),
         Command::Demo(args) => {
             drop(out);
             demo::run(args)
@@ -128,7 +129,10 @@ fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<
     let format = format.unwrap_or(ExportFormat::Ndjson);
     match &args.output {
         Some(path) => export::to_file(&view, &meaning, format, path).map(|_| ()),
-        None => export::write_all(&view, &meaning, format, out, &CliError::stdout).map(|_| ()),
+        None => {
+            let reader = if std::io::stdout().is_terminal() { Reader::Person } else { Reader::Program };
+            export::write_all(&view, &meaning, format, out, reader, &CliError::stdout).map(|_| ())
+        }
     }
 }
 

@@ -1,36 +1,32 @@
-//! `info` and `verify`: what a store's directory holds, and whether all of it can be read.
-//!
-//! Both only read, take no lock, and may run beside a job: what the job removes meanwhile is not
-//! held against it.
+//! `info`: what a store's directory holds. Only reads, takes no lock, and may run beside a job.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use laminar_storage::incremental::{
-    IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest, validate_checkpoint,
-};
+use laminar_storage::incremental::{IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest};
 use laminar_storage::per_core_wal::{PerCoreRecoveryManager, PerCoreWalConfig, SegmentStats};
 use laminar_storage::vfs::OsVfs;
 use laminar_storage::{CheckpointId, RecoveryReport, StateReader};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
+use crate::engine::advice::for_user;
 use crate::error::{CliError, Result};
-use crate::export::Meaning;
 use crate::job::Job;
 use crate::progress::millis;
 use crate::summary::table;
 
 /// The parts of a store's directory.
-struct Parts {
-    wal: PathBuf,
+pub struct Parts {
+    pub wal: PathBuf,
     checkpoints: PathBuf,
 }
 
 impl Parts {
-    fn of(state: &Path) -> Result<Self> {
+    /// Of a directory that has a store.
+    pub fn of(state: &Path) -> Result<Self> {
         let parts = Self { wal: state.join("wal"), checkpoints: state.join("checkpoints") };
         if !parts.wal.exists() && !parts.checkpoints.exists() {
             return Err(CliError::failure(format!("there is no store in {}", state.display()))
@@ -39,21 +35,27 @@ impl Parts {
         Ok(parts)
     }
 
-    fn checkpoint_dirs(&self) -> Result<Vec<(CheckpointId, PathBuf)>> {
-        let listing =
-            Listing::read(&OsVfs::new(), &self.checkpoints).map_err(|e| CliError::failure(e.to_string()))?;
+    /// All published checkpoints.
+    pub fn checkpoint_dirs(&self) -> Result<Vec<(CheckpointId, PathBuf)>> {
+        let listing = Listing::read(&OsVfs::new(), &self.checkpoints).map_err(of_library)?;
         let dir = |id: CheckpointId| self.checkpoints.join(format!("checkpoint_{:016x}", id.get()));
         Ok(listing.checkpoints.into_iter().map(|id| (id, dir(id))).collect())
     }
 
-    fn segments(&self) -> Result<Vec<SegmentStats>> {
+    /// All segments of the log, read through.
+    pub fn segments(&self) -> Result<Vec<SegmentStats>> {
         // The number of cores is not used for statistics; the directory says how many there are.
         let manager = PerCoreRecoveryManager::new(
             PerCoreWalConfig::new(&self.wal, 1),
             RecoveryConfig::new(&self.checkpoints, &self.wal),
         );
-        manager.segment_stats().map_err(|e| CliError::failure(e.to_string()))
+        manager.segment_stats().map_err(of_library)
     }
+}
+
+/// An error of the library as one of the command.
+pub fn of_library(error: impl std::fmt::Display) -> CliError {
+    CliError::failure(for_user(&error.to_string()))
 }
 
 /// `laminar info`.
@@ -65,7 +67,7 @@ pub fn info(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let segments = parts.segments()?;
     let mut checkpoints = Vec::new();
     for (id, dir) in parts.checkpoint_dirs()? {
-        let manifest = read_manifest(&OsVfs::new(), &dir).map_err(|e| e.to_string());
+        let manifest = read_manifest(&OsVfs::new(), &dir).map_err(|e| for_user(&e.to_string()));
         checkpoints.push((id, manifest));
     }
     let text = if args.json {
@@ -206,74 +208,4 @@ fn segment_table(segments: &[SegmentStats]) -> Table {
         ]);
     }
     table
-}
-
-/// `laminar verify`: every check is one line; any that fails makes the whole fail.
-pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
-    let parts = Parts::of(&args.state)?;
-    let mut checks: Vec<(String, Result<String>)> = Vec::new();
-    if Job::path(&args.state).exists() {
-        checks.push(("job.json".to_owned(), Job::load(&args.state).map(|_| "readable".to_owned())));
-    }
-    for (id, dir) in parts.checkpoint_dirs()? {
-        let checked = validate_checkpoint(&dir).map_err(|e| CliError::failure(e.to_string()));
-        // A running job removes checkpoints that it no longer needs.
-        if checked.is_err() && !dir.exists() {
-            continue;
-        }
-        let told = checked.map(|m| {
-            format!("epoch {}, {} in {} files", m.epoch, HumanBytes(m.size_bytes), m.sst_files.len())
-        });
-        checks.push((format!("checkpoint {id}"), told));
-    }
-    let log = parts.segments().map(|segments| {
-        let bytes: u64 = segments.iter().map(|s| s.file_size).sum();
-        format!("{} segments, {}", segments.len(), HumanBytes(bytes))
-    });
-    checks.push(("log".to_owned(), log));
-    checks.push(("recovery".to_owned(), verify_recovery(&args.state)));
-    let damaged = checks.iter().filter(|(_, result)| result.is_err()).count();
-    let text = if args.json { checks_json(&checks) } else { checks_text(&checks) };
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
-    if damaged == 0 {
-        return Ok(());
-    }
-    let total = checks.len();
-    Err(CliError::failure(format!("{} is damaged: {damaged} of {total} checks failed", args.state.display()))
-        .remedy("Keep a copy of the directory before anything else is done with it; the lines above say what is wrong."))
-}
-
-/// Recovers in memory and decodes every value.
-fn verify_recovery(state: &Path) -> Result<String> {
-    let reader = StateReader::open(state)?;
-    let meaning = Meaning::of(state, false)?;
-    for (key, value) in reader.iter() {
-        meaning.cells(key, value)?;
-    }
-    let report = reader.report();
-    Ok(format!(
-        "epoch {}, {} keys, digest {:?}",
-        report.recovery_point,
-        HumanCount(report.keys),
-        report.digest
-    ))
-}
-
-fn checks_json(checks: &[(String, Result<String>)]) -> String {
-    let checks: Vec<Value> = checks
-        .iter()
-        .map(|(name, result)| match result {
-            Ok(told) => json!({ "check": name, "ok": true, "detail": told }),
-            Err(error) => json!({ "check": name, "ok": false, "detail": error.to_string() }),
-        })
-        .collect();
-    format!("{}\n", json!({ "ok": checks.iter().all(|c| c["ok"] == true), "checks": checks }))
-}
-
-fn checks_text(checks: &[(String, Result<String>)]) -> String {
-    let line = |(name, result): &(String, Result<String>)| match result {
-        Ok(told) => format!("ok       {name}: {told}\n"),
-        Err(error) => format!("DAMAGED  {name}: {error}\n"),
-    };
-    checks.iter().map(line).collect()
 }

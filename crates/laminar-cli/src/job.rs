@@ -25,6 +25,9 @@ use crate::input::identity::FileIdentity;
 /// Version of the file.
 const JOB_VERSION: u32 = 1;
 const FILE_NAME: &str = "job.json";
+/// What to do when the file is damaged, missing, or that of another state.
+pub const REMEDY: &str = "The results themselves are not touched: `laminar export --raw` still reads them. To run the job \
+                          again, restore this file from a copy, or start over with a new --state directory.";
 
 /// A stretch of one input file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,12 +108,8 @@ impl Job {
     }
 
     fn decode(text: &[u8], path: &Path) -> Result<Self> {
-        let damaged = |why: String| {
-            CliError::failure(format!("{} is damaged: {why}", path.display())).remedy(
-                "The state itself is not touched: `laminar export --raw` still reads it. To run the job again, \
-                 restore this file from a backup, or start over with a new --state directory.",
-            )
-        };
+        let damaged =
+            |why: String| CliError::failure(format!("{} is damaged: {why}", path.display())).remedy(REMEDY);
         #[derive(Deserialize)]
         struct Version {
             version: u32,
@@ -185,25 +184,16 @@ impl Job {
         Ok(())
     }
 
-    /// Refuses a command line that this state does not belong to.
-    pub fn check_same(
+    /// What is different in this command line, if anything is.
+    pub fn difference(
         &self,
-        state: &Path,
         format: Option<Format>,
         key: &str,
         plan: &Plan,
         inputs: &[String],
-    ) -> Result<()> {
-        let list = |items: &[String]| items.join(" ");
-        let differs = |option: &str, was: &str, is: &str| {
-            Err(CliError::failure(format!(
-                "{} belongs to another job: {option} was `{was}`, now it is `{is}`",
-                state.display()
-            ))
-            .remedy(
-                "Use the same command as before to continue, or another --state directory for the new job.",
-            ))
-        };
+    ) -> Option<String> {
+        let differs =
+            |option: &str, was: &str, is: &str| Some(format!("{option} was `{was}`, now it is `{is}`"));
         if let Some(format) = format.filter(|f| *f != self.format) {
             return differs("--format", &self.format.to_string(), &format.to_string());
         }
@@ -214,9 +204,9 @@ impl Job {
             return differs("--agg", &self.aggs.join(","), &plan.specs().join(","));
         }
         if self.inputs != inputs {
-            return differs("the input", &list(&self.inputs), &list(inputs));
+            return differs("the input", &self.inputs.join(" "), &inputs.join(" "));
         }
-        Ok(())
+        None
     }
 
     /// The aggregates.
@@ -263,25 +253,21 @@ mod tests {
     #[test]
     fn another_command_line_is_named() {
         let j = job();
-        let state = Path::new("s");
         let plan = j.plan().unwrap();
         let a = ["a.csv".to_owned()];
-        assert!(j.check_same(state, None, "user", &plan, &a).is_ok());
-        let text = |r: Result<()>| r.unwrap_err().to_string();
-        assert!(
-            text(j.check_same(state, Some(Format::Tsv), "user", &plan, &a))
-                .contains("--format was `csv`, now it is `tsv`")
+        assert_eq!(j.difference(None, "user", &plan, &a), None);
+        assert_eq!(
+            j.difference(Some(Format::Tsv), "user", &plan, &a).unwrap(),
+            "--format was `csv`, now it is `tsv`"
         );
-        assert!(
-            text(j.check_same(state, None, "id", &plan, &a)).contains("--key was `user`, now it is `id`")
+        assert_eq!(j.difference(None, "id", &plan, &a).unwrap(), "--key was `user`, now it is `id`");
+        assert_eq!(
+            j.difference(None, "user", &Plan::parse(&[]).unwrap(), &a).unwrap(),
+            "--agg was `count,sum:x`, now it is `count`"
         );
-        assert!(
-            text(j.check_same(state, None, "user", &Plan::parse(&[]).unwrap(), &a))
-                .contains("--agg was `count,sum:x`, now it is `count`")
-        );
-        assert!(
-            text(j.check_same(state, None, "user", &plan, &["b".to_owned()]))
-                .contains("the input was `a.csv`")
+        assert_eq!(
+            j.difference(None, "user", &plan, &["b".to_owned()]).unwrap(),
+            "the input was `a.csv`, now it is `b`"
         );
     }
 

@@ -7,6 +7,7 @@ mod demo;
 mod engine;
 mod error;
 mod export;
+mod generate;
 mod input;
 mod inspect;
 mod job;
@@ -16,6 +17,8 @@ mod progress;
 mod query;
 mod signals;
 mod summary;
+mod verify;
+mod visible;
 
 use std::io::Write;
 use std::process::ExitCode;

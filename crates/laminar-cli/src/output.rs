@@ -1,6 +1,7 @@
-//! Where results may be written: never over what they are made from.
+//! Where results may be written: never over what they are made from, and as a whole.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,31 @@ pub fn check_with_job(output: &Path, job: Option<&Job>, state: &Path) -> Result<
     let Some(job) = job else { return check(output, &[], [], state) };
     let files = job.files.iter().map(|f| &f.path).chain(&job.dead_letters).map(Path::new);
     check(output, &job.inputs, files, state)
+}
+
+/// Writes a file that appears complete and durable, or not at all.
+pub fn whole_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+    let describe = |e: &std::io::Error| CliError::io("write", path, e);
+    let directory = directory(path);
+    let temporary = tempfile::Builder::new()
+        .prefix(".laminar-output")
+        .tempfile_in(directory)
+        .map_err(|e| describe(&e))?;
+    let mut out = BufWriter::new(temporary.as_file());
+    let written = write(&mut out)?;
+    out.flush().map_err(|e| describe(&e))?;
+    drop(out);
+    temporary.as_file().sync_all().map_err(|e| describe(&e))?;
+    set_usual_permissions(temporary.as_file()).map_err(|e| describe(&e))?;
+    temporary.persist(path).map_err(|e| describe(&e.error))?;
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| CliError::io("sync", directory, &e))?;
+    Ok(written)
+}
+
+/// Temporary files are private; what a user asked to be written is not.
+fn set_usual_permissions(file: &File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
 }
 
 fn directory(path: &Path) -> &Path {

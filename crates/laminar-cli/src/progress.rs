@@ -23,12 +23,21 @@ fn warn(report: &Report) {
     }
 }
 
-/// Shows nothing but warnings.
+/// What is told on standard error, so that standard output stays for the results.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "laminar: {text}");
+}
+
+/// Shows nothing but warnings and notes.
 pub struct Silent;
 
 impl Observer for Silent {
     fn opened(&mut self, report: &Report, _: &Committed) {
         warn(report);
+    }
+
+    fn note(&mut self, text: &str) {
+        note(text);
     }
 
     fn tick(&mut self, _: &Snapshot) {}
@@ -80,6 +89,10 @@ impl Observer for Bar {
         for line in report.cuts.iter().cloned().chain(report.warning()) {
             self.bar.println(line);
         }
+    }
+
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| note(text));
     }
 
     fn tick(&mut self, s: &Snapshot) {
@@ -149,6 +162,10 @@ impl Observer for JsonStream {
             "cuts": report.cuts,
             "records": resumed.records,
         }));
+    }
+
+    fn note(&mut self, text: &str) {
+        note(text);
     }
 
     fn tick(&mut self, s: &Snapshot) {

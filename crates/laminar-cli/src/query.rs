@@ -3,6 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use comfy_table::{Table, presets};
 
@@ -14,6 +15,7 @@ use crate::engine::StateView;
 use crate::error::{CliError, Result};
 use crate::export::{Meaning, sorted};
 use crate::input::sink::shown;
+use crate::visible;
 
 type Entry<'a> = (&'a [u8], &'a [u8]);
 
@@ -147,31 +149,6 @@ impl<'a> Best<'a> {
     }
 }
 
-/// Whether a terminal would act on the character instead of showing it: control characters, and
-/// those that turn the direction of the text around them.
-fn acts(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Text for a terminal: what it would act on is escaped as in Rust and JSON.
-fn visible(text: &str, json: bool) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        if !acts(c) {
-            safe.push(c);
-        } else if json && c.is_ascii_whitespace() {
-            // Outside of strings only, where it means no more than a space.
-            safe.push(' ');
-        } else if json {
-            // All of these are in the first plane, and stand in strings only.
-            safe.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            safe.extend(c.escape_default());
-        }
-    }
-    safe
-}
-
 fn print(entries: &[Entry<'_>], meaning: &Meaning, json: bool, out: &mut dyn Write) -> Result<()> {
     let text = render(entries, meaning, json, std::io::stdout().is_terminal())?;
     out.write_all(&text).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
@@ -184,21 +161,19 @@ fn render(entries: &[Entry<'_>], meaning: &Meaning, json: bool, terminal: bool) 
             let start = text.len();
             meaning.write_ndjson(&mut text, key, value)?;
             if terminal {
-                let line = String::from_utf8_lossy(&text[start..]);
-                let safe = visible(line.trim_end_matches('\n'), true);
-                text.truncate(start);
-                text.extend_from_slice(safe.as_bytes());
-                text.push(b'\n');
+                visible::make_json(&mut text, start);
             }
         }
     } else {
-        let shown = |cell: String| if terminal { visible(&cell, false) } else { cell };
         let mut table = Table::new();
         table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(std::iter::once("key".to_owned()).chain(meaning.columns()).map(shown));
+        let columns = meaning.columns();
+        let names = std::iter::once("key").chain(columns.iter().map(String::as_str));
+        table.set_header(names.map(|name| visible::text(name.as_bytes())));
         for (key, value) in entries {
-            let cells = meaning.cells(key, value)?.into_iter().map(|c| c.plain);
-            table.add_row(std::iter::once(meaning.key(key)).chain(cells).map(shown));
+            let cells = meaning.cells(key, value)?;
+            let shown = cells.iter().map(|cell| cell.shown().into_owned());
+            table.add_row(std::iter::once(meaning.key_shown(key)).chain(shown));
         }
         text.extend_from_slice(table.trim_fmt().as_bytes());
         text.push(b'\n');
@@ -215,14 +190,28 @@ mod tests {
         let entries: [Entry<'_>; 1] = [("k\u{1b}[2J\u{9b}\u{202e}\té".as_bytes(), b"a\x07\nb")];
         for json in [false, true] {
             let text = String::from_utf8(render(&entries, &Meaning::Bytes, json, true).unwrap()).unwrap();
-            assert!(!text.chars().any(|c| c != '\n' && acts(c)) && text.contains('é'), "{text:?}");
+            assert!(!text.chars().any(|c| c != '\n' && visible::acts(c)) && text.contains('é'), "{text:?}");
         }
         let json = render(&entries, &Meaning::Bytes, true, true).unwrap();
         let read: serde_json::Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(read["key"], "k\u{1b}[2J\u{9b}\u{202e}\té");
         let table = String::from_utf8(render(&entries, &Meaning::Bytes, false, true).unwrap()).unwrap();
         assert!(table.contains("k\\u{1b}[2J") && table.contains("a\\u{7}\\nb"), "{table}");
-        let raw = String::from_utf8(render(&entries, &Meaning::Bytes, false, false).unwrap()).unwrap();
-        assert!(raw.contains('\u{1b}'), "what is not a terminal gets the text as it is");
+        let piped = String::from_utf8(render(&entries, &Meaning::Bytes, true, false).unwrap()).unwrap();
+        assert!(piped.contains('\u{9b}'), "what is not a terminal gets JSON as it is");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_told_from_their_digits() {
+        let entries: [Entry<'_>; 3] = [(b"\xff\0", b"\x80"), (b"ff00", b"80"), (b"\\xff", b"\\x80")];
+        let table = String::from_utf8(render(&entries, &Meaning::Bytes, false, false).unwrap()).unwrap();
+        for shown in ["\\xff\\0 ", " ff00 ", "\\\\xff ", "\\x80", "\\\\x80"] {
+            assert!(table.contains(shown), "{shown}: {table}");
+        }
+        let json = String::from_utf8(render(&entries[..2], &Meaning::Bytes, true, false).unwrap()).unwrap();
+        assert_eq!(
+            json,
+            "{\"key_hex\":\"ff00\",\"value_hex\":\"80\"}\n{\"key\":\"ff00\",\"value\":\"80\"}\n"
+        );
     }
 }

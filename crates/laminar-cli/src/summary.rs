@@ -82,6 +82,19 @@ pub fn table(rows: &[(&str, String)]) -> Table {
     table
 }
 
+fn checkpoint(outcome: &Outcome) -> String {
+    let checkpoint = &outcome.checkpoint;
+    if outcome.last.stats.checkpoints == 0 {
+        return "none in this run".to_owned();
+    }
+    format!(
+        "{} of this run; last: {} in {:.1} ms",
+        outcome.last.stats.checkpoints,
+        HumanBytes(checkpoint.bytes),
+        millis(checkpoint.took)
+    )
+}
+
 /// The summary as text.
 pub fn text(outcome: &Outcome, state: &Path) -> String {
     let last = &outcome.last;
@@ -102,15 +115,17 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
             "rate",
             format!("{:.2} M events/s over {:.2} s", rate(outcome) / 1e6, last.elapsed.as_secs_f64()),
         ));
-        rows.push((
-            "update",
-            format!(
-                "p50 {} ns, p99 {} ns, p99.9 {} ns (1 in 64 timed)",
-                put.value_at_quantile(0.5),
-                put.value_at_quantile(0.99),
-                put.value_at_quantile(0.999)
-            ),
-        ));
+        if !put.is_empty() {
+            rows.push((
+                "update",
+                format!(
+                    "p50 {} ns, p99 {} ns, p99.9 {} ns (1 in 64 timed)",
+                    put.value_at_quantile(0.5),
+                    put.value_at_quantile(0.99),
+                    put.value_at_quantile(0.999)
+                ),
+            ));
+        }
         let each = bytes_per_record(outcome).unwrap_or(0.0);
         rows.push(("log", format!("{}, {each:.1} bytes per record", HumanBytes(last.stats.wal_bytes))));
     }
@@ -120,17 +135,13 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
             format!("epoch {} in {:.1} ms", outcome.report.epoch, millis(outcome.report.took)),
         ));
     }
-    let checkpoint = &outcome.checkpoint;
-    rows.push((
-        "checkpoint",
-        format!(
-            "{} of this run; last: {} in {:.1} ms",
-            last.stats.checkpoints,
-            HumanBytes(checkpoint.bytes),
-            millis(checkpoint.took)
-        ),
-    ));
-    rows.push(("durable", format!("epoch {} in {}", outcome.epoch, state.display())));
+    rows.push(("checkpoint", checkpoint(outcome)));
+    let durable = if outcome.epoch == 0 {
+        format!("nothing yet, in {}", state.display())
+    } else {
+        format!("epoch {} in {}", outcome.epoch, state.display())
+    };
+    rows.push(("durable", durable));
     let mut text = table(&rows).to_string();
     if let Some(bad) = &outcome.first_bad {
         text.push_str(&format!("\nFirst record skipped: {bad}"));

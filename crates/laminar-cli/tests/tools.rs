@@ -142,17 +142,55 @@ fn the_output_is_never_written_over_the_job() {
     assert_eq!((desk.read("a.csv"), desk.read("laminar-state/job.json")), (before, job));
 }
 
+/// A mistyped first command used to keep the state it left behind.
 #[test]
-fn a_state_without_any_record_may_be_deleted() {
+fn a_state_without_any_record_belongs_to_the_next_command() {
     let desk = Desk::new();
     desk.write("e.ndjson", "{\"k\":1}\n");
     desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
-    let told = desk.fails(1, &["run", "e.ndjson", "--key", "k"]);
-    assert!(told.contains("--key was `oops`") && told.contains("nothing is lost if you delete"), "{told}");
-    std::fs::remove_dir_all(desk.path("laminar-state")).unwrap();
-    desk.ok(&["run", "e.ndjson", "--key", "k"]);
+    let ran = desk.run(&["run", "e.ndjson", "--key", "k", "--cores", "1"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(
+        ran.err.contains("--key was `oops`") && ran.err.contains("belongs to this command now"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(desk.ok(&["export"]), "{\"key\":\"1\",\"count\":1}\n");
+    let again = desk.json(&["run", "e.ndjson", "--key", "k", "--cores", "2", "--json"]);
+    assert_eq!((&again["run"]["records"], &again["total"]["records"]), (&0.into(), &1.into()));
     let told = desk.fails(1, &["run", "e.ndjson", "--key", "oops"]);
-    assert!(!told.contains("delete"), "{told}");
+    assert!(told.contains("belongs to another job"), "{told}");
+}
+
+/// What the README tells a newcomer to do.
+#[test]
+fn a_generated_file_gives_its_truth() {
+    let desk = Desk::new();
+    for (file, more) in [("e.ndjson", &[][..]), ("z.ndjson", &["--zipf"]), ("c.csv", &["--seed", "7"])] {
+        let args = ["generate", file, "--events", "20000", "--keys", "1500", "--truth", "truth"];
+        let told = desk.ok(&[&args[..], &["--force"], more].concat());
+        assert!(told.contains("laminar run") && told.contains("cmp"), "{told}");
+        let keys = desk.read("truth").lines().count();
+        assert!(if more == ["--zipf"] { keys < 1500 } else { keys == 1500 }, "{file}: {keys} keys");
+        let state = format!("state-{file}");
+        let run = ["run", file, "--key", "user.id", "--agg", "count,sum:amount", "--state", &state, "--json"];
+        assert_eq!(desk.json(&run)["total"]["records"], 20_000);
+        assert_eq!(desk.ok(&["export", "--state", &state]), desk.read("truth"), "{file}");
+    }
+    let before = desk.read("e.ndjson");
+    for (args, wanted) in [
+        (&["generate", "e.ndjson"][..], "exists already"),
+        (&["generate", "new", "--truth", "e.ndjson"], "exists already"),
+        (&["generate", "new", "--truth", "new"], "one file"),
+        (&["generate", ".", "--force"], "no regular file"),
+        (&["generate", "new", "--keys", "0"], "--keys"),
+    ] {
+        let told = desk.fails(2, args);
+        assert!(told.contains(wanted), "{args:?}: {told}");
+    }
+    assert!(desk.read("e.ndjson") == before && !desk.path("new").exists());
+    let told = desk.fails(1, &["generate", "no/such/place"]);
+    assert!(told.contains("no/such/place"), "{told}");
 }
 
 #[test]
@@ -161,7 +199,7 @@ fn help_teaches() {
     assert!(desk.ok(&["--help"]).contains("Exit codes"));
     let help = desk.ok(&["run", "--help"]);
     assert!(help.contains("--on-error dead-letter bad.ndjson") && help.contains("same bytes"), "{help}");
-    for tool in ["get", "top", "scan", "export", "info", "verify", "demo"] {
+    for tool in ["get", "top", "scan", "export", "info", "verify", "generate", "demo"] {
         assert!(desk.ok(&[tool, "--help"]).contains("--"), "{tool}");
     }
 }
@@ -176,6 +214,49 @@ fn a_reader_that_stops_reading_is_not_an_error() {
     child.stdout.take().unwrap().read_exact(&mut start).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+}
+
+/// What recovery can do without is checked all the same.
+#[test]
+fn verify_checks_the_job_and_the_small_files_of_the_log() {
+    let desk = small_job();
+    desk.ok(&["run", "a.csv", "--key", "note", "--state", "other"]);
+    let is_damaged = |name: &str, wanted: &str| {
+        let ran = desk.run(&["verify"]);
+        assert_eq!(ran.code, Some(1), "{name} {wanted}: {}", ran.out);
+        assert!(ran.out.contains(&format!("DAMAGED  {name}: ")) && ran.out.contains(wanted), "{}", ran.out);
+    };
+    for name in ["job.json", "wal/CURRENT", "wal/CLOSED"] {
+        let path = desk.path("laminar-state").join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let check = name.rsplit('/').next().unwrap();
+        for bad in [&whole[..whole.len() - 1], &b""[..], &vec![0; whole.len()]] {
+            std::fs::write(&path, bad).unwrap();
+            is_damaged(check, "damaged");
+        }
+        std::fs::remove_file(&path).unwrap();
+        if check != "CLOSED" {
+            is_damaged(check, "is missing");
+        }
+        std::fs::write(&path, &whole).unwrap();
+        desk.ok(&["verify"]);
+    }
+    // A job that reads another file, and has read nothing of it.
+    let job = desk.path("laminar-state/job.json");
+    let whole = std::fs::read(&job).unwrap();
+    desk.write("empty.csv", "");
+    desk.run(&["run", "empty.csv", "--key", "who", "--state", "none", "--format", "csv"]);
+    std::fs::copy(desk.path("none/job.json"), &job).unwrap();
+    is_damaged("job.json", "does not belong to this state");
+    std::fs::write(&job, &whole).unwrap();
+    // CURRENT of the opening before.
+    let current = desk.path("laminar-state/wal/CURRENT");
+    let old = std::fs::read(&current).unwrap();
+    desk.write("a.csv", &(desk.read("a.csv") + "dan,1,n\n"));
+    desk.ok(&["run", "a.csv", "--key", "who", "--agg", "count,sum:amount,max:amount,last:note"]);
+    desk.ok(&["verify"]);
+    std::fs::write(&current, old).unwrap();
+    is_damaged("CURRENT", "older copy");
 }
 
 #[test]

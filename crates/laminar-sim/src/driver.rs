@@ -7,17 +7,20 @@
 //!       recording again: for each snapshot of the recovery …        (to a depth)
 //! ```
 //!
-//! The same image with the same knowledge is recovered once, however many ways lead to it.
+//! The same image with the same knowledge is recovered once, however many ways lead to it. Crashes
+//! inside recoveries are more than can be tried: each depth has a number of images to spend, and spends
+//! it evenly over the scenario.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use laminar_storage::vfs::sim::{ImagePolicy, SimDisk, Snapshot};
+use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64_with_seed};
 
 use crate::log::{Log, Version};
 use crate::trail::{Crash, Step, Trail};
@@ -48,6 +51,33 @@ pub trait Scenario: Sync {
     /// # Errors
     /// What is wrong with the recovered state, or why recovery failed.
     fn recover(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
+
+    /// On a disk without a free byte: what is there can be read, and an opening that fails for want of space
+    /// does no harm. The disk has space again before [`Self::recover`] follows.
+    ///
+    /// # Errors
+    /// What is wrong with what was read.
+    fn read_when_full(&self, disk: &SimDisk, log: &Log<Self::Model>) -> Result<(), String>;
+}
+
+/// Of so many images one is recovered on a disk that is full at first.
+const FULL_ONE_IN: u64 = 64;
+
+/// Recovers what was left; on some images, which their hash decides, after a try without space.
+fn recover_image<S: Scenario>(
+    scenario: &S,
+    disk: &SimDisk,
+    image: u64,
+    log: &mut Log<S::Model>,
+) -> Result<(), String> {
+    guarded(|| {
+        if (image >> 8).is_multiple_of(FULL_ONE_IN) {
+            disk.set_capacity(Some(0));
+            scenario.read_when_full(disk, log).map_err(|e| format!("on a full disk: {e}"))?;
+            disk.set_capacity(None);
+        }
+        scenario.recover(disk, log)
+    })
 }
 
 /// How far to go.
@@ -59,16 +89,19 @@ pub struct Plan {
     pub nested_policy: ImagePolicy,
     /// How many times a recovery may crash in turn: 0 for crashes of the scenario only.
     pub depth: u32,
-    /// Of the recoveries from a power cut one in so many is crashed in turn.
-    pub nested_every: u64,
-    /// The same for the recoveries from a kill.
-    pub nested_kills_every: u64,
+    /// About so many images of crashes inside recoveries are recovered, at each depth.
+    pub nested_images: u64,
+    /// Of the images of a crash inside a recovery one in so many is recovered, so that more recoveries
+    /// can be crashed.
+    pub nested_one_in: u64,
     /// Threads that recover.
     pub threads: usize,
     /// Stops after so many failures.
     pub failures_max: usize,
     /// Stops after so many distinct images of power cuts.
     pub images_max: u64,
+    /// Says on standard error how far it is, this often.
+    pub progress_every: Option<Duration>,
 }
 
 impl Default for Plan {
@@ -79,11 +112,12 @@ impl Default for Plan {
             policy: ImagePolicy::default(),
             nested_policy,
             depth: 1,
-            nested_every: 8,
-            nested_kills_every: 1,
+            nested_images: u64::MAX,
+            nested_one_in: 1,
             threads: 1,
             failures_max: 10,
             images_max: u64::MAX,
+            progress_every: None,
         }
     }
 }
@@ -106,7 +140,7 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { scenario, seed, trail, last_op, error } = self;
-        write!(f, "replay {scenario} {seed} {trail}  # {last_op}: {error}")
+        write!(f, "laminar-sim replay {scenario} {seed} {trail}  # {last_op}: {error}")
     }
 }
 
@@ -123,6 +157,8 @@ pub struct Report {
     pub sampled: u64,
     /// Distinct recoveries after a kill; where nothing was pending it equals a power cut.
     pub kills: u64,
+    /// Recoveries that were crashed in turn after each of their operations.
+    pub nested: u64,
     /// What went wrong, ordered by trail.
     pub failures: Vec<Failure>,
     /// Wall clock time.
@@ -135,24 +171,40 @@ impl Report {
     pub fn images_total(&self) -> u64 {
         self.images.iter().sum()
     }
+
+    /// Adds another scenario's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.ops += other.ops;
+        self.images.resize(self.images.len().max(other.images.len()), 0);
+        for (sum, images) in self.images.iter_mut().zip(&other.images) {
+            *sum += images;
+        }
+        self.duplicates += other.duplicates;
+        self.sampled += other.sampled;
+        self.kills += other.kills;
+        self.nested += other.nested;
+        self.failures.extend(other.failures.iter().cloned());
+        self.elapsed += other.elapsed;
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
-        let per_second = self.images_total().saturating_mul(1000) / millis.max(1);
+        let recoveries = self.images_total() + self.kills;
+        let per_second = recoveries.saturating_mul(1000) / millis.max(1);
         write!(
             f,
-            "{} ops, {} images {:?} + {} duplicates, {} kills, {} sampled, {} failures, {} ms, {}/s",
+            "{} ops, {} images {:?} + {} duplicates, {} kills, {} recoveries crashed in turn, {} sampled, \
+             {} failures, {millis} ms, {per_second} recoveries/s",
             self.ops,
             self.images_total(),
             self.images,
             self.duplicates,
             self.kills,
+            self.nested,
             self.sampled,
             self.failures.len(),
-            millis,
-            per_second
         )
     }
 }
@@ -180,13 +232,17 @@ struct Explorer<'a, S: Scenario> {
     scenario: &'a S,
     seed: u64,
     plan: &'a Plan,
-    seen: Vec<Mutex<HashSet<u64>>>,
+    seen: Vec<Mutex<HashSet<u64, Xxh3DefaultBuilder>>>,
     images: Vec<AtomicU64>,
     duplicates: AtomicU64,
     sampled: AtomicU64,
     kills: AtomicU64,
+    nested: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     stop: AtomicBool,
+    /// Crashes of the scenario itself: those begun, and all there are.
+    begun: AtomicUsize,
+    crashes: usize,
 }
 
 impl<S: Scenario> Explorer<'_, S> {
@@ -204,26 +260,42 @@ impl<S: Scenario> Explorer<'_, S> {
         }
     }
 
-    /// Whether this image with this knowledge, to be explored this deep, is new.
+    /// Whether this image with this knowledge is new at this depth; what names them, if so.
     fn is_new(&self, image: u64, fingerprint: u64, level: usize) -> Option<u64> {
-        let mut hasher = DefaultHasher::new();
-        (image, fingerprint, level).hash(&mut hasher);
-        let key = hasher.finish();
+        let key = xxh3_64_with_seed(&image.to_le_bytes(), fingerprint.wrapping_add(level as u64));
         let shard = usize::try_from(key % SHARDS as u64).unwrap_or_default();
         locked(&self.seen[shard]).insert(key).then_some(key)
     }
 
+    /// Whether this image is among those that are recovered at this depth.
+    fn is_chosen(&self, image: u64, level: usize) -> bool {
+        level == 0 || image.is_multiple_of(self.plan.nested_one_in.max(1))
+    }
+
+    /// Whether a recovery after `level` crashes is to be crashed in turn: when the next depth has images
+    /// left to spend, as far as the scenario has been gone through. One in four of them, so that it is not
+    /// always the first image of a crash.
+    fn goes_deeper(&self, level: usize, key: u64) -> bool {
+        let Some(spent) = self.images.get(level + 1) else { return false };
+        if self.plan.nested_images == u64::MAX {
+            return true;
+        }
+        let begun = self.begun.load(Ordering::Relaxed).min(self.crashes) as u64;
+        let due = self.plan.nested_images.saturating_mul(begun) / self.crashes.max(1) as u64;
+        (key >> 8).is_multiple_of(4) && spent.load(Ordering::Relaxed) < due
+    }
+
     /// All crashes at one snapshot. `level` counts the crashes before.
     fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
-        let deeper = (level as u64) < u64::from(self.plan.depth);
         // With nothing pending, a kill leaves the same as a power cut.
         if !snapshot.is_clean()
+            && self.is_chosen(snapshot.hash(), level)
             && let Some(key) = self.is_new(snapshot.hash(), known.fingerprint, level)
         {
-            let deeper = deeper && (key >> 8).is_multiple_of(self.plan.nested_kills_every.max(1));
             self.kills.fetch_add(1, Ordering::Relaxed);
             let killed = trail.then(snapshot.op(), Crash::Kill);
-            self.recover(&snapshot.restart(), snapshot, known, &killed, level, deeper);
+            let hash = snapshot.hash();
+            self.recover(&snapshot.restart(), snapshot, known, &killed, level, (hash, key));
         }
         let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
         let mut images = snapshot.images(policy);
@@ -234,6 +306,9 @@ impl<S: Scenario> Explorer<'_, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
+            if !self.is_chosen(image.hash(), level) {
+                continue;
+            }
             let Some(key) = self.is_new(image.hash(), known.fingerprint, level) else {
                 self.duplicates.fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -242,9 +317,8 @@ impl<S: Scenario> Explorer<'_, S> {
             if count >= self.plan.images_max {
                 self.stop.store(true, Ordering::Relaxed);
             }
-            let deeper = deeper && (key >> 8).is_multiple_of(self.plan.nested_every.max(1));
             let cut = trail.then(snapshot.op(), Crash::Power(image.id().clone()));
-            self.recover(&image.mount(), snapshot, known, &cut, level, deeper);
+            self.recover(&image.mount(), snapshot, known, &cut, level, (image.hash(), key));
         }
         self.duplicates.fetch_add(images.duplicates(), Ordering::Relaxed);
     }
@@ -256,14 +330,15 @@ impl<S: Scenario> Explorer<'_, S> {
         known: &Version<S::Model>,
         trail: &Trail,
         level: usize,
-        deeper: bool,
+        (image, key): (u64, u64),
     ) {
+        let deeper = self.goes_deeper(level, key);
         let model = known.model.as_ref().clone();
         let mut log = if deeper { Log::new(model) } else { Log::of_last(model) };
         if deeper {
             disk.record(true);
         }
-        if let Err(error) = guarded(|| self.scenario.recover(disk, &mut log)) {
+        if let Err(error) = recover_image(self.scenario, disk, image, &mut log) {
             let last = crashed.last_op().map(ToString::to_string);
             self.fail(trail, last.unwrap_or_else(|| "start".into()), error);
             return;
@@ -271,6 +346,7 @@ impl<S: Scenario> Explorer<'_, S> {
         if !deeper {
             return;
         }
+        self.nested.fetch_add(1, Ordering::Relaxed);
         for snapshot in disk.history() {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -281,10 +357,57 @@ impl<S: Scenario> Explorer<'_, S> {
     }
 }
 
+impl<S: Scenario> Explorer<'_, S> {
+    fn report(&self, ops: u64, elapsed: Duration) -> Report {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut failures = locked(&self.failures).clone();
+        failures.sort_by_key(|failure| failure.trail.0.iter().map(|s| s.op).collect::<Vec<_>>());
+        Report {
+            ops,
+            images: self.images.iter().map(count).collect(),
+            duplicates: count(&self.duplicates),
+            sampled: count(&self.sampled),
+            kills: count(&self.kills),
+            nested: count(&self.nested),
+            failures,
+            elapsed,
+        }
+    }
+
+    /// Takes one crash of the scenario after the other, from the history all threads share.
+    fn work(&self, history: &[Snapshot], log: &Log<S::Model>) {
+        while let Some(snapshot) = history.get(self.begun.fetch_add(1, Ordering::Relaxed)) {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.crash_at(snapshot, log.at(snapshot.op()), &Trail::default(), 0);
+        }
+    }
+
+    fn say_how_far(&self, every: Duration, start: Instant, done: &AtomicBool) {
+        let mut said = start;
+        while !done.load(Ordering::Relaxed) {
+            std::thread::park_timeout(Duration::from_millis(200));
+            if said.elapsed() >= every {
+                said = Instant::now();
+                let begun = self.begun.load(Ordering::Relaxed).min(self.crashes);
+                let report = self.report(0, start.elapsed());
+                eprintln!("  {} crash {begun} of {}: {report}", self.scenario.name(), self.crashes);
+            }
+        }
+    }
+}
+
 /// Crashes a scenario everywhere and reports what recovery made of it.
 pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
     let start = Instant::now();
     let levels = usize::try_from(plan.depth).unwrap_or_default() + 1;
+    let disk = SimDisk::new(seed);
+    disk.set_tracing(false);
+    disk.record(true);
+    let mut log = Log::new(scenario.start());
+    let ran = guarded(|| scenario.run(&disk, &mut log));
+    let history = disk.history();
     let explorer = Explorer {
         scenario,
         seed,
@@ -294,42 +417,31 @@ pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
         duplicates: AtomicU64::new(0),
         sampled: AtomicU64::new(0),
         kills: AtomicU64::new(0),
+        nested: AtomicU64::new(0),
         failures: Mutex::default(),
         stop: AtomicBool::new(false),
+        begun: AtomicUsize::new(0),
+        crashes: history.len(),
     };
-    let disk = SimDisk::new(seed);
-    disk.set_tracing(false);
-    disk.record(true);
-    let mut log = Log::new(scenario.start());
-    if let Err(error) = guarded(|| scenario.run(&disk, &mut log)) {
+    if let Err(error) = ran {
         explorer.fail(&Trail::default(), format!("op {}", disk.ops()), error);
     }
-    let history = disk.history();
-    let next = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 0..plan.threads.max(1) {
-            scope.spawn(|| {
-                while let Some(snapshot) = history.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if explorer.stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let known = log.at(snapshot.op());
-                    explorer.crash_at(snapshot, known, &Trail::default(), 0);
-                }
-            });
+        let workers: Vec<_> =
+            (0..plan.threads.max(1)).map(|_| scope.spawn(|| explorer.work(&history, &log))).collect();
+        if let Some(every) = plan.progress_every {
+            let (explorer, done) = (&explorer, &done);
+            scope.spawn(move || explorer.say_how_far(every, start, done));
         }
+        for worker in workers {
+            if worker.join().is_err() {
+                explorer.fail(&Trail::default(), "the harness".into(), "a thread of it panicked".into());
+            }
+        }
+        done.store(true, Ordering::Relaxed);
     });
-    let mut failures = std::mem::take(&mut *locked(&explorer.failures));
-    failures.sort_by_key(|failure| failure.trail.0.iter().map(|s| s.op).collect::<Vec<_>>());
-    Report {
-        ops: disk.ops(),
-        images: explorer.images.into_iter().map(AtomicU64::into_inner).collect(),
-        duplicates: explorer.duplicates.into_inner(),
-        sampled: explorer.sampled.into_inner(),
-        kills: explorer.kills.into_inner(),
-        failures,
-        elapsed: start.elapsed(),
-    }
+    explorer.report(disk.ops(), start.elapsed())
 }
 
 /// Runs one trail again. `Ok` holds the trace of the last recovery.
@@ -364,15 +476,18 @@ fn replay_steps<S: Scenario>(
         .into_iter()
         .find(|snapshot| snapshot.op() == step.op)
         .ok_or_else(|| format!("there is no operation {}\n{}", step.op, trace()))?;
-    let next = match &step.crash {
-        Crash::Kill => snapshot.restart(),
-        Crash::Power(image) => snapshot.image(image).mount(),
+    let (next, hash) = match &step.crash {
+        Crash::Kill => (snapshot.restart(), snapshot.hash()),
+        Crash::Power(image) => {
+            let image = snapshot.image(image);
+            (image.mount(), image.hash())
+        }
     };
     next.record(true);
     next.set_tracing(true);
     let known = log.at(step.op);
     let mut log = Log::new(known.model.as_ref().clone());
-    let result = guarded(|| scenario.recover(&next, &mut log));
+    let result = recover_image(scenario, &next, hash, &mut log);
     match result {
         Err(error) if rest.is_empty() => {
             let lines = next.trace();

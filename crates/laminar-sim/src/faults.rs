@@ -2,9 +2,13 @@
 //! still there, after a restart of the process and after a power cut.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use laminar_storage::vfs::sim::{Duration as Lasting, Fault, ImagePolicy, Keep, Short, SimDisk};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::driver::{Scenario, guarded};
 use crate::log::Log;
@@ -32,10 +36,32 @@ const fn sync_drops(keep: Keep, reads_old: bool) -> Fault {
     Fault::SyncDropsAndCleans { keep, reads_old }
 }
 
+/// How a sweep is done.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// The faults.
+    pub faults: Vec<Fault>,
+    /// Images of each power cut after a faulty run; the first two are that nothing and that everything
+    /// arrived.
+    pub images_max: usize,
+    /// Of all runs one in so many is made.
+    pub one_in: u64,
+    /// So many runs with two faults, drawn from the seed, instead of all runs with one; 0 for those.
+    pub pairs: u64,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self { faults: ALL_FAULTS.to_vec(), images_max: 4, one_in: 1, pairs: 0, threads: 1 }
+    }
+}
+
 /// What a sweep did and found.
 #[derive(Clone, Debug, Default)]
 pub struct FaultReport {
-    /// Runs in which the fault met its operation.
+    /// Runs in which the fault met its operation, with pairs both.
     pub runs: u64,
     /// Runs that reported an error; the others coped.
     pub refused: u64,
@@ -45,6 +71,17 @@ pub struct FaultReport {
     pub failures: Vec<String>,
     /// Wall clock time.
     pub elapsed: Duration,
+}
+
+impl FaultReport {
+    /// Adds another sweep's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.refused += other.refused;
+        self.recoveries += other.recoveries;
+        self.failures.extend(other.failures.iter().cloned());
+        self.elapsed += other.elapsed;
+    }
 }
 
 impl fmt::Display for FaultReport {
@@ -61,72 +98,95 @@ impl fmt::Display for FaultReport {
     }
 }
 
+/// A fault, how long it lasts, and the operation it begins with.
+type Planned = (Fault, Lasting, u64);
+
 /// For every fault and both durations, for operation 1, 2, … until the fault meets none any more:
 /// runs the scenario with it, whatever that returns, then recovers without faults.
-pub fn sweep_faults<S: Scenario>(
-    scenario: &S,
-    seed: u64,
-    faults: &[Fault],
-    policy: &ImagePolicy,
-) -> FaultReport {
-    sweep_faults_up_to(scenario, seed, faults, policy, usize::MAX)
-}
-
-/// As [`sweep_faults`], with at most so many images of each power cut; the first two are that nothing
-/// and that everything arrived.
-pub fn sweep_faults_up_to<S: Scenario>(
-    scenario: &S,
-    seed: u64,
-    faults: &[Fault],
-    policy: &ImagePolicy,
-    images_max: usize,
-) -> FaultReport {
+pub fn sweep_faults<S: Scenario>(scenario: &S, seed: u64, sweep: &Sweep) -> FaultReport {
     let start = Instant::now();
-    let mut report = FaultReport::default();
     let clean = SimDisk::new(seed);
     clean.number_reads(true);
     let mut log = Log::new(scenario.start());
     if let Err(error) = guarded(|| scenario.run(&clean, &mut log)) {
-        report.failures.push(format!("without a fault: {error}"));
-        return report;
+        return FaultReport { failures: vec![format!("without a fault: {error}")], ..FaultReport::default() };
     }
-    for fault in faults {
-        for lasting in [Lasting::Once, Lasting::Forever] {
-            // A system that interrupts every call for ever leaves nothing to do but to try for ever.
-            if (*fault, lasting) == (Fault::Eintr, Lasting::Forever) {
-                continue;
-            }
-            for op in 1..=clean.ops() {
-                sweep_one(scenario, seed, (*fault, lasting, op), (policy, images_max), &mut report);
-            }
+    let plans = if sweep.pairs == 0 {
+        singles(seed, sweep, clean.ops())
+    } else {
+        (0..sweep.pairs).map(|n| pair(draw(seed, n), sweep, clean.ops())).collect()
+    };
+    let (next, total) = (AtomicUsize::new(0), Mutex::new(FaultReport::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..sweep.threads.max(1) {
+            scope.spawn(|| {
+                let mut report = FaultReport::default();
+                while let Some(planned) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    sweep_one(scenario, seed, planned, sweep.images_max, &mut report);
+                }
+                total.lock().unwrap_or_else(PoisonError::into_inner).add(&report);
+            });
         }
-    }
+    });
+    let mut report = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.failures.sort();
     report.elapsed = start.elapsed();
     report
+}
+
+/// A system that interrupts every call for ever leaves nothing to do but to try for ever.
+fn ends((fault, lasting, _): &Planned) -> bool {
+    (*fault, *lasting) != (Fault::Eintr, Lasting::Forever)
+}
+
+fn singles(seed: u64, sweep: &Sweep, ops: u64) -> Vec<Vec<Planned>> {
+    let each = |fault: &Fault| {
+        let fault = *fault;
+        let lasting = [Lasting::Once, Lasting::Forever].into_iter();
+        lasting.flat_map(move |lasting| (1..=ops).map(move |op| (fault, lasting, op)))
+    };
+    let all = sweep.faults.iter().flat_map(each).filter(ends);
+    let due = all.zip(0..).filter(|(_, n)| draw(seed, *n).is_multiple_of(sweep.one_in.max(1)));
+    due.map(|(planned, _)| vec![planned]).collect()
+}
+
+/// Two faults at two operations; the second one may never be reached.
+fn pair(dice: u64, sweep: &Sweep, ops: u64) -> Vec<Planned> {
+    let fault = |n: u64| {
+        let (what, when) = (draw(dice, n), draw(dice, n + 1));
+        let fault = usize::try_from(what % sweep.faults.len().max(1) as u64).unwrap_or_default();
+        let lasting = if what >> 32 & 1 == 0 { Lasting::Once } else { Lasting::Forever };
+        (sweep.faults[fault], lasting, 1 + when % ops.max(1))
+    };
+    [fault(1), fault(3)].into_iter().filter(ends).collect()
+}
+
+fn draw(seed: u64, n: u64) -> u64 {
+    xxh3_64_with_seed(&n.to_le_bytes(), seed)
 }
 
 fn sweep_one<S: Scenario>(
     scenario: &S,
     seed: u64,
-    (fault, lasting, op): (Fault, Lasting, u64),
-    (policy, images_max): (&ImagePolicy, usize),
+    planned: &[Planned],
+    images_max: usize,
     report: &mut FaultReport,
 ) {
     let disk = SimDisk::new(seed);
-    disk.set_tracing(true);
     disk.number_reads(true);
-    disk.fail_op(op, fault, lasting);
+    for (fault, lasting, op) in planned {
+        disk.fail_op(*op, *fault, *lasting);
+    }
     let mut log = Log::new(scenario.start());
     let result = guarded(|| scenario.run(&disk, &mut log));
-    if disk.faults_fired() == 0 {
+    if disk.faults_fired() < planned.len() as u64 {
         return;
     }
     report.runs += 1;
     report.refused += u64::from(result.is_err());
     let mut failed = |what: &str, error: String| {
         let name = scenario.name();
-        let text = format!("{name} {seed}: {fault:?} {lasting:?} at op {op}, {what}: {error}");
-        report.failures.push(text);
+        report.failures.push(format!("{name} {seed}: {planned:?}, {what}: {error}"));
     };
     if let Err(error) = result
         && error.starts_with("panicked")
@@ -136,7 +196,7 @@ fn sweep_one<S: Scenario>(
     let snapshot = disk.snapshot();
     let known = log.model();
     let mut check = |known: &S::Model, what: &str, disk: &SimDisk| {
-        let mut log = Log::new(known.clone());
+        let mut log = Log::of_last(known.clone());
         report.recoveries += 1;
         if let Err(error) = guarded(|| scenario.recover(disk, &mut log)) {
             failed(what, error);
@@ -148,13 +208,15 @@ fn sweep_one<S: Scenario>(
     // A file system whose directory could not be synced stops; that it goes on with names that are not
     // on the disk, for a program that starts again, is more than any journal does. Bytes are another
     // matter: those are shown and counted as clean.
-    let names_lost = matches!(fault, Fault::SyncDropsAndCleans { .. })
-        && disk.trace().iter().any(|op| op.call == "fsync" && op.outcome.is_err());
+    let drops = |(fault, ..): &Planned| matches!(fault, Fault::SyncDropsAndCleans { .. });
+    let names_lost =
+        planned.iter().any(drops) && disk.trace().iter().any(|op| op.call == "fsync" && op.outcome.is_err());
+    let policy = ImagePolicy { exhaustive_bits: 0, random: 0, torn_cuts: 1, ..ImagePolicy::default() };
     let again = if names_lost { 0 } else { images_max };
-    for image in restarted.snapshot().images(policy).take(again) {
+    for image in restarted.snapshot().images(&policy).take(again) {
         check(&learned, "after a kill, a recovery and a power cut", &image.mount());
     }
-    for image in snapshot.images(policy).take(images_max) {
+    for image in snapshot.images(&policy).take(images_max) {
         check(known, &format!("image {}", image.id()), &image.mount());
     }
 }

@@ -8,6 +8,7 @@
 //! It is not a load test and knows nothing of time. It is not published.
 #![deny(missing_docs)]
 
+pub mod checkpoints;
 pub mod damage;
 pub mod driver;
 pub mod faults;
@@ -20,7 +21,7 @@ pub mod trail;
 pub mod wal;
 
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
-pub use faults::{FaultReport, sweep_faults, sweep_faults_up_to};
+pub use faults::{FaultReport, Sweep, sweep_faults};
 pub use log::Log;
 pub use oracle::{CoreView, Model, Recovered, State};
 pub use trail::{Crash, Step, Trail};

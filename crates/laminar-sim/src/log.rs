@@ -1,10 +1,10 @@
 //! What was known at each operation, so that a crash at that operation can be judged by it.
 
-use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use laminar_storage::vfs::sim::SimDisk;
+use xxhash_rust::xxh3::Xxh3Default;
 
 /// One version of the knowledge, from an operation on.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl<M: Clone + Hash> Log<M> {
     }
 
     fn stamp(&mut self, op: u64) {
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Xxh3Default::new();
         self.model.hash(&mut hasher);
         let version = Version { op, model: Arc::new(self.model.clone()), fingerprint: hasher.finish() };
         match self.versions.last_mut() {

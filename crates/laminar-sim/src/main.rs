@@ -1,17 +1,22 @@
 //! `laminar-sim`: runs scenarios on the simulated disk, and failures again.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use laminar_sim::registry::{AnyScenario, all, find, real};
-use laminar_sim::{Plan, Trail};
+use laminar_sim::{FaultReport, Plan, Report, Sweep, Trail};
+use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 
 const USAGE: &str = "usage:
   laminar-sim list
-  laminar-sim run [NAME] [--seed N] [--depth N] [--bits N] [--nested-every N] [--nested-kills-every N]
-                   [--threads N] [--images N]
-  laminar-sim faults [NAME] [--seed N] [--bits N]
+  laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
+                     [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
+  laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim replay NAME SEED TRAIL
-without NAME: every scenario that has no mistake built in";
+--all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
+--long: all selections of up to 12 pending items, three crashes deep, with millions of images.
+--nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
+--pairs: runs with two faults, drawn from the seed, instead of every single one.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,29 +43,33 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         }
         "run" => {
             let options = Options::parse(rest)?;
-            let mut passed = true;
+            let mut total = Report::default();
             for scenario in options.scenarios()? {
-                let report = scenario.explore(options.seed, &options.plan);
-                println!("{}: {report}", scenario.name());
-                for failure in &report.failures {
-                    println!("  {failure}");
-                    passed = false;
+                for seed in options.seeds() {
+                    let report = scenario.explore(seed, &options.plan);
+                    println!("{} {seed}: {report}", scenario.name());
+                    for failure in &report.failures {
+                        println!("  {failure}");
+                    }
+                    total.add(&report);
                 }
             }
-            Ok(passed)
+            println!("all: {total}");
+            Ok(total.failures.is_empty())
         }
         "faults" => {
             let options = Options::parse(rest)?;
-            let mut passed = true;
+            let mut total = FaultReport::default();
             for scenario in options.scenarios()? {
-                let report = scenario.sweep_faults(options.seed, &options.plan.policy);
+                let report = scenario.sweep_faults(options.seed, &options.sweep);
                 println!("{}: {report}", scenario.name());
                 for failure in report.failures.iter().take(options.plan.failures_max) {
                     println!("  {failure}");
-                    passed = false;
                 }
+                total.add(&report);
             }
-            Ok(passed)
+            println!("all: {total}");
+            Ok(total.failures.is_empty())
         }
         "replay" => {
             let [name, seed, trail] = rest else {
@@ -85,39 +94,85 @@ fn run(arguments: &[String]) -> Result<bool, String> {
 struct Options {
     name: Option<String>,
     seed: u64,
+    seeds: u64,
     plan: Plan,
+    sweep: Sweep,
+}
+
+/// A small plan, so that all scenarios together take a minute.
+fn short() -> Plan {
+    let policy = ImagePolicy { exhaustive_bits: 5, random: 8, torn_cuts: 1, ..ImagePolicy::default() };
+    let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 4, ..policy.clone() };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Plan {
+        policy,
+        nested_policy,
+        depth: 3,
+        nested_images: 2_000,
+        nested_one_in: 8,
+        threads,
+        ..Plan::default()
+    }
+}
+
+/// Every selection of up to 12 pending items, and a million images at each depth of crashing.
+fn long() -> Plan {
+    let progress_every = Some(Duration::from_secs(30));
+    let nested_policy = ImagePolicy { exhaustive_bits: 8, random: 32, ..ImagePolicy::default() };
+    let policy = ImagePolicy::default();
+    Plan { policy, nested_policy, nested_images: 1_000_000, nested_one_in: 1, progress_every, ..short() }
 }
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut options = Self { name: None, seed: 1, plan: Plan::default() };
+        let plan = if arguments.iter().any(|a| a == "--long") { long() } else { short() };
+        let mut options = Self { name: None, seed: 1, seeds: 1, plan, sweep: Sweep::default() };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let Some(flag) = argument.strip_prefix("--") else {
-                options.name = Some(argument.clone());
-                continue;
-            };
-            let value = arguments.next().ok_or(USAGE)?;
-            let value: u64 = value.parse().map_err(|e| format!("--{flag} {value}: {e}"))?;
-            let small = || u32::try_from(value).map_err(|e| format!("--{flag} {value}: {e}"));
-            match flag {
-                "seed" => options.seed = value,
-                "depth" => options.plan.depth = small()?,
-                "bits" => options.plan.policy.exhaustive_bits = small()?,
-                "nested-kills-every" => options.plan.nested_kills_every = value,
-                "nested-every" => options.plan.nested_every = value,
-                "threads" => options.plan.threads = small()? as usize,
-                "images" => options.plan.images_max = value,
-                _ => return Err(USAGE.into()),
+            match argument.strip_prefix("--") {
+                None => options.name = Some(argument.clone()),
+                Some("long" | "all") => {}
+                Some(flag) => options.set(flag, arguments.next().ok_or(USAGE)?)?,
             }
         }
+        options.sweep.threads = options.plan.threads;
         Ok(options)
     }
 
-    fn scenarios(&self) -> Result<Vec<Box<dyn AnyScenario>>, String> {
-        match &self.name {
-            Some(name) => Ok(vec![find(name)?]),
-            None => Ok(real()),
+    fn set(&mut self, flag: &str, value: &str) -> Result<(), String> {
+        let bad = |e: &dyn std::fmt::Display| format!("--{flag} {value}: {e}");
+        if flag == "profile" {
+            let profile = match value {
+                "posix" => Profile::PosixMinimal,
+                "ext4" => Profile::Ext4Ordered,
+                _ => return Err(bad(&"posix or ext4")),
+            };
+            (self.plan.policy.profile, self.plan.nested_policy.profile) = (profile, profile);
+            return Ok(());
         }
+        let value: u64 = value.parse().map_err(|e| bad(&e))?;
+        let small = || u32::try_from(value).map_err(|e| bad(&e));
+        match flag {
+            "seed" => self.seed = value,
+            "seeds" => self.seeds = value,
+            "depth" => self.plan.depth = small()?,
+            "bits" => self.plan.policy.exhaustive_bits = small()?,
+            "random" => self.plan.policy.random = small()?,
+            "nested" => self.plan.nested_images = value,
+            "one-in" => self.plan.nested_one_in = value,
+            "threads" => self.plan.threads = small()? as usize,
+            "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
+            "pairs" => self.sweep.pairs = value,
+            _ => return Err(USAGE.into()),
+        }
+        Ok(())
+    }
+
+    fn seeds(&self) -> std::ops::Range<u64> {
+        self.seed..self.seed.saturating_add(self.seeds)
+    }
+
+    fn scenarios(&self) -> Result<Vec<Box<dyn AnyScenario>>, String> {
+        self.name.as_deref().map_or_else(|| Ok(real()), |name| Ok(vec![find(name)?]))
     }
 }

@@ -1,9 +1,8 @@
 //! All scenarios by name, for the command line and for tests that run every one of them.
 
-use laminar_storage::vfs::sim::ImagePolicy;
-
+use crate::checkpoints::checkpoint_scenarios;
 use crate::driver::{Plan, Report, Scenario, explore, replay};
-use crate::faults::{ALL_FAULTS, FaultReport, sweep_faults};
+use crate::faults::{FaultReport, Sweep, sweep_faults};
 use crate::store::{random_scenario, store_scenarios};
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
 use crate::trail::Trail;
@@ -20,8 +19,8 @@ pub trait AnyScenario: Sync {
     /// # Errors
     /// As [`replay`].
     fn replay(&self, seed: u64, trail: &Trail) -> Result<String, String>;
-    /// As [`sweep_faults`] with all faults.
-    fn sweep_faults(&self, seed: u64, policy: &ImagePolicy) -> FaultReport;
+    /// As [`sweep_faults`].
+    fn sweep_faults(&self, seed: u64, sweep: &Sweep) -> FaultReport;
 }
 
 impl<S: Scenario> AnyScenario for S {
@@ -37,8 +36,8 @@ impl<S: Scenario> AnyScenario for S {
         replay(self, seed, trail)
     }
 
-    fn sweep_faults(&self, seed: u64, policy: &ImagePolicy) -> FaultReport {
-        sweep_faults(self, seed, ALL_FAULTS, policy)
+    fn sweep_faults(&self, seed: u64, sweep: &Sweep) -> FaultReport {
+        sweep_faults(self, seed, sweep)
     }
 }
 
@@ -61,7 +60,9 @@ pub fn all() -> Vec<Entry> {
     let stores = stores.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
     let wals = wal_scenarios().into_iter();
     let wals = wals.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
-    toys.chain(stores).chain(wals).collect()
+    let checkpoints = checkpoint_scenarios().into_iter();
+    let checkpoints = checkpoints.map(|scenario| Entry { scenario: Box::new(scenario), broken: false });
+    toys.chain(stores).chain(wals).chain(checkpoints).collect()
 }
 
 /// The scenario of a name, those that are drawn from a seed included.

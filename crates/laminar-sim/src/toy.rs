@@ -267,6 +267,13 @@ impl Scenario for Toy {
         let (_, values) = ToyLog::open(*self, disk).map_err(|e| e.to_string())?;
         log.model().check_recovered(&recovered(&values))
     }
+
+    fn read_when_full(&self, disk: &SimDisk, log: &Log<Model>) -> Result<(), String> {
+        match ToyLog::open(*self, disk) {
+            Ok((_, values)) => log.model().check_recovered(&recovered(&values)),
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -275,12 +282,8 @@ mod tests {
 
     use super::*;
     use crate::driver::{Plan, explore, replay};
-    use crate::faults::{ALL_FAULTS, sweep_faults};
+    use crate::faults::{Sweep, sweep_faults};
     use crate::trail::Trail;
-
-    fn small(policy: ImagePolicy) -> ImagePolicy {
-        ImagePolicy { exhaustive_bits: 4, random: 8, ..policy }
-    }
 
     #[test]
     fn the_right_log_survives_every_crash_and_every_crash_of_its_recovery() {
@@ -328,8 +331,7 @@ mod tests {
     #[test]
     fn the_right_log_survives_every_fault() {
         let toy = Toy::new(Mistake::None);
-        let policy = small(ImagePolicy::default());
-        let report = sweep_faults(&toy, 1, ALL_FAULTS, &policy);
+        let report = sweep_faults(&toy, 1, &Sweep::default());
         println!("{report}");
         assert!(report.failures.is_empty(), "{}", report.failures[0]);
         assert!(report.runs > 100 && report.refused > 50, "{report}");
@@ -340,8 +342,7 @@ mod tests {
         for mistake in FAULT_MISTAKES {
             let toy = Toy::new(*mistake);
             assert!(explore(&toy, 1, &Plan::default()).failures.is_empty());
-            let policy = small(ImagePolicy::default());
-            let report = sweep_faults(&toy, 1, ALL_FAULTS, &policy);
+            let report = sweep_faults(&toy, 1, &Sweep::default());
             println!("{mistake:?}: {report}");
             let failure = report.failures.first();
             println!("  {}", failure.unwrap_or_else(|| panic!("{mistake:?} was not caught")));

@@ -3,15 +3,15 @@
 //! What is promised there: after recovery every core has a prefix of what was appended to it, in order,
 //! with at least everything up to its last sync; after a reset all cores are empty, or none is.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use laminar_storage::incremental::{CheckpointConfig, RecoveryConfig};
 use laminar_storage::per_core_wal::{
     CheckpointCoordinator, PerCoreRecoveryManager, PerCoreWalConfig, PerCoreWalError, PerCoreWalManager,
+    WalOperation,
 };
-use laminar_storage::vfs::sim::SimDisk;
+use laminar_storage::vfs::sim::{ImageId, SimDisk};
 
 use crate::driver::Scenario;
 use crate::log::Log;
@@ -33,14 +33,34 @@ pub enum WalDo {
     Epoch,
     /// Makes a checkpoint and cuts the log.
     Checkpoint,
+    /// Makes a checkpoint and leaves the log as it is.
+    CheckpointOnly,
+    /// Syncs all cores through the coordinator.
+    Flush,
+    /// Appends source offset and watermark to the log of core 0.
+    Commit(u64, i64),
+    /// Reads every synced record back, merged.
+    Merge,
     /// Opens the log again.
     Reopen,
     /// Forgets everything.
     Reset,
 }
 
-/// What was appended to a core: keys with their new values.
-type Ops = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+/// What is appended to a core.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Change {
+    /// A key with its new value.
+    Key(Vec<u8>, Option<Vec<u8>>),
+    /// A source offset and a watermark.
+    Position(u64, i64),
+}
+
+/// What was appended to a core.
+type Ops = Vec<Change>;
+
+/// What a core holds, and its source offset and watermark.
+type Found = (State, Option<(u64, i64)>);
 
 /// What is known of the logs.
 #[derive(Clone, Debug, Default, Hash)]
@@ -57,8 +77,8 @@ impl WalModel {
     }
 
     /// How much of every core's log the state found holds.
-    fn check(&self, found: &[State]) -> Result<Vec<usize>, String> {
-        if self.resetting && found.iter().all(BTreeMap::is_empty) {
+    fn check(&self, found: &[Found]) -> Result<Vec<usize>, String> {
+        if self.resetting && found.iter().all(|core| *core == Found::default()) {
             return Ok(vec![0; found.len()]);
         }
         let mut prefixes = Vec::new();
@@ -82,15 +102,16 @@ impl WalModel {
     }
 }
 
-fn apply(ops: &[(Vec<u8>, Option<Vec<u8>>)]) -> State {
-    let mut state = State::new();
-    for (key, value) in ops {
-        match value {
-            Some(value) => drop(state.insert(key.clone(), value.clone())),
-            None => drop(state.remove(key)),
+fn apply(ops: &[Change]) -> Found {
+    let (mut state, mut position) = Found::default();
+    for change in ops {
+        match change {
+            Change::Key(key, Some(value)) => drop(state.insert(key.clone(), value.clone())),
+            Change::Key(key, None) => drop(state.remove(key)),
+            Change::Position(offset, watermark) => position = Some((*offset, *watermark)),
         }
     }
-    state
+    (state, position)
 }
 
 /// A script on a log of several cores.
@@ -104,6 +125,8 @@ pub struct WalScenario {
     pub coordinated: bool,
     /// Bytes written ahead.
     pub preallocation: u64,
+    /// Recovery repairs all segments first.
+    pub repairs: bool,
     /// What is done.
     pub script: Vec<WalDo>,
 }
@@ -135,6 +158,10 @@ impl WalScenario {
             .with_vfs(Arc::new(disk.clone()))
     }
 
+    fn repaired(self) -> Self {
+        Self { repairs: true, ..self }
+    }
+
     fn open(&self, disk: &SimDisk) -> Result<Open, String> {
         let wal = text(PerCoreWalManager::new(self.config(disk)))?;
         if !self.coordinated {
@@ -145,13 +172,15 @@ impl WalScenario {
     }
 
     /// What recovery finds, core by core.
-    fn find(&self, disk: &SimDisk) -> Result<Vec<State>, String> {
+    fn find(&self, disk: &SimDisk) -> Result<Vec<Found>, String> {
         let config = RecoveryConfig::new(Path::new(CHECKPOINTS), Path::new(WAL));
         let recovered = text(PerCoreRecoveryManager::new(self.config(disk), config).recover())?;
-        let mut states = vec![State::new(); self.cores];
+        let mut states = vec![Found::default(); self.cores];
+        let base = &recovered.base_state;
+        states[0].1 = base.source_offsets.get("in").copied().zip(base.watermark);
         for (key, value) in recovered.state().iter() {
             let core = usize::from(key.first().copied().unwrap_or(0));
-            let state = states.get_mut(core).ok_or("a key of no core")?;
+            let (state, _) = states.get_mut(core).ok_or("a key of no core")?;
             state.insert(key.to_vec(), value.to_vec());
         }
         Ok(states)
@@ -161,6 +190,10 @@ impl WalScenario {
     fn reopen(&self, disk: &SimDisk, log: &mut Log<WalModel>) -> Result<Open, String> {
         let found = self.find(disk)?;
         let prefixes = log.model().check(&found)?;
+        if self.repairs {
+            let config = RecoveryConfig::new(Path::new(CHECKPOINTS), Path::new(WAL));
+            text(PerCoreRecoveryManager::new(self.config(disk), config).repair_all_segments())?;
+        }
         let open = self.open(disk)?;
         log.note(disk, |model| model.adopt(&prefixes));
         let again = self.find(disk)?;
@@ -183,12 +216,14 @@ impl WalScenario {
                     let number = log.model().cores[core].0.len();
                     let slot = u8::try_from(number % 5).unwrap_or_default();
                     let key = vec![u8::try_from(core).unwrap_or_default(), slot];
-                    let value = (number % 7 != 3).then(|| {
-                        let fill = disk_byte(number);
+                    // Every change makes a difference, so that what is found tells how many there were.
+                    let there = apply(&log.model().cores[core].0).0.contains_key(&key);
+                    let value = (number % 7 != 3 || !there).then(|| {
+                        let fill = byte(disk.seed(), number);
                         [number.to_string().as_bytes(), &vec![fill; len]].concat()
                     });
-                    let (at, change) = (core, (key.clone(), value.clone()));
-                    log.note(disk, |model| model.cores[at].0.push(change));
+                    let change = Change::Key(key.clone(), value.clone());
+                    log.note(disk, |model| model.cores[core].0.push(change));
                     let writer = open.wal().writer(core);
                     text(match &value {
                         Some(value) => writer.append_put(&key, value),
@@ -211,13 +246,30 @@ impl WalScenario {
                 text(open.wal().write_epoch_barrier_all())?;
                 text(open.wal().advance_epoch()).map(drop)
             }
-            WalDo::Checkpoint => {
+            WalDo::Checkpoint | WalDo::CheckpointOnly => {
                 let Open::Coordinated(coordinator) = open else { return Ok(()) };
                 let newest = coordinator.checkpoint_manager().latest_checkpoint_id().unwrap_or(0);
-                text(coordinator.create_checkpoint(newest + 1))?;
+                text(if act == WalDo::Checkpoint {
+                    coordinator.create_checkpoint(newest + 1)
+                } else {
+                    coordinator.create_checkpoint_no_truncate(newest + 1)
+                })?;
                 log.note(disk, |model| (0..self.cores).for_each(|core| model.synced(core)));
                 Ok(())
             }
+            WalDo::Flush => {
+                let Open::Coordinated(coordinator) = open else { return Ok(()) };
+                text(coordinator.flush())?;
+                log.note(disk, |model| (0..self.cores).for_each(|core| model.synced(core)));
+                Ok(())
+            }
+            WalDo::Commit(offset, watermark) => {
+                let offset = offset + 1000 * log.model().cores[0].0.len() as u64;
+                log.note(disk, |model| model.cores[0].0.push(Change::Position(offset, watermark)));
+                let offsets = [("in".to_owned(), offset)].into();
+                text(open.wal().writer(0).append_commit(offsets, Some(watermark))).map(drop)
+            }
+            WalDo::Merge => merged_is(open.wal(), log.model()),
             WalDo::Reopen => Ok(()),
             WalDo::Reset => {
                 log.note(disk, |model| model.resetting = true);
@@ -229,8 +281,33 @@ impl WalScenario {
     }
 }
 
-fn disk_byte(number: usize) -> u8 {
-    u8::try_from(number.wrapping_mul(167) % 251).unwrap_or_default()
+/// Whether the log, merged, is what was appended and synced, core by core in order.
+fn merged_is(wal: &PerCoreWalManager, model: &WalModel) -> Result<(), String> {
+    let merged = text(wal.merge_segments())?;
+    if !merged.is_sorted() {
+        return Err("merged records are not in order".into());
+    }
+    for (core, (ops, synced)) in model.cores.iter().enumerate() {
+        let own = merged.iter().filter(|entry| entry.core_id == core);
+        let own: Ops = own
+            .filter_map(|entry| match &entry.operation {
+                WalOperation::Put { key, value } => Some(Change::Key(key.clone(), Some(value.clone()))),
+                WalOperation::Delete { key } => Some(Change::Key(key.clone(), None)),
+                WalOperation::Commit { offsets, watermark } => {
+                    Some(Change::Position(offsets.get("in").copied()?, (*watermark)?))
+                }
+                WalOperation::Checkpoint { .. } | WalOperation::EpochBarrier { .. } => None,
+            })
+            .collect();
+        if own != ops[..*synced] {
+            return Err(format!("core {core}: {} records merged, {synced} were synced", own.len()));
+        }
+    }
+    Ok(())
+}
+
+fn byte(seed: u64, number: usize) -> u8 {
+    (number as u64).wrapping_mul(167).wrapping_add(seed).to_le_bytes()[0]
 }
 
 impl Scenario for WalScenario {
@@ -257,67 +334,110 @@ impl Scenario for WalScenario {
     }
 
     fn recover(&self, disk: &SimDisk, log: &mut Log<WalModel>) -> Result<(), String> {
-        let mut open = self.reopen(disk, log)?;
-        let work = [WalDo::Append(0, 1, 30), WalDo::Append(self.cores - 1, 2, 10), WalDo::SyncAll];
-        for act in work {
+        drop(self.reopen(disk, log)?);
+        let mut open = self.reopen(disk, log).map_err(|e| format!("opened twice: {e}"))?;
+        let work = [WalDo::Append(0, 1, 30), WalDo::Commit(99, 9), WalDo::Append(self.cores - 1, 2, 10)];
+        for act in work.into_iter().chain([WalDo::SyncAll]) {
             self.act(act, &mut open, disk, log)?;
         }
         if self.coordinated {
             self.act(WalDo::Checkpoint, &mut open, disk, log)?;
+        } else {
+            self.act(WalDo::Merge, &mut open, disk, log)?;
         }
+        self.act(WalDo::Append(0, 1, 10), &mut open, disk, log)?;
         drop(open);
+        let cut = disk.snapshot().image(&ImageId::default()).mount();
+        let found = self.find(&cut).map_err(|e| format!("after a power cut: {e}"))?;
+        log.model().check(&found).map_err(|e| format!("after a power cut: {e}"))?;
         self.reopen(disk, log).map(drop)
+    }
+
+    fn read_when_full(&self, disk: &SimDisk, log: &Log<WalModel>) -> Result<(), String> {
+        log.model().check(&self.find(disk)?)?;
+        // It may want for space to begin a new incarnation.
+        drop(self.open(disk));
+        log.model().check(&self.find(disk)?).map(drop)
     }
 }
 
 /// All scenarios of the low-level functions.
 #[must_use]
 pub fn wal_scenarios() -> Vec<WalScenario> {
-    use WalDo::{Append, Checkpoint, Epoch, Reopen, Reset, Sync, SyncAll};
-    let scenario = |name, cores, coordinated, preallocation, script: &[WalDo]| {
-        let script = script.to_vec();
-        WalScenario { name, cores, coordinated, preallocation, script }
+    let scenario = |name, cores, script: Vec<WalDo>| WalScenario {
+        name,
+        cores,
+        coordinated: false,
+        preallocation: 0,
+        repairs: false,
+        script,
     };
-    let plain = [
-        Append(0, 4, 40),
-        Append(1, 2, 300),
-        SyncAll,
-        Append(1, 3, 20),
-        Sync(1),
-        Append(0, 2, 700),
-        Epoch,
-        Append(0, 1, 10),
-        Sync(0),
-        Append(1, 2, 10),
-        Reopen,
-        Append(1, 1, 10),
-        SyncAll,
-    ];
-    let roll = [Append(0, 6, 900), Sync(0), Append(0, 4, 1500), SyncAll, Append(0, 3, 2000), Reopen];
-    let reset = [
-        Append(0, 3, 40),
-        Append(1, 3, 40),
-        SyncAll,
-        Reset,
-        Append(0, 2, 40),
-        SyncAll,
-        Append(1, 2, 40),
-        Reopen,
-        Append(1, 1, 10),
-        Reset,
-        Reset,
-    ];
-    let mut coordinated = Vec::new();
-    for round in 0..4 {
-        coordinated.extend([Append(0, 3, 700), Append(1, 1 + round, 400), SyncAll, Append(0, 1, 30)]);
-        coordinated.push(Checkpoint);
-    }
-    coordinated.extend([Append(1, 2, 30), Reopen, Append(0, 1, 30), Checkpoint]);
+    let coordinated =
+        |name, cores, script| WalScenario { coordinated: true, ..scenario(name, cores, script) };
     vec![
-        scenario("wal-plain", 2, false, 0, &plain),
-        scenario("wal-roll", 1, false, 0, &roll),
-        scenario("wal-preallocated", 2, false, 4096, &plain),
-        scenario("wal-reset", 2, false, 0, &reset),
-        scenario("wal-checkpoints", 2, true, 0, &coordinated),
+        scenario("wal-plain", 2, plain()),
+        scenario("wal-four-cores", 4, four_cores()),
+        scenario("wal-roll", 1, roll()),
+        WalScenario { preallocation: 4096, ..scenario("wal-preallocated", 2, plain()) },
+        WalScenario { repairs: true, ..scenario("wal-repaired", 2, plain()) },
+        scenario("wal-reset", 2, reset()),
+        scenario("wal-positions", 1, positions()),
+        coordinated("wal-checkpoints", 2, checkpoints()),
+        coordinated("wal-checkpoints-kept", 1, kept()),
+        coordinated("wal-checkpoints-repaired", 2, kept()).repaired(),
     ]
+}
+
+fn plain() -> Vec<WalDo> {
+    use WalDo::{Append, Epoch, Merge, Reopen, Sync, SyncAll};
+    let mut script = vec![Append(0, 4, 40), Append(1, 2, 300), SyncAll, Append(1, 3, 20), Sync(1)];
+    script.extend([Append(0, 2, 700), Epoch, Append(0, 1, 10), Sync(0), Append(1, 2, 10), Merge, Reopen]);
+    script.extend([Append(1, 1, 10), SyncAll, Merge]);
+    script
+}
+
+fn four_cores() -> Vec<WalDo> {
+    use WalDo::{Append, Epoch, Merge, Reopen, Sync, SyncAll};
+    let mut script = vec![Append(0, 1, 40), Append(3, 2, 30), Sync(3), Append(2, 1, 600), SyncAll, Epoch];
+    script.extend([Append(1, 2, 20), Sync(1), Sync(0), Merge, Reopen, Append(2, 1, 9), SyncAll, Merge]);
+    script
+}
+
+fn roll() -> Vec<WalDo> {
+    use WalDo::{Append, Reopen, Sync, SyncAll};
+    vec![Append(0, 6, 900), Sync(0), Append(0, 4, 1500), SyncAll, Append(0, 3, 2000), Reopen]
+}
+
+fn reset() -> Vec<WalDo> {
+    use WalDo::{Append, Merge, Reopen, Reset, SyncAll};
+    let mut script = vec![Append(0, 3, 40), Append(1, 3, 40), SyncAll, Reset, Append(0, 2, 40), SyncAll];
+    script.extend([Append(1, 2, 40), Merge, Reopen, Append(1, 1, 10), Reset, Reset]);
+    script
+}
+
+fn positions() -> Vec<WalDo> {
+    use WalDo::{Append, Commit, Epoch, Merge, Reopen, Reset, Sync, SyncAll};
+    let mut script = vec![Commit(5, 50), Append(0, 1, 20), SyncAll, Commit(3, 60), Sync(0), Epoch];
+    script.extend([Commit(9, -1), Append(0, 2, 500), Commit(10, 7), Merge, Reopen, Commit(2, 2), SyncAll]);
+    script.extend([Reset, Commit(1, 1), Sync(0), Merge]);
+    script
+}
+
+fn checkpoints() -> Vec<WalDo> {
+    use WalDo::{Append, Checkpoint, Commit, Reopen, SyncAll};
+    let mut script = Vec::new();
+    for round in 0..4 {
+        script.extend([Append(0, 3, 700), Append(1, 1 + round, 400), SyncAll, Append(0, 1, 30)]);
+        script.extend([Commit(round as u64, 5), Checkpoint]);
+    }
+    script.extend([Append(1, 2, 30), Reopen, Append(0, 1, 30), Checkpoint]);
+    script
+}
+
+fn kept() -> Vec<WalDo> {
+    use WalDo::{Append, Checkpoint, CheckpointOnly, Commit, Flush, Reopen};
+    let mut script = vec![Append(0, 2, 40), CheckpointOnly, Append(0, 2, 900), Flush, Commit(4, 4)];
+    script.extend([CheckpointOnly, Append(0, 1, 30), Reopen, Append(0, 2, 30), CheckpointOnly, Checkpoint]);
+    script.extend([Append(0, 1, 2000), Checkpoint, Reopen, Flush, CheckpointOnly]);
+    script
 }

@@ -1,71 +1,15 @@
-//! Crashes of the whole store after every operation, and inside its recoveries.
+//! Bugs that crashes of the whole store have found, each with its story. `enumeration.rs` looks for more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
-use laminar_sim::store::{StoreScenario, open, small_settings, store_scenarios};
-use laminar_sim::{Plan, Report, Trail, explore, replay};
+use std::sync::Arc;
+
+use laminar_sim::store::{DIR, StoreScenario, open, small_settings, store_scenarios};
+use laminar_sim::{Plan, Trail, explore, replay};
 use laminar_storage::vfs::sim::{ImagePolicy, SimDisk};
-use laminar_storage::{DigestCheck, Router};
+use laminar_storage::{DigestCheck, Router, StateReader};
 
 fn scenario(name: &str) -> StoreScenario {
     store_scenarios().into_iter().find(|scenario| scenario.name == name).unwrap()
-}
-
-/// Every selection of up to two pending items, the telling ones of more; some recoveries crash too.
-fn short() -> Plan {
-    let policy = ImagePolicy { exhaustive_bits: 2, random: 2, torn_cuts: 1, ..ImagePolicy::default() };
-    let nested_policy = ImagePolicy { exhaustive_bits: 1, random: 0, garbage: false, ..policy.clone() };
-    Plan {
-        policy,
-        nested_policy,
-        nested_every: 600,
-        nested_kills_every: 60,
-        threads: 2,
-        failures_max: 5,
-        ..Plan::default()
-    }
-}
-
-fn explored(name: &str, images_min: u64) -> Report {
-    let report = explore(&scenario(name), 1, &short());
-    println!("{name}: {report}");
-    for failure in &report.failures {
-        println!("  {failure}");
-    }
-    assert!(report.failures.is_empty(), "{name}: {}", report.failures[0]);
-    assert!(report.images_total() >= images_min, "{name}: {report}");
-    report
-}
-
-macro_rules! scenarios {
-    ($($test:ident $name:literal $images:literal)*) => {$(
-        #[test]
-        fn $test() {
-            explored($name, $images);
-        }
-    )*
-        #[test]
-        fn every_scenario_of_the_store_is_here() {
-            let names = [$($name),*];
-            assert!(store_scenarios().iter().all(|scenario| names.contains(&scenario.name)));
-        }
-    };
-}
-
-scenarios! {
-    one_core "store-one-core" 50
-    two_cores_with_a_checkpoint "store-two-cores" 300
-    tails_that_no_seal_follows "store-tails" 200
-    seals_that_jump "store-jumps" 300
-    evidence_left_when_idle "store-idle" 200
-    openings_with_nothing_new "store-reopen" 400
-    segments_that_roll "store-roll" 200
-    truncation_retention_and_merging "store-checkpoints" 3000
-    a_full_ring "store-full-ring" 100
-    two_three_one_and_two_cores "store-reshard" 1500
-    one_retained_checkpoint "store-retain-one" 2000
-    segments_written_ahead "store-preallocated" 800
-    recovery_with_more_cores "store-recover-resharded" 300
-    recovery_with_one_core "store-recover-one-core" 500
 }
 
 /// Kills a scenario after each of some operations, and each recovery of it after each of its first
@@ -119,8 +63,9 @@ fn leftovers_of_an_opening_with_more_cores_are_no_damage() {
 /// changes were lost. The log is now synced first, and sequences begin above the checkpoint's.
 #[test]
 fn a_resharding_checkpoint_never_covers_records_that_can_still_vanish() {
-    let mut plan = short();
-    (plan.nested_kills_every, plan.images_max) = (4, 2_500);
+    let policy = ImagePolicy { exhaustive_bits: 2, random: 2, torn_cuts: 1, ..ImagePolicy::default() };
+    let nested_policy = ImagePolicy { exhaustive_bits: 1, random: 0, garbage: false, ..policy.clone() };
+    let plan = Plan { policy, nested_policy, nested_images: 2_500, threads: 2, ..Plan::default() };
     let report = explore(&scenario("store-recover-one-core"), 1, &plan);
     assert!(report.failures.is_empty(), "{}", report.failures[0]);
     assert!(report.images[1] > 500, "{report}");
@@ -146,5 +91,33 @@ fn a_resharding_checkpoint_carries_digests() {
         let opened = open(&disk, 3, &small_settings()).unwrap();
         assert_eq!(opened.report.digest, DigestCheck::Verified);
         assert_eq!(opened.report.keys, 20);
+    }
+}
+
+/// A source that a program had given up was back after the next opening, at its old offset: recovery
+/// added the commit records of the log to each other, although each names every source that its core
+/// reads. Found by `store-positions`.
+#[test]
+fn a_source_that_was_removed_does_not_come_back() {
+    for cores in [2, 1, 3] {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk, 2, &small_settings()).unwrap();
+        let seal = |opened: &mut laminar_storage::Opened| {
+            let epochs: Vec<_> = opened.cores.iter_mut().map(|core| core.seal_epoch().unwrap()).collect();
+            opened.store.wait_durable(epochs[0]).unwrap();
+        };
+        for core in &mut opened.cores {
+            core.set_source_offset("kept", 3);
+            core.set_source_offset("given up", 5);
+        }
+        seal(&mut opened);
+        opened.cores.iter_mut().for_each(|core| core.remove_source_offset("given up"));
+        seal(&mut opened);
+        drop(opened);
+        let expected = [("kept".to_owned(), 3)].into();
+        let reader = StateReader::open_with(DIR, Arc::new(disk.clone())).unwrap();
+        assert_eq!(reader.report().source_offsets, expected);
+        let opened = open(&disk, cores, &small_settings()).unwrap();
+        assert_eq!(opened.report.source_offsets, expected, "with {cores} cores");
     }
 }

@@ -105,6 +105,16 @@ impl CheckpointId {
     pub const LAST: Self = Self(u64::MAX >> 1);
 }
 
+impl Incarnation {
+    /// Largest incarnation that can be used, 2^63 - 1: there is always a next one.
+    pub const LAST: Self = Self(u64::MAX >> 1);
+}
+
+impl SegmentNumber {
+    /// Largest segment number that an opening can begin behind, 2^31 - 1, so that it can go on rolling.
+    pub const LAST: Self = Self(u32::MAX >> 1);
+}
+
 impl TimestampNs {
     /// Clocks that say more than this, 2^63 - 1, are taken to say this: there is always a later time.
     pub const LAST_OF_CLOCK: Self = Self(u64::MAX >> 1);

@@ -90,6 +90,7 @@ pub mod error;
 pub mod format;
 pub mod ids;
 pub mod incremental;
+mod parallel;
 pub mod per_core_wal;
 pub mod report;
 mod ring0;

@@ -161,3 +161,125 @@ fn a_state_without_the_digest_that_was_stored_is_refused() {
     std::fs::write(&manifest, good).unwrap();
     assert_eq!(Store::builder(dir.path()).open().unwrap().cores[0].get(b"k"), Some(&b"v"[..]));
 }
+
+/// The path of a store was looked at without following it, so that a symbolic link, as whoever moves a store
+/// to a larger disk leaves one, was refused. What is inside is still never followed.
+#[test]
+fn the_path_of_a_store_may_be_a_symbolic_link_and_nothing_inside_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (real, link) = (root.path().join("real"), root.path().join("link"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    for path in [link.clone(), link.join("deeper"), link.join("deeper/still")] {
+        let Opened { store, mut cores, .. } = Store::builder(&path).open().unwrap();
+        cores[0].put(b"k", b"v").unwrap();
+        let epoch = cores[0].seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        store.checkpoint().unwrap();
+        drop(cores);
+        store.close().unwrap();
+    }
+    let opened = Store::builder(&real).open().unwrap();
+    assert_eq!(opened.cores[0].get(b"k"), Some(b"v".as_slice()));
+    drop(opened);
+    let reader = laminar_storage::StateReader::open(&link).unwrap();
+    assert_eq!(reader.get(b"k"), Some(b"v".as_slice()));
+    // The directories of the low-level functions are the user's own, too.
+    std::fs::create_dir(root.path().join("log")).unwrap();
+    std::os::unix::fs::symlink(root.path().join("log"), root.path().join("log-link")).unwrap();
+    for before in 0..2 {
+        let config = PerCoreWalConfig::new(&root.path().join("log-link"), 1);
+        let mut log = PerCoreWalManager::new(config).unwrap();
+        assert_eq!(log.merge_segments().unwrap().len(), before);
+        log.writer(0).append_put(b"k", b"v").unwrap();
+        log.sync_all().unwrap();
+    }
+
+    let dangling = root.path().join("dangling");
+    std::os::unix::fs::symlink(root.path().join("nowhere"), &dangling).unwrap();
+    assert!(matches!(Store::builder(&dangling).open().unwrap_err(), StoreError::Io(_)));
+    for inside in ["wal", "checkpoints"] {
+        std::fs::rename(real.join(inside), root.path().join(inside)).unwrap();
+        std::os::unix::fs::symlink(root.path().join(inside), real.join(inside)).unwrap();
+        let error = Store::builder(&link).open().unwrap_err();
+        assert!(matches!(error, StoreError::Io(_)) && error.to_string().contains(inside), "{error}");
+        assert!(laminar_storage::StateReader::open(&link).is_err());
+        std::fs::remove_file(real.join(inside)).unwrap();
+        std::fs::rename(root.path().join(inside), real.join(inside)).unwrap();
+    }
+    Store::builder(&link).open().unwrap();
+}
+
+/// A file whose name has the largest ids there are took part in the count, and every opening tried to
+/// create a file that was there: "File exists", without a name.
+#[test]
+fn a_stray_segment_with_the_largest_ids_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for core in [0, 7] {
+        for ids in ["ffffffffffffffff.00000001", "00000001.ffffffff", "00000001.7fffffff"] {
+            let name = format!("wal-{core}.{ids}.log");
+            let path = dir.path().join(format!("{core}-{ids}"));
+            Store::builder(&path).open().unwrap();
+            std::fs::write(path.join("wal").join(&name), b"").unwrap();
+            let error = Store::builder(&path).open().unwrap_err();
+            assert!(matches!(error, StoreError::Corruption(_)), "{error}");
+            assert!(error.to_string().contains(&name), "{error}");
+            std::fs::remove_file(path.join("wal").join(&name)).unwrap();
+            Store::builder(&path).open().unwrap();
+        }
+    }
+}
+
+/// A source name that no commit can hold made every seal fail, and nothing said how to go on.
+#[test]
+fn a_source_name_that_is_too_long_does_not_hold_up_the_seals_after_it() {
+    let disk = SimDisk::new(1);
+    let open = || Store::builder("/s").vfs(Arc::new(disk.clone())).open().unwrap();
+    let Opened { store, mut cores, .. } = open();
+    let core = &mut cores[0];
+    let too_long = "x".repeat(70_000);
+    core.put(b"k", b"v").unwrap();
+    core.set_source_offset("in", 1);
+    core.set_source_offset(&too_long, 2);
+    let error = core.seal_epoch().unwrap_err();
+    assert!(matches!(error, StoreError::InvalidInput(_)), "{error}");
+    assert!(error.to_string().contains("remove_source_offset"), "{error}");
+    core.remove_source_offset(&too_long);
+    // Each is short enough, and all of them together are not.
+    let many: Vec<_> = (0..300).map(|n| format!("{n}{}", "y".repeat(60_000))).collect();
+    many.iter().for_each(|name| core.set_source_offset(name, 3));
+    let error = core.seal_epoch().unwrap_err();
+    assert!(error.to_string().contains("301 source offsets take"), "{error}");
+    assert!(error.to_string().contains("remove_source_offset"), "{error}");
+    many.iter().for_each(|name| core.remove_source_offset(name));
+    let epoch = core.seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    drop((cores, store));
+    let Opened { cores, report, .. } = open();
+    assert_eq!((cores[0].get(b"k"), report.source_offsets.len()), (Some(&b"v"[..]), 1));
+}
+
+/// The largest number of cores opens, also again and with another number of them.
+#[test]
+fn as_many_cores_as_there_can_be() {
+    let disk = SimDisk::new(1);
+    let settings = Settings {
+        ring_capacity: 64,
+        state_limit_bytes: 4 << 20,
+        preallocate_bytes: 0,
+        segment_bytes: 4 << 10,
+        ..Settings::default()
+    };
+    let mut epoch = Epoch::ZERO;
+    for count in [1024_usize, 1024, 3] {
+        let builder = Store::builder("/s").vfs(Arc::new(disk.clone())).settings(settings.clone());
+        let Opened { store, mut cores, report } = builder.cores(count).open().unwrap();
+        assert_eq!((cores.len(), report.recovery_point), (count, epoch));
+        assert_eq!(report.keys, if epoch == Epoch::ZERO { 0 } else { 1 });
+        cores[0].put(b"k", b"v").unwrap();
+        for core in &mut cores {
+            epoch = core.seal_epoch().unwrap();
+        }
+        store.wait_durable(epoch).unwrap();
+    }
+}

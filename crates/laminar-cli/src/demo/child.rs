@@ -15,11 +15,15 @@ use crate::error::{CliError, Result};
 pub enum Kill {
     /// So long after the process was started, wherever it is then.
     AfterStart(Duration),
-    /// So long after this fraction of the input was read.
-    AtFraction(f64, Duration),
+    /// So long after this fraction of the input was read, and, if asked for, a checkpoint was made;
+    /// but not so late that the job could end before.
+    AtFraction { fraction: f64, checkpoint: bool, wait: Duration },
     /// Not at all.
     Never,
 }
+
+/// No kill waits for a checkpoint once this fraction of the input was read.
+const LATEST: f64 = 0.85;
 
 /// How it ended.
 #[derive(Debug)]
@@ -51,15 +55,15 @@ impl Job<'_> {
             "run",
             &text(self.events),
             "--key",
-            "user",
+            "user.id",
             "--agg",
-            "count,sum:order.amount,min:order.amount,max:order.amount,last:page",
+            "count,sum:amount,min:amount,max:amount,last:page",
             "--cores",
             &self.cores.to_string(),
             "--state",
             &text(self.state),
             "--checkpoint-interval",
-            "400ms",
+            "100ms",
             "--json-stream",
         ]
         .map(str::to_owned)
@@ -80,17 +84,19 @@ impl Job<'_> {
             .map_err(|e| CliError::io("start", &program, &e))?;
         let stdout = child.stdout.take();
         let mut life = Life { opened: None, records: 0, durable: 0, summary: None, took: Duration::ZERO };
+        let mut ended = false;
         if let Kill::AfterStart(wait) = kill {
             thread::sleep(wait);
             end(&mut child)?;
+            ended = true;
         }
         if let Some(stdout) = stdout {
-            watch(&mut child, stdout, kill, &mut life)?;
+            ended |= watch(&mut child, stdout, kill, &mut life)?;
         }
         let status =
             child.wait().map_err(|e| CliError::failure(format!("could not wait for the job: {e}")))?;
         life.took = start.elapsed();
-        let killed = status.code().is_none() && life.summary.is_none();
+        let killed = ended && status.code().is_none() && life.summary.is_none();
         if !status.success() && !killed {
             let mut message = String::new();
             if let Some(mut stderr) = child.stderr.take() {
@@ -107,9 +113,10 @@ fn end(child: &mut Child) -> Result<()> {
     child.kill().map_err(|e| CliError::failure(format!("could not kill the job: {e}")))
 }
 
-/// Reads the lines of the job until it ends.
-fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) -> Result<()> {
+/// Reads the lines of the job until it ends; whether it was killed here.
+fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) -> Result<bool> {
     let mut resumed = 0;
+    let mut killed = false;
     for line in BufReader::new(stdout).lines() {
         // A line cut off by the kill is not JSON, and the last one.
         let Ok(line) = line else { break };
@@ -126,15 +133,18 @@ fn watch(child: &mut Child, stdout: ChildStdout, kill: Kill, life: &mut Life) ->
                 life.records = resumed + number("records");
                 life.durable = number("durable_epoch");
                 let read = number("bytes") as f64 / (number("bytes_total") as f64).max(1.0);
-                if let Kill::AtFraction(fraction, wait) = kill
+                if let Kill::AtFraction { fraction, checkpoint, wait } = kill
                     && read >= fraction
+                    && (!checkpoint || number("checkpoints") > 0 || read >= LATEST)
+                    && !killed
                 {
                     thread::sleep(wait);
                     end(child)?;
+                    killed = true;
                 }
             }
             _ => life.summary = Some(value),
         }
     }
-    Ok(())
+    Ok(killed)
 }

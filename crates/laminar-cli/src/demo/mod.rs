@@ -5,9 +5,6 @@
 //! with a truth computed by other code.
 
 mod child;
-mod events;
-mod random;
-mod truth;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,11 +13,13 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::Value;
 
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, ExportFormat};
 use crate::error::{CliError, Result};
+use crate::generate::events::Events;
+use crate::generate::random::Random;
+use crate::generate::truth;
 use crate::summary::table;
 use child::{Job, Kill, Life};
-use random::Random;
 
 /// Prints a line at once, with the time since the start.
 struct Teller {
@@ -44,6 +43,29 @@ struct Story {
     replayed: u64,
 }
 
+impl Story {
+    /// How often it was killed, and how often it was to be.
+    fn kills_of(&self, planned: u32) -> String {
+        if self.kills == planned {
+            format!("{} times", self.kills)
+        } else {
+            format!("{} times; {planned} were asked for", self.kills)
+        }
+    }
+
+    fn recovery_time(&self) -> String {
+        let mut recoveries = self.recoveries_ms.clone();
+        recoveries.sort_by(f64::total_cmp);
+        match (recoveries.first(), recoveries.get(recoveries.len() / 2), recoveries.last()) {
+            (Some(least), Some(middle), Some(most)) => {
+                let number = recoveries.len();
+                format!("{least:.1} / {middle:.1} / {most:.1} ms (least / median / most of {number})")
+            }
+            _ => "none".to_owned(),
+        }
+    }
+}
+
 /// Runs the demo.
 pub fn run(args: &DemoArgs) -> Result<()> {
     let teller = Teller { start: Instant::now() };
@@ -60,8 +82,14 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     };
     let events = dir.join("events.ndjson");
     let state = dir.join("state");
-    teller.say(&format!("writing {} events to {}", HumanCount(args.events), events.display()))?;
-    let bytes = events::write(&events, args.events, args.seed)?;
+    let plan = planned_events(args);
+    teller.say(&format!(
+        "writing {} events of up to {} users to {}",
+        HumanCount(plan.count),
+        HumanCount(plan.keys),
+        events.display()
+    ))?;
+    let bytes = plan.write(&events)?;
     teller.say(&format!(
         "{} written; starting `laminar run` on it, {} cores",
         HumanBytes(bytes),
@@ -72,7 +100,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let (story, summary) = live_through(args, &job, &teller, &mut random)?;
 
     teller.say("computing the truth from the file: one thread, one map, other code")?;
-    let truth = truth::compute(&events)?;
+    let truth = truth::compute(&events, plan.format)?;
     let export = dir.join("result.ndjson");
     export_state(&state, &export)?;
     truth::compare(&truth, &export)?;
@@ -86,7 +114,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     if args.keep.is_some() {
         let show = |path: &Path| path.display().to_string();
         text.push_str(&format!(
-            "\nLook around:\n  laminar top 5 --by sum:order.amount --state {state}\n  laminar get user-0000000 --state {state}\n  \
+            "\nLook around:\n  laminar top 5 --by sum:amount --state {state}\n  laminar get user-0000000 --state {state}\n  \
              laminar run {}   # finished: says so\n",
             job.arguments()[1..].iter().filter(|a| *a != "--json-stream").cloned().collect::<Vec<_>>().join(" "),
             state = show(&state),
@@ -96,6 +124,17 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}
+
+fn planned_events(args: &DemoArgs) -> Events {
+    Events {
+        count: args.events,
+        // As many users as make most of them return.
+        keys: args.keys.map_or((args.events / 8).max(100), Into::into),
+        seed: args.seed,
+        zipf: args.zipf,
+        format: ExportFormat::Ndjson,
+    }
 }
 
 /// Starts the job again and again until it ends by itself.
@@ -134,7 +173,8 @@ fn live_through(
     Err(CliError::failure("the job ended without a summary although nobody killed it"))
 }
 
-/// Kills are spread over the input, one of them early in a start, while the store recovers.
+/// Kills are spread over the input, one of them early in a start, while the store recovers, and one
+/// after a checkpoint: lives that are all cut short before their first one would never have any.
 fn plan_kill(number: u32, kills: u32, random: &mut Random) -> Kill {
     if number == kills {
         return Kill::Never;
@@ -143,7 +183,8 @@ fn plan_kill(number: u32, kills: u32, random: &mut Random) -> Kill {
         return Kill::AfterStart(Duration::from_micros(random.below(40_000)));
     }
     let fraction = (f64::from(number) + random.unit()) / f64::from(kills.max(1)) * 0.9;
-    Kill::AtFraction(fraction, Duration::from_micros(random.below(30_000)))
+    let wait = Duration::from_micros(random.below(30_000));
+    Kill::AtFraction { fraction, checkpoint: number == 2, wait }
 }
 
 fn tell_start(life: &Life, teller: &Teller, story: &mut Story) -> Result<()> {
@@ -185,44 +226,44 @@ fn export_state(state: &Path, export: &PathBuf) -> Result<()> {
 }
 
 fn rows(args: &DemoArgs, bytes: u64, story: &Story, summary: &Value) -> Vec<(&'static str, String)> {
-    let at = |path: &str| summary.pointer(path).and_then(Value::as_f64).unwrap_or(0.0);
-    let mut recoveries = story.recoveries_ms.clone();
-    recoveries.sort_by(f64::total_cmp);
-    let recovery = match (recoveries.first(), recoveries.get(recoveries.len() / 2), recoveries.last()) {
-        (Some(least), Some(middle), Some(most)) => {
-            format!("{least:.1} / {middle:.1} / {most:.1} ms (least / median / most of {})", recoveries.len())
-        }
-        _ => "none".to_owned(),
-    };
-    let whole = |value: f64| format!("{value:.0}");
-    let size = |value: f64| HumanBytes(whole(value).parse().unwrap_or(0)).to_string();
-    vec![
+    let at = |path: &str| summary.pointer(path).and_then(Value::as_f64);
+    let count = |path: &str| summary.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let mut rows = vec![
         ("events", format!("{} in {}", HumanCount(args.events), HumanBytes(bytes))),
-        ("keys", HumanCount(whole(at("/keys")).parse().unwrap_or(0)).to_string()),
-        ("killed (SIGKILL)", format!("{} times", story.kills)),
-        ("recovery time", recovery),
+        ("keys", HumanCount(count("/keys")).to_string()),
+        ("killed (SIGKILL)", story.kills_of(args.kills)),
+        ("recovery time", story.recovery_time()),
         ("log records replayed", HumanCount(story.replayed).to_string()),
-        ("rate, last life", format!("{:.2} M events/s", at("/run/events_per_second") / 1e6)),
-        (
+    ];
+    // The last life may have had nothing left to read.
+    if count("/run/records") > 0 {
+        let rate = at("/run/events_per_second").unwrap_or(0.0) / 1e6;
+        rows.push(("rate, last life", format!("{rate:.2} M events/s")));
+    }
+    if count("/put_ns/samples") > 0 {
+        rows.push((
             "update latency",
             format!(
                 "p50 {} ns, p99 {} ns, p99.9 {} ns, max {:.1} us (1 in 64 timed)",
-                at("/put_ns/p50"),
-                at("/put_ns/p99"),
-                at("/put_ns/p999"),
-                at("/put_ns/max") / 1e3
+                count("/put_ns/p50"),
+                count("/put_ns/p99"),
+                count("/put_ns/p999"),
+                count("/put_ns/max") as f64 / 1e3
             ),
+        ));
+    }
+    if let Some(each) = at("/wal_bytes_per_record") {
+        rows.push(("log bytes per put", format!("{each:.1}")));
+    }
+    rows.push((
+        "checkpoints, last life",
+        format!(
+            "{}; the last: {} in {:.1} ms",
+            count("/checkpoints"),
+            HumanBytes(count("/last_checkpoint/bytes")),
+            at("/last_checkpoint/ms").unwrap_or(0.0)
         ),
-        ("log bytes per put", format!("{:.1}", at("/wal_bytes_per_record"))),
-        (
-            "checkpoints, last life",
-            format!(
-                "{}; the last: {} in {:.1} ms",
-                at("/checkpoints"),
-                size(at("/last_checkpoint/bytes")),
-                at("/last_checkpoint/ms")
-            ),
-        ),
-        ("result", "identical to the truth".to_owned()),
-    ]
+    ));
+    rows.push(("result", "identical to the truth".to_owned()));
+    rows
 }

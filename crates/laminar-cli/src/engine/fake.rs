@@ -39,6 +39,11 @@ impl Disk {
         self.sealed.retain(|e, _| *e <= epoch);
     }
 
+    /// Changes in all epochs.
+    pub fn records(&self) -> usize {
+        self.epochs.values().map(|(changes, _)| changes.len()).sum()
+    }
+
     fn state(&self) -> (BTreeMap<Vec<u8>, Vec<u8>>, BTreeMap<String, u64>) {
         let mut state = BTreeMap::new();
         let mut all = BTreeMap::new();

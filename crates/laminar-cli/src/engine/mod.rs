@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 
+pub mod advice;
 #[cfg(test)]
 pub mod fake;
 pub mod store;

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use laminar_storage::{CoreStore, RecoveryReport, Settings, StateReader, Store, StoreError};
 
+use super::advice::for_user;
 use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
 use crate::error::{CliError, Result};
 
-/// The store's errors already say what, where and what to do.
+/// The store's errors say what, where and what to do; the latter to a programmer.
 impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
-        Self::failure(error.to_string())
+        Self::failure(for_user(&error.to_string()))
     }
 }
 

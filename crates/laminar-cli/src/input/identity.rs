@@ -52,6 +52,18 @@ pub fn len(file: &File, path: &Path) -> Result<u64> {
     Ok(file.metadata().map_err(|e| CliError::io("read the length of", path, &e))?.len())
 }
 
+/// Whether the path still leads to this open file; not after it was renamed, removed or replaced.
+pub fn is_at(file: &File, path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let failed = |e| CliError::io("look at", path, &e);
+    let ours = file.metadata().map_err(failed)?;
+    match path.metadata() {
+        Ok(theirs) => Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(failed(e)),
+    }
+}
+
 fn head_hash(file: &File, path: &Path, len: u64) -> Result<String> {
     let mut head = Vec::new();
     let mut start = file.try_clone().map_err(|e| CliError::io("read", path, &e))?;
@@ -95,11 +107,25 @@ impl FileIdentity {
             ))
             .remedy("Restore the file, or start over with a new --state directory."));
         }
-        if self.head_len < HEAD_LEN_MAX && len > self.head_len {
-            self.head_len = len.min(HEAD_LEN_MAX);
-            self.head_xxh3 = head_hash(&file, path, self.head_len)?;
-        }
+        self.remember(&file, len)?;
         Ok(len)
+    }
+
+    /// Whether the start of the open file still is the one remembered.
+    pub fn is_same(&self, file: &File) -> Result<bool> {
+        Ok(head_hash(file, Path::new(&self.path), self.head_len)? == self.head_xxh3)
+    }
+
+    /// Lets the hash cover more of a file that was shorter than the hashed part and of which
+    /// `consumed` bytes are read by now. Returns whether it does.
+    pub fn remember(&mut self, file: &File, consumed: u64) -> Result<bool> {
+        let head_len = consumed.min(HEAD_LEN_MAX);
+        if head_len <= self.head_len {
+            return Ok(false);
+        }
+        self.head_xxh3 = head_hash(file, Path::new(&self.path), head_len)?;
+        self.head_len = head_len;
+        Ok(true)
     }
 
     /// Lets the hash cover no more than the `consumed` bytes. Changes nothing unless the file still

@@ -3,7 +3,8 @@
 //! A batch is as large as the reads happen to be; its limits are never part of a result. At the
 //! end of a step a last record without newline is taken as complete, unless the file has grown in
 //! the meantime: then the step is lengthened first, in `job.json`, so that a restart agrees. While
-//! a file is followed, a last record without newline waits.
+//! a file is followed, a last record without newline waits; a file that is rotated away or becomes
+//! shorter ends the job with an error.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -89,6 +90,9 @@ impl Source {
                 return Ok(Next::Idle);
             }
             let at_end = self.fill(target, to)?;
+            if to.is_none() {
+                self.check_followed(at_end)?;
+            }
             let boundary = self.job.format.last_boundary(&self.pending);
             if boundary > 0 {
                 spare.clear();
@@ -205,6 +209,33 @@ impl Source {
         .remedy(
             "Restore the file and run the same command again, or start over with a new --state directory.",
         ))
+    }
+
+    /// A followed file that was rotated away gets nothing more: waiting for it would be silent. One
+    /// that was emptied and written anew has other bytes here than those that were to be read.
+    fn check_followed(&mut self, at_end: bool) -> Result<()> {
+        let step = self.job.steps.get(self.position.step as usize);
+        let Some((open, identity)) =
+            self.open.as_ref().zip(step.and_then(|step| self.job.files.get_mut(step.file)))
+        else {
+            return Ok(());
+        };
+        let what = if at_end && !identity::is_at(&open.file, &open.path)? {
+            "rotated while it was followed: it was renamed, removed or replaced"
+        } else if !identity.is_same(&open.file)? {
+            "changed while it was followed: its first bytes are others than before"
+        } else {
+            // A file that was short at first; a restart must know it again.
+            if identity.remember(&open.file, self.position.offset)? {
+                self.job.save(&self.state)?;
+            }
+            return Ok(());
+        };
+        Err(CliError::failure(format!("{} was {what}", open.path.display())).remedy(format!(
+            "Its records up to byte {} are applied and durable. Start a new job with another --state for the file that has \
+             this name now, or put the old file back to go on with it.",
+            self.position.offset
+        )))
     }
 
     /// Lengthens the current step if its file has grown past it; the step's last record may go on.

@@ -10,7 +10,8 @@
 //! | `dead-letter.N` | length of the N-th dead-letter file of `job.json` |
 //!
 //! Every one of them only grows, so a union of offsets over cores (which takes the largest) is
-//! always the newest, whatever the number of cores was.
+//! always the newest, whatever the number of cores was. The one exception: while no record was
+//! applied or skipped, a run starts at the beginning, and positions count for nothing.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,11 @@ pub struct Committed {
 }
 
 impl Committed {
+    /// No record was applied, and none was passed over.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0 && self.skipped == 0
+    }
+
     /// Reads what the recovered epoch has.
     pub fn from_offsets(offsets: &BTreeMap<String, u64>) -> Self {
         let get = |name: &str| offsets.get(name).copied();

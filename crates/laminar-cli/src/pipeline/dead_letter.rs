@@ -33,7 +33,20 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// Opens the file and cuts it back to what is committed.
+    /// Refuses a file that this job has not named so far and that has something in it: records of
+    /// another job, or something else altogether.
+    pub fn check_new(path: &Path) -> Result<()> {
+        match path.metadata() {
+            Ok(metadata) if metadata.len() > 0 || !metadata.is_file() => {
+                Err(CliError::usage(format!("the dead-letter file {} exists already", path.display()))
+                    .remedy("Name a new file; nothing was written to this one."))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the file and cuts it back to what is committed. Only for a file that is named in
+    /// `job.json`: what stands behind the committed length was written by a run that was killed.
     pub fn open(path: &Path, committed: u64) -> Result<Self> {
         let io = |action: &'static str| move |e: std::io::Error| CliError::io(action, path, &e);
         let mut file = OpenOptions::new()
@@ -49,17 +62,6 @@ impl DeadLetter {
                 path.display()
             ))
             .remedy("Restore it, or name a new file with --on-error dead-letter FILE."));
-        }
-        if committed == 0 && len > 0 {
-            // Ours is at least named in job.json; still, nothing of it was ever committed.
-            let first = crate::input::identity::bytes_at(path, 0, 8)?;
-            if first != b"{\"file\":" {
-                return Err(CliError::usage(format!(
-                    "the dead-letter file {} exists and is something else",
-                    path.display()
-                ))
-                .remedy("Name a new file."));
-            }
         }
         file.set_len(committed).map_err(io("cut back the dead-letter file"))?;
         file.seek(SeekFrom::Start(committed)).map_err(io("seek in the dead-letter file"))?;

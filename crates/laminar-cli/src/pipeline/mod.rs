@@ -23,6 +23,7 @@
 pub mod committed;
 pub mod dead_letter;
 pub mod live;
+mod ownership;
 mod stages;
 #[cfg(test)]
 mod tests;
@@ -37,13 +38,14 @@ use hdrhistogram::Histogram;
 use crate::agg::Plan;
 use crate::engine::{Checkpoint, Engine, OpenOptions, Opened, Report, Router, Stats};
 use crate::error::{CliError, Result};
-use crate::input::plan::{ReadUpTo, detect, expand, extend, forget_unread};
+use crate::input::plan::{ReadUpTo, forget_unread};
 use crate::input::source::{Position, Source};
 use crate::input::{Format, sink::OnBad};
 use crate::job::Job;
 use committed::Committed;
 use dead_letter::DeadLetter;
 use live::Live;
+use ownership::{Claim, Owned};
 
 /// What to do with a record that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +102,8 @@ pub struct Snapshot {
 pub trait Observer {
     /// The store is open.
     fn opened(&mut self, report: &Report, resumed: &Committed);
+    /// Something that the user should know, as a full sentence.
+    fn note(&mut self, text: &str);
     /// Called about every 50 ms.
     fn tick(&mut self, snapshot: &Snapshot);
     /// Reading has ended; what remains is to make it durable and close.
@@ -143,15 +147,18 @@ pub fn run<E: Engine>(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let (mut job, known) = load_job::<E>(settings)?;
+    let claim = Claim::make::<E>(settings)?;
     let opened: Opened<E> = E::open(&OpenOptions {
         dir: settings.state.clone(),
         cores: settings.cores,
         checkpoint_interval: settings.checkpoint_interval,
     })?;
-    let before = Committed::from_offsets(&opened.report.source_offsets);
-    let dead_letter = plan_rest(settings, &mut job, known, &before)?;
+    let Owned { mut job, before, told } = claim.settle(settings, &opened.report)?;
+    let dead_letter = open_dead_letter(settings, &mut job, &before)?;
     observer.opened(&opened.report, &before);
+    if let Some(told) = told {
+        observer.note(&told);
+    }
     let Opened { engine, cores, report, router } = opened;
     let source = Source::new(job.clone(), settings.state.clone(), before.position, settings.batch_len);
     let live = Live::default();
@@ -220,98 +227,27 @@ fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
     }
 }
 
-/// The job of the state directory, made if it is new; and whether it was known.
-fn load_job<E: Engine>(settings: &Settings) -> Result<(Job, bool)> {
-    let key = settings.key.as_deref();
-    if let Some(job) = Job::load(&settings.state)? {
-        job.check_same(
-            &settings.state,
-            settings.format,
-            key.unwrap_or_default(),
-            &settings.plan,
-            &settings.inputs,
-        )
-        .map_err(|error| {
-            if holds_nothing::<E>(&settings.state) { empty(error, &settings.state) } else { error }
-        })?;
-        return Ok((job, true));
+/// Opens the dead-letter file; its name is durable in `job.json` before anything is written to it.
+fn open_dead_letter(
+    settings: &Settings,
+    job: &mut Job,
+    before: &Committed,
+) -> Result<Option<(usize, DeadLetter)>> {
+    let OnError::DeadLetter(path) = &settings.on_error else { return Ok(None) };
+    let names = job.dead_letters.len();
+    let index = job.dead_letter(&path.to_string_lossy());
+    let is_new = job.dead_letters.len() != names;
+    if is_new {
+        DeadLetter::check_new(path)?;
+        job.save(&settings.state)?;
     }
-    let format = match settings.format {
-        Some(format) => format,
-        None => detect(&expand(&settings.inputs)?, key)?,
-    };
-    check_options(format, settings)?;
-    let mut job = Job::new(format, key.unwrap_or_default(), &settings.plan, &settings.inputs);
-    extend(&mut job, None, settings.follow)?;
-    Job::prepare_dir(&settings.state)?;
-    job.save(&settings.state)?;
-    Ok((job, false))
-}
-
-/// Whether a state directory has no result of any record.
-fn holds_nothing<E: Engine>(state: &Path) -> bool {
-    E::look(state).is_some_and(|report| {
-        let committed = Committed::from_offsets(&report.source_offsets);
-        report.keys == 0 && committed.records == 0 && committed.skipped == 0
-    })
-}
-
-/// The first command was mistyped, most likely.
-fn empty(error: CliError, state: &Path) -> CliError {
-    let state = state.display();
-    error.remedy(format!(
-        "No record has been applied in {state}: unless a job is running there now, nothing is lost if you delete the \
-         directory and run this command again. Or name another directory with --state."
-    ))
-}
-
-fn check_options(format: Format, settings: &Settings) -> Result<()> {
-    match (format, &settings.key) {
-        (Format::Words, Some(_)) => {
-            Err(CliError::usage("--key has no meaning for words: each word is its own key")
-                .remedy("Leave out --key, or give --format ndjson, csv or tsv."))
-        }
-        (Format::Words, None) if !settings.plan.fields.is_empty() => Err(CliError::usage(format!(
-            "--agg {} needs fields, but words have none",
-            settings.plan.specs().join(",")
-        ))
-        .remedy("Use --agg count, or give --format ndjson, csv or tsv.")),
-        (Format::Ndjson | Format::Csv | Format::Tsv, None) => {
-            Err(CliError::usage(format!("--key is missing: which field of the {format} input is the key?"))
-                .remedy("For example --key user_id, or --key user.id for a nested field."))
-        }
-        _ => Ok(()),
-    }
+    let len = before.dead_letters.get(&index).copied().unwrap_or(0);
+    let opened = DeadLetter::open(path, len)?;
+    Ok(Some((index, opened)))
 }
 
 fn read_up_to(committed: &Committed) -> Option<ReadUpTo> {
     committed.position.map(|p| ReadUpTo { step: p.step as usize, offset: p.offset })
-}
-
-/// Plans what is left to read and opens the dead-letter file; all of it durable in `job.json`
-/// before anything is read.
-fn plan_rest(
-    settings: &Settings,
-    job: &mut Job,
-    known: bool,
-    before: &Committed,
-) -> Result<Option<(usize, DeadLetter)>> {
-    let mut changed = false;
-    if known {
-        changed = extend(job, read_up_to(before), settings.follow)?;
-    }
-    let mut opened = None;
-    if let OnError::DeadLetter(path) = &settings.on_error {
-        let names = job.dead_letters.len();
-        let index = job.dead_letter(&path.to_string_lossy());
-        changed |= job.dead_letters.len() != names;
-        let len = before.dead_letters.get(&index).copied().unwrap_or(0);
-        opened = Some((index, DeadLetter::open(path, len)?));
-    }
-    if changed {
-        job.save(&settings.state)?;
-    }
-    Ok(opened)
 }
 
 struct View<'a, E> {

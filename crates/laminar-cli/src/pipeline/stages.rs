@@ -301,7 +301,7 @@ impl Sequencer<'_> {
             self.committed.lines += bad.line - batch.line;
             self.committed.position = Some(Position { step: batch.step, offset: bad.offset, line: bad.line });
             self.live.bytes.fetch_add(bad.offset - batch.offset, Ordering::Relaxed);
-            return Err(Stop::Fault(bad_record(&self.setup.job, batch.step, bad)));
+            return Err(Stop::Fault(bad_record(&self.setup.job, batch.step, bad, self.committed.is_empty())));
         }
         self.take_bad(&parsed.bad, batch.step).map_err(|e| self.fail(e))?;
         self.committed.lines += lines;
@@ -359,8 +359,15 @@ fn place(path: &str, bad: &BadRecord) -> String {
     format!("{path}: line {} (byte {}): {}", bad.line, bad.offset, bad.reason)
 }
 
-fn bad_record(job: &Job, step: u32, bad: &BadRecord) -> CliError {
-    CliError::failure(place(step_path(job, step), bad)).remedy(
+fn bad_record(job: &Job, step: u32, bad: &BadRecord, first: bool) -> CliError {
+    let error = CliError::failure(place(step_path(job, step), bad));
+    if first {
+        return error.remedy(
+            "It is the first record, and nothing was applied. Is --key, --agg or --format mistyped? Run the corrected command, \
+             or repair the input; or leave such records out with --on-error skip, or with --on-error dead-letter FILE.",
+        );
+    }
+    error.remedy(
         "Everything before it is done and durable. Repair the input from this record on (what precedes it must stay as it is) \
          and run the same command again, or run it with --on-error skip, or with --on-error dead-letter FILE to keep such records; it continues from there.",
     )

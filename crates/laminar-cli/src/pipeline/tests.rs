@@ -8,12 +8,13 @@ use super::*;
 use crate::args::ExportFormat;
 use crate::engine::StateView;
 use crate::engine::fake::{FakeEngine, FakeView, disk};
-use crate::export::{Meaning, write_all};
+use crate::export::{Meaning, Reader, write_all};
 
 struct Silent;
 
 impl Observer for Silent {
     fn opened(&mut self, _: &Report, _: &Committed) {}
+    fn note(&mut self, _: &str) {}
     fn tick(&mut self, _: &Snapshot) {}
     fn closing(&mut self) {}
 }
@@ -79,7 +80,8 @@ impl Bench {
         let meaning = Meaning::of(&self.settings.state, false).unwrap();
         let mut out = Vec::new();
         let view = FakeView::open(&self.settings.state).unwrap();
-        write_all(&view, &meaning, ExportFormat::Ndjson, &mut out, &CliError::stdout).unwrap();
+        write_all(&view, &meaning, ExportFormat::Ndjson, &mut out, Reader::Program, &CliError::stdout)
+            .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -285,7 +287,82 @@ fn dead_letters_stand_in_their_file_once() {
     fs::write(&file, "").unwrap();
     assert!(bench.error().contains("but"), "a dead-letter file that lost records is noticed");
     bench.settings.on_error = OnError::DeadLetter(bench.path("a.ndjson"));
-    assert!(bench.error().contains("is something else"));
+    assert!(bench.error().contains("a.ndjson exists already"));
+}
+
+#[test]
+fn the_dead_letters_of_another_job_are_not_cut_off() {
+    let mut bench = Bench::new(&[("a.ndjson", "bad\n{\"k\":1}\n")], Some("k"), &["count"]);
+    let file = bench.path("dead.ndjson");
+    bench.settings.on_error = OnError::DeadLetter(file.clone());
+    bench.run().unwrap();
+    let first = fs::read_to_string(&file).unwrap();
+    bench.settings.state = bench.path("state2");
+    assert!(bench.error().contains("dead.ndjson exists already"));
+    assert_eq!((fs::read_to_string(&file).unwrap(), first.lines().count()), (first, 1));
+}
+
+/// A first command with a mistyped --key failed at its first record and left a state behind; the
+/// corrected command was refused because the state belonged to the mistyped one.
+#[test]
+fn a_state_without_any_record_belongs_to_the_next_command() {
+    for (wrong, text) in [
+        ("a.ndjson", "\n\n{\"x\":0}\n{\"k\":1,\"v\":2}\n"),
+        // The position of the failure is behind the whole second file.
+        ("a.csv", "a long header that nobody reads,oops\n1,x\n"),
+    ] {
+        let mut bench = Bench::new(&[(wrong, text), ("b.csv", "k,v\na,1\nb,2\n")], Some("oops"), &["count"]);
+        let all = bench.settings.inputs.clone();
+        bench.settings.inputs = vec![all[0].clone()];
+        bench.settings.plan = Plan::parse(&["sum:x".to_owned()]).unwrap();
+        bench.settings.format = wrong.ends_with("csv").then_some(Format::Csv);
+        bench.error();
+        bench.settings.inputs = vec![all[1].clone()];
+        bench.settings.key = Some("k".to_owned());
+        bench.settings.format = None;
+        bench.settings.plan = Plan::parse(&["sum:v".to_owned()]).unwrap();
+        // A command that makes no sense itself changes nothing.
+        let before = fs::read(Job::path(&bench.settings.state)).unwrap();
+        let key = bench.settings.key.take();
+        assert!(bench.error().contains("--key is missing"));
+        assert_eq!(fs::read(Job::path(&bench.settings.state)).unwrap(), before);
+        bench.settings.key = key;
+        let outcome = bench.run().unwrap();
+        assert!(outcome.finished && outcome.after.records == 2 && outcome.after.lines == 2, "{outcome:?}");
+        assert_eq!(bench.export(), "{\"key\":\"a\",\"sum:v\":1}\n{\"key\":\"b\",\"sum:v\":2}\n");
+        for epoch in bench.epochs() {
+            let again = bench.crashed_at(epoch);
+            again.run().unwrap();
+            assert_eq!(again.export(), bench.export(), "resumed at epoch {epoch}");
+        }
+        bench.settings.key = Some("v".to_owned());
+        assert!(bench.error().contains("belongs to another job"), "now it has records");
+    }
+}
+
+/// Of a file with nothing but blank lines a step is done, and no record applied; when it has grown,
+/// its input is planned anew and must not be read twice.
+#[test]
+fn a_file_that_was_blank_at_first_is_read_once() {
+    let bench = Bench::new(&[("a.ndjson", "\n\n")], Some("k"), &["count"]);
+    assert!(bench.run().unwrap().finished);
+    for count in 1..4 {
+        bench.append("a.ndjson", "{\"k\":1}\n");
+        assert_eq!(bench.run().unwrap().after.records, count);
+    }
+    assert_eq!(bench.export(), "{\"key\":\"1\",\"count\":3}\n");
+}
+
+/// Its job was read before the store was locked: another run may have changed it since.
+#[test]
+fn a_state_used_meanwhile_is_not_planned_from_an_old_job() {
+    let bench = Bench::new(&[("a.csv", "k,v\na,1\n")], Some("k"), &["count"]);
+    let claim = Claim::make::<FakeEngine>(&bench.settings).unwrap();
+    let mut job = Job::load(&bench.settings.state).unwrap().unwrap();
+    job.dead_letter("x");
+    job.save(&bench.settings.state).unwrap();
+    let error = claim.settle(&bench.settings, &Report::default()).err().unwrap().to_string();
+    assert!(error.contains("just now"), "{error}");
 }
 
 #[test]
@@ -330,4 +407,72 @@ fn a_followed_file_is_read_to_its_last_newline() {
     bench.settings.follow = false;
     let outcome = bench.run().unwrap();
     assert_eq!((outcome.after.records, outcome.finished), (3, true), "without --follow the last line counts");
+}
+
+/// A followed file that was renamed and made anew was waited for without a word.
+#[test]
+fn a_followed_file_that_is_rotated_stops_the_job_with_what_it_had() {
+    type Rotate = fn(&Bench);
+    let rotations: [(Rotate, &str); 5] = [
+        (|b| fs::rename(b.path("a.csv"), b.path("a.csv.1")).unwrap(), "was rotated"),
+        (|b| fs::remove_file(b.path("a.csv")).unwrap(), "was rotated"),
+        (
+            |b| {
+                fs::rename(b.path("a.csv"), b.path("a.csv.1")).unwrap();
+                fs::write(b.path("a.csv"), "k,v\nnew,1\nnew,2\nnew,3\n").unwrap();
+            },
+            "was rotated",
+        ),
+        (|b| fs::write(b.path("a.csv"), "k,v\n").unwrap(), "was truncated"),
+        (
+            |b| {
+                let file = fs::OpenOptions::new().write(true).open(b.path("a.csv")).unwrap();
+                // In one step, so that the job cannot see it empty.
+                std::os::unix::fs::FileExt::write_all_at(&file, b"k,v\nA,1\nB,2\nC,3\n", 0).unwrap();
+            },
+            "was changed while it was followed",
+        ),
+    ];
+    for (rotate, wanted) in rotations {
+        let mut bench = Bench::new(&[("a.csv", "k,v\na,1\nb,2\n")], Some("k"), &["count"]);
+        bench.settings.follow = true;
+        let outcome = std::thread::scope(|scope| {
+            let job = scope.spawn(|| bench.run().unwrap());
+            // All of it is read once two epochs' worth of records are there.
+            while !job.is_finished() && disk(&bench.settings.state).lock().unwrap().records() < 2 {
+                std::thread::yield_now();
+            }
+            rotate(&bench);
+            job.join().unwrap()
+        });
+        let error = outcome.stopped_by.unwrap().to_string();
+        assert!(error.contains(wanted), "{error}");
+        assert_eq!((outcome.after.records, outcome.finished), (2, false));
+        assert_eq!(bench.export(), "{\"key\":\"a\",\"count\":1}\n{\"key\":\"b\",\"count\":1}\n");
+    }
+}
+
+/// Nothing of a file that is empty at first can be hashed; it used to be taken for the same file
+/// after a restart, whatever it had then.
+#[test]
+fn a_followed_file_that_was_empty_at_first_is_known_again() {
+    let mut bench = Bench::new(&[("a.csv", "")], Some("k"), &["count"]);
+    bench.settings.follow = true;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (bench, stop) = (&bench, &stop);
+        let job = scope.spawn(move || super::run::<FakeEngine>(&bench.settings, stop, &mut Silent).unwrap());
+        bench.append("a.csv", "k,v\na,1\nb,2\n");
+        // What a killed job would find in job.json.
+        let known =
+            || Job::load(&bench.settings.state).unwrap().is_some_and(|job| job.files[0].head_len == 12);
+        let read = || disk(&bench.settings.state).lock().unwrap().records() == 2;
+        while !(job.is_finished() || read() && known()) {
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Release);
+        assert_eq!(job.join().unwrap().after.records, 2);
+    });
+    fs::write(bench.path("a.csv"), "k,v\nX,1\nY,2\nZ,3\n").unwrap();
+    assert!(bench.error().contains("changed since it was first read"));
 }

@@ -99,32 +99,37 @@ pub(super) fn look(disk: &SimDisk) -> Result<Option<StateReader>, String> {
 pub(super) fn survives_power_cut(disk: &SimDisk, model: &Model) -> Result<(), String> {
     let cut = disk.snapshot().image(&ImageId::default()).mount();
     let seen = look(&cut)?.ok_or("LOST: after a power cut there is no store")?;
-    let state = seen.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
-    let report = seen.report();
-    let found = Recovered {
+    model.check_recovered(&seen_by(&seen)).map_err(|error| format!("after a power cut: {error}"))
+}
+
+/// What a reader sees, all cores as one.
+pub(super) fn seen_by(reader: &StateReader) -> Recovered {
+    let report = reader.report();
+    Recovered {
         epoch: report.recovery_point,
-        state: vec![state],
+        state: vec![reader.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()],
         offsets: report.source_offsets.clone(),
         watermark: report.watermark,
-    };
-    model.check_recovered(&found).map_err(|error| format!("after a power cut: {error}"))
+    }
 }
 
 pub(super) fn same_as_reader(seen: &StateReader, found: &Recovered) -> Result<(), String> {
-    let all: State = found.state.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let read: State = seen.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
-    let report = seen.report();
-    if report.recovery_point != found.epoch || read != all {
-        return Err(format!(
-            "a reader saw epoch {} with {} keys, opening gave epoch {} with {} keys",
-            report.recovery_point,
-            read.len(),
-            found.epoch,
-            all.len()
-        ));
+    let state = found.state.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let found = Recovered { state: vec![state], ..found.clone() };
+    let seen = seen_by(seen);
+    if seen == found {
+        return Ok(());
     }
-    if (&report.source_offsets, report.watermark) != (&found.offsets, found.watermark) {
-        return Err("a reader saw other offsets or another watermark".into());
-    }
-    Ok(())
+    let keys = |of: &Recovered| of.state.iter().map(State::len).sum::<usize>();
+    Err(format!(
+        "a reader saw epoch {} with {} keys, {:?} {:?}; opening gave epoch {} with {} keys, {:?} {:?}",
+        seen.epoch,
+        keys(&seen),
+        seen.offsets,
+        seen.watermark,
+        found.epoch,
+        keys(&found),
+        found.offsets,
+        found.watermark
+    ))
 }

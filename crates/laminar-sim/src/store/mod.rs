@@ -16,7 +16,7 @@ mod check;
 mod random;
 mod scripts;
 
-use check::{look, open_routed, recovered_routed, same_as_reader, survives_power_cut};
+use check::{look, open_routed, recovered_routed, same_as_reader, seen_by, survives_power_cut};
 pub use check::{open, recovered};
 pub use random::random_scenario;
 pub use scripts::store_scenarios;
@@ -475,5 +475,17 @@ impl Scenario for StoreScenario {
         }
         live.close()?;
         live.end()
+    }
+
+    fn read_when_full(&self, disk: &SimDisk, log: &Log<Model>) -> Result<(), String> {
+        if let Some(seen) = look(disk)? {
+            log.model().check_recovered(&seen_by(&seen))?;
+        }
+        let cores = self.recover_cores.unwrap_or(u16::try_from(log.model().core_count()).unwrap_or(1));
+        match open_routed(disk, cores, &self.settings, self.router()) {
+            Ok(opened) => log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0),
+            Err(StoreError::Io(_)) => Ok(()),
+            Err(error) => Err(format!("open: {error}")),
+        }
     }
 }

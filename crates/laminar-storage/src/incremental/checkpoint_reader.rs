@@ -14,6 +14,7 @@ use crate::format::digest::record_digest;
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::format::state_file::StateRecord;
 use crate::ids::{CoreId, StoreId};
+use crate::parallel::in_parallel;
 use crate::vfs::{Vfs, read_small_file};
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
@@ -155,28 +156,43 @@ impl CheckpointReader {
     /// # Errors
     /// `Io`, `ChecksumMismatch`, `Corruption`.
     pub fn verify(&self) -> Result<()> {
-        let mut total = 0_u64;
-        for core in self.cores() {
-            let (mut digest, mut live) = (0_u64, 0_u64);
-            self.for_each_live(core, |key, value| {
-                digest = digest.wrapping_add(record_digest(key, value));
-                live += 1;
-                Ok::<_, IncrementalCheckpointError>(())
-            })?;
-            total += live;
-            let expected = self.metadata.digests.get(core.index());
-            if let Some(expected) = expected.filter(|e| e.digest != digest || e.live_keys != live) {
-                return Err(self.contradiction(format!(
-                    "core {core} has {live} live keys with digest {digest:016x}, the manifest says {} with {:016x}",
-                    expected.live_keys, expected.digest
-                )));
-            }
+        let live = self.cores().map(|core| self.verify_core(core)).sum::<Result<u64>>()?;
+        self.check_key_count(live)
+    }
+
+    /// As [`Self::verify`], on several threads where the outside world `vfs` allows that.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub(crate) fn verify_in_parallel(&self, vfs: &dyn Vfs) -> Result<()> {
+        let live = in_parallel(vfs, self.cores(), |core| self.verify_core(core))?;
+        self.check_key_count(live.into_iter().sum())
+    }
+
+    /// Checks one core; returns the number of its live keys.
+    fn verify_core(&self, core: CoreId) -> Result<u64> {
+        let (mut digest, mut live) = (0_u64, 0_u64);
+        self.for_each_live(core, |key, value| {
+            digest = digest.wrapping_add(record_digest(key, value));
+            live += 1;
+            Ok::<_, IncrementalCheckpointError>(())
+        })?;
+        let expected = self.metadata.digests.get(core.index());
+        if let Some(expected) = expected.filter(|e| e.digest != digest || e.live_keys != live) {
+            return Err(self.contradiction(format!(
+                "core {core} has {live} live keys with digest {digest:016x}, the manifest says {} with {:016x}",
+                expected.live_keys, expected.digest
+            )));
         }
-        if total != self.metadata.key_count {
-            let said = self.metadata.key_count;
-            return Err(self.contradiction(format!("{total} live keys, the manifest says {said}")));
+        Ok(live)
+    }
+
+    fn check_key_count(&self, live: u64) -> Result<()> {
+        let said = self.metadata.key_count;
+        if live == said {
+            return Ok(());
         }
-        Ok(())
+        Err(self.contradiction(format!("{live} live keys, the manifest says {said}")))
     }
 
     fn contradiction(&self, what: String) -> IncrementalCheckpointError {

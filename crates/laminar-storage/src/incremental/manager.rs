@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -184,8 +184,7 @@ impl IncrementalCheckpointManager {
             let what = format!("core {core} does not exist, there are {} cores", self.chains.len());
             return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
         }
-        check_length("a key", key.len(), MAX_KEY_LEN)?;
-        check_length("a value", value.map_or(0, <[u8]>::len), MAX_VALUE_LEN)?;
+        check_lengths(key, value)?;
         self.overlay.put(core, key, value);
         // The directory being written belongs to the checkpoint in flight; spilling can wait for it.
         if self.overlay.memory() > self.options.overlay_budget && self.in_flight.is_none() {
@@ -435,11 +434,22 @@ impl IncrementalCheckpointManager {
     }
 
     /// Whether a checkpoint is due: the interval has passed since the last one (or since opening), or
-    /// the log has reached the size that was set.
+    /// the log has reached the size that was set, or there is something to keep and no checkpoint
+    /// has ever been made, so that all of it would be lost.
     #[must_use]
     pub fn should_checkpoint(&self) -> bool {
+        if self.latest.is_none() && self.has_something_to_keep() {
+            return true;
+        }
         let passed = u128::from(self.vfs.now_ns().saturating_sub(self.since_ns));
         passed >= self.config.interval.as_nanos() || self.wal_is_large()
+    }
+
+    fn has_something_to_keep(&self) -> bool {
+        !self.overlay.is_empty()
+            || self.chains.iter().any(|chain| !chain.is_empty())
+            || !self.source_offsets.is_empty()
+            || self.watermark.is_some()
     }
 
     fn wal_is_large(&self) -> bool {
@@ -465,14 +475,10 @@ impl IncrementalCheckpointManager {
     }
 
     pub(super) fn check_usable(&self) -> Result<()> {
-        let Some(cause) = self.poison.get() else {
-            return Ok(());
-        };
-        let what = format!("stopped by an earlier failure: {cause}");
-        let detail = Detail::new(what.trim_end_matches('.').to_string())
-            .at_path(&self.config.checkpoint_dir)
-            .remedy("Open again: what was published is intact.");
-        Err(IncrementalCheckpointError::Poisoned(Box::new(detail)))
+        match self.poison.get() {
+            None => Ok(()),
+            Some(cause) => Err(poisoned(cause, &self.config.checkpoint_dir)),
+        }
     }
 
     /// Passes a result on; an error stops the manager for good.
@@ -491,11 +497,25 @@ impl IncrementalCheckpointManager {
 
     pub(super) fn io(
         action: &'static str,
-        path: &std::path::Path,
+        path: &Path,
     ) -> impl FnOnce(std::io::Error) -> IncrementalCheckpointError {
         let path: PathBuf = path.to_path_buf();
         move |e| IncrementalCheckpointError::io(action, &path, e)
     }
+}
+
+/// What every call returns after the first failure.
+pub(super) fn poisoned(cause: &Detail, checkpoint_dir: &Path) -> IncrementalCheckpointError {
+    let what = format!("stopped by an earlier failure: {cause}");
+    let detail = Detail::new(what.trim_end_matches('.').to_string())
+        .at_path(checkpoint_dir)
+        .remedy("Open again: what was published is intact.");
+    IncrementalCheckpointError::Poisoned(Box::new(detail))
+}
+
+pub(super) fn check_lengths(key: &[u8], value: Option<&[u8]>) -> Result<()> {
+    check_length("a key", key.len(), MAX_KEY_LEN)?;
+    check_length("a value", value.map_or(0, <[u8]>::len), MAX_VALUE_LEN)
 }
 
 fn check_length(what: &str, len: usize, max: usize) -> Result<()> {

@@ -6,7 +6,7 @@
 //!
 //! [`to_json`]: IncrementalCheckpointMetadata::to_json
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::IncrementalCheckpointError;
 use super::layout::{EntryName, parse_state_file_name, state_file_name};
 use crate::error::Detail;
+use crate::format::segment_header::WalMode;
 use crate::format::state_file::FileIdentity;
 use crate::format::{FORMAT_VERSION, MAX_CORES, manifest};
 use crate::ids::{CheckpointId, CoreId, StoreId};
@@ -78,6 +79,18 @@ pub struct CoreOffsets {
     pub offsets: BTreeMap<String, u64>,
     /// The core's watermark.
     pub watermark: Option<i64>,
+}
+
+impl CoreOffsets {
+    /// Takes over what a commit record says. A store's record names every source that its core reads, so
+    /// that one it does not name was removed; those of the low-level functions add to each other.
+    pub(crate) fn commit(&mut self, offsets: HashMap<String, u64>, watermark: Option<i64>, mode: WalMode) {
+        if mode == WalMode::Epochs {
+            self.offsets.clear();
+        }
+        self.offsets.extend(offsets);
+        self.watermark = watermark.or(self.watermark);
+    }
 }
 
 /// Digest of one core's live state.

@@ -4,10 +4,13 @@
 //! brought into key order once, when they are written. A change costs one hash and one append, which
 //! makes applying a log to the next checkpoint a matter of memory speed.
 
+use std::sync::Arc;
+
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::merge::Weight;
+use super::reshard::KeyRange;
 use crate::format::state_file::StateRecord;
 use crate::ids::CoreId;
 
@@ -47,7 +50,8 @@ pub struct CoreChanges {
 }
 
 impl CoreChanges {
-    fn put(&mut self, key: &[u8], value: Option<&[u8]>) {
+    /// Records a change.
+    pub(super) fn put(&mut self, key: &[u8], value: Option<&[u8]>) {
         let index = self.find_or_add(key);
         let Self { bytes, entries, encoded, .. } = self;
         let Some(entry) = entries.get_mut(index as usize) else { return };
@@ -116,7 +120,14 @@ impl CoreChanges {
         order.sort_unstable_by(|(a_prefix, a), (b_prefix, b)| {
             a_prefix.cmp(b_prefix).then_with(|| a.key(&self.bytes).cmp(b.key(&self.bytes)))
         });
-        SortedChanges { bytes: &self.bytes, order, at: 0 }
+        let end = order.len();
+        SortedChanges { bytes: &self.bytes, order: Arc::new(order), at: 0, end }
+    }
+
+    /// About how many bytes of memory the changes take, replaced values included.
+    #[must_use]
+    pub(super) fn memory(&self) -> usize {
+        self.bytes.len() + self.entries.len() * ENTRY_OVERHEAD
     }
 
     /// How much the changes weigh in a file.
@@ -140,15 +151,31 @@ fn prefix(key: &[u8]) -> u64 {
 #[derive(Debug)]
 pub struct SortedChanges<'a> {
     bytes: &'a [u8],
-    order: Vec<(u64, &'a Entry)>,
+    order: Arc<Vec<(u64, &'a Entry)>>,
     at: usize,
+    end: usize,
 }
 
-impl SortedChanges<'_> {
+impl<'a> SortedChanges<'a> {
+    /// The keys from here on.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a [u8]> {
+        let bytes = self.bytes;
+        self.order.get(self.at..self.end).unwrap_or_default().iter().map(|(_, entry)| entry.key(bytes))
+    }
+
+    /// The changes of a range of keys, sharing the order.
+    pub(super) fn within(&self, range: &KeyRange) -> Self {
+        let border =
+            |key: &Vec<u8>| self.order.partition_point(|(_, entry)| entry.key(self.bytes) < key.as_slice());
+        let at = range.from.as_ref().map_or(self.at, border);
+        let end = range.to.as_ref().map_or(self.end, border);
+        Self { bytes: self.bytes, order: Arc::clone(&self.order), at, end }
+    }
+
     /// The change it stands on; `None` behind the last one.
     #[must_use]
     pub fn current(&self) -> Option<StateRecord<'_>> {
-        let (_, entry) = self.order.get(self.at)?;
+        let (_, entry) = self.order.get(self.at).filter(|_| self.at < self.end)?;
         Some(StateRecord { key: entry.key(self.bytes), value: entry.value(self.bytes) })
     }
 
@@ -190,10 +217,15 @@ impl Overlay {
         &self.cores
     }
 
+    /// The changes per core, to add to.
+    pub(super) fn cores_mut(&mut self) -> &mut [CoreChanges] {
+        &mut self.cores
+    }
+
     /// About how many bytes of memory the changes take, replaced values included.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.cores.iter().map(|core| core.bytes.len() + core.entries.len() * ENTRY_OVERHEAD).sum()
+        self.cores.iter().map(CoreChanges::memory).sum()
     }
 
     /// Whether nothing has changed.

@@ -28,6 +28,7 @@ use crate::error::Detail;
 use crate::format::digest::record_digest;
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::{CheckpointId, CoreId, Epoch, WalPosition};
+use crate::parallel::in_parallel;
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
 
@@ -181,13 +182,10 @@ impl IncrementalCheckpointManager {
             None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?,
         };
         spill.rename(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?;
-        let mut files = Vec::with_capacity(self.chains.len());
-        let mut all_rewritten = true;
-        for core in self.cores() {
-            let first = self.first_to_merge(core, changes);
-            all_rewritten &= first == 0;
-            files.push(self.write_core(core, first, changes, &mut spill)?);
-        }
+        let firsts: Vec<_> = self.cores().map(|core| (core, self.first_to_merge(core, changes))).collect();
+        let all_rewritten = firsts.iter().all(|(_, first)| *first == 0);
+        let write = |(core, first)| self.write_core(core, first, changes, &spill);
+        let files = in_parallel(self.vfs.as_ref(), firsts, write)?;
         let mut metadata = self.describe(id, wal_position, &files);
         metadata.key_count = self.count_keys(&metadata, all_rewritten, changes)?;
         let manifest = metadata.to_json()?;
@@ -227,7 +225,7 @@ impl IncrementalCheckpointManager {
         core: CoreId,
         first: usize,
         changes: &Overlay,
-        spill: &mut Spill,
+        spill: &Spill,
     ) -> Result<Vec<DraftFile>> {
         let vfs = self.vfs.as_ref();
         let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
@@ -248,8 +246,7 @@ impl IncrementalCheckpointManager {
         let older = merged.iter().map(|file| Source::File(file.reader.cursor()));
         let newest = changes.map(|core| Source::Memory(core.sorted()));
         let merge = Merge::new(older.chain(newest).collect())?;
-        let identity = spill.next_identity(self.store_id, core)?;
-        if let Some(finished) = spill.write(vfs, identity, merge, kept.is_empty())? {
+        if let Some(finished) = spill.write(vfs, self.store_id, core, merge, kept.is_empty())? {
             files.push(DraftFile::New(finished.meta));
         }
         for file in merged.iter().filter(|file| file.spilled) {
@@ -260,7 +257,7 @@ impl IncrementalCheckpointManager {
 
     /// Gives a file of the newest checkpoint a second name in the new one, or copies it where the
     /// file system has no links or no room for another.
-    fn link(&self, file: &ChainFile, spill: &mut Spill) -> Result<()> {
+    fn link(&self, file: &ChainFile, spill: &Spill) -> Result<()> {
         let Some(latest) = &self.latest else {
             return Ok(());
         };
@@ -326,8 +323,8 @@ impl IncrementalCheckpointManager {
     /// # Errors
     /// `Io`, `ChecksumMismatch`, `Corruption` of the state files.
     pub(crate) fn live_digests(&self) -> Result<Vec<CoreDigest>> {
-        let mut digests = Vec::with_capacity(self.chains.len());
-        for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
+        let cores = self.chains.iter().zip(self.overlay.cores());
+        in_parallel(self.vfs.as_ref(), cores, |(chain, changes)| {
             let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
             let memory = Source::Memory(changes.sorted());
             let mut merge = Merge::new(files.chain([memory]).collect())?;
@@ -338,9 +335,8 @@ impl IncrementalCheckpointManager {
                     core.live_keys += 1;
                 }
             }
-            digests.push(core);
-        }
-        Ok(digests)
+            Ok(core)
+        })
     }
 
     /// Live keys of the new checkpoint, by the cheapest way that is exact.
@@ -435,10 +431,8 @@ impl IncrementalCheckpointManager {
             let what = "the manifest reads back different from what was written";
             return Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)));
         }
-        let mut chains = Vec::with_capacity(draft.files.len());
-        for files in &draft.files {
-            let mut chain = Vec::with_capacity(files.len());
-            for file in files {
+        in_parallel(vfs, &draft.files, |files| {
+            let read = |file: &DraftFile| {
                 let reader = match file {
                     DraftFile::New(meta) => self.read_file_back(dir, meta)?,
                     DraftFile::Open(file) => {
@@ -446,11 +440,10 @@ impl IncrementalCheckpointManager {
                         Arc::new(file.reader.renamed(dir))
                     }
                 };
-                chain.push(ChainFile { reader, spilled: false });
-            }
-            chains.push(chain);
-        }
-        Ok(chains)
+                Ok(ChainFile { reader, spilled: false })
+            };
+            files.iter().map(read).collect()
+        })
     }
 
     fn read_file_back(&self, dir: &Path, meta: &CheckpointFile) -> Result<Arc<StateFileReader>> {

@@ -5,9 +5,8 @@
 //! comes again from the log, or was never promised.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::IncrementalCheckpointError;
 use super::layout::EntryName;
@@ -17,18 +16,23 @@ use super::metadata::{CheckpointFile, CoreOffsets};
 use super::overlay::Overlay;
 use super::state_file::{BlockCache, FinishedFile, StateFileReader, StateFileWriter};
 use crate::error::Detail;
-use crate::format::MAX_CORES;
 use crate::format::state_file::{FileIdentity, StateRecord};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::vfs::{Vfs, VfsFile};
 
-/// A checkpoint directory under its temporary name.
+/// A checkpoint directory under its temporary name. Several threads can write into it, each its own file.
 #[derive(Debug)]
 pub(super) struct Spill {
     pub(super) id: CheckpointId,
     pub(super) dir: PathBuf,
+    written: Mutex<Written>,
+}
+
+/// What was written into the directory.
+#[derive(Debug, Default)]
+struct Written {
     next_part: BTreeMap<CoreId, u16>,
-    /// Files written into it, by name.
+    /// By name.
     files: BTreeMap<String, Arc<dyn VfsFile>>,
 }
 
@@ -38,7 +42,7 @@ impl Spill {
         let dir = EntryName::Pending(id).path(checkpoint_dir);
         vfs.create_dir(&dir)
             .map_err(IncrementalCheckpointManager::io("could not create the checkpoint directory", &dir))?;
-        Ok(Self { id, dir, next_part: BTreeMap::new(), files: BTreeMap::new() })
+        Ok(Self { id, dir, written: Mutex::default() })
     }
 
     /// Gives the directory the id that was chosen in the end.
@@ -54,27 +58,38 @@ impl Spill {
         Ok(())
     }
 
-    /// The identity of the next file of a core.
-    pub(super) fn next_identity(&mut self, store_id: StoreId, core: CoreId) -> Result<FileIdentity> {
-        let next = self.next_part.entry(core).or_insert(0);
-        let part = *next;
-        *next = next.checked_add(1).ok_or_else(|| {
+    fn locked<R>(&self, change: impl FnOnce(&mut Written) -> R) -> R {
+        // Nothing in there is ever half changed.
+        change(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Creates the next file of a core.
+    pub(super) fn begin(&self, vfs: &dyn Vfs, store_id: StoreId, core: CoreId) -> Result<StateFileWriter> {
+        let part = self.locked(|written| {
+            let next = written.next_part.entry(core).or_insert(0);
+            let part = *next;
+            *next = next.checked_add(1)?;
+            Some(part)
+        });
+        let part = part.ok_or_else(|| {
             let detail = Detail::new("too much was spilled since the last checkpoint").on_core(core);
             IncrementalCheckpointError::Backpressure(Box::new(detail.remedy("Make a checkpoint.")))
         })?;
-        Ok(FileIdentity { store_id, checkpoint: self.id, core, part })
+        let identity = FileIdentity { store_id, checkpoint: self.id, core, part };
+        let path = self.dir.join(CheckpointFile::of(&identity).name);
+        StateFileWriter::create(vfs, &path, identity)
     }
 
-    /// Writes the records of a merge, without the tombstones where nothing older is left; no file
-    /// when there are no records.
+    /// Writes the records of a merge into the next file of a core, without the tombstones where nothing
+    /// older is left; no file when there are no records.
     pub(super) fn write(
-        &mut self,
+        &self,
         vfs: &dyn Vfs,
-        identity: FileIdentity,
+        store_id: StoreId,
+        core: CoreId,
         mut merge: Merge<'_>,
         drop_tombstones: bool,
     ) -> Result<Option<FinishedFile>> {
-        let path = self.dir.join(CheckpointFile::of(&identity).name);
         let mut writer: Option<StateFileWriter> = None;
         while let Some(record) = merge.next_record()? {
             if drop_tombstones && record.value.is_none() {
@@ -82,39 +97,42 @@ impl Spill {
             }
             let writer = match &mut writer {
                 Some(writer) => writer,
-                None => writer.insert(StateFileWriter::create(vfs, &path, identity)?),
+                None => writer.insert(self.begin(vfs, store_id, core)?),
             };
             writer.push(record)?;
         }
         writer.map(|writer| self.finish(writer)).transpose()
     }
 
-    fn finish(&mut self, writer: StateFileWriter) -> Result<FinishedFile> {
+    /// Ends a file that was begun here.
+    pub(super) fn finish(&self, writer: StateFileWriter) -> Result<FinishedFile> {
         let finished = writer.finish()?;
-        self.files.insert(finished.meta.name.clone(), Arc::clone(&finished.file));
+        self.track(finished.meta.name.clone(), Arc::clone(&finished.file));
         Ok(finished)
     }
 
     /// Remembers a file that must be synced.
-    pub(super) fn track(&mut self, name: String, file: Arc<dyn VfsFile>) {
-        self.files.insert(name, file);
+    pub(super) fn track(&self, name: String, file: Arc<dyn VfsFile>) {
+        self.locked(|written| written.files.insert(name, file));
     }
 
     /// Removes a file that was merged into another.
-    pub(super) fn discard(&mut self, vfs: &dyn Vfs, name: &str) -> Result<()> {
+    pub(super) fn discard(&self, vfs: &dyn Vfs, name: &str) -> Result<()> {
         let path = self.dir.join(name);
-        self.files.remove(name);
+        self.locked(|written| written.files.remove(name));
         vfs.remove_file(&path)
             .map_err(IncrementalCheckpointManager::io("could not remove a merged state file", &path))
     }
 
     /// The files that are not known to be durable.
     pub(super) fn into_unsynced(self) -> Vec<Arc<dyn VfsFile>> {
-        self.files.into_values().collect()
+        self.written.into_inner().unwrap_or_else(PoisonError::into_inner).files.into_values().collect()
     }
 
-    fn open(&self, finished: &FinishedFile, identity: FileIdentity) -> Result<ChainFile> {
+    /// Opens a file that was finished here.
+    pub(super) fn open(&self, finished: &FinishedFile, store_id: StoreId) -> Result<ChainFile> {
         let path = self.dir.join(&finished.meta.name);
+        let identity = finished.meta.identity(store_id);
         let file = Arc::clone(&finished.file);
         let reader = StateFileReader::from_file(file, path, identity, &finished.meta)?;
         Ok(ChainFile { reader: Arc::new(reader), spilled: true })
@@ -138,17 +156,17 @@ impl IncrementalCheckpointManager {
 
     fn try_spill(&mut self) -> Result<()> {
         let live_keys = self.live_keys_with(&self.overlay)?;
-        let mut spill = self.take_spill()?;
+        let spill = self.take_spill()?;
         let mut parts = Vec::new();
         for (core, changes) in self.cores().zip(self.overlay.cores()) {
             if changes.is_empty() {
                 continue;
             }
-            let identity = spill.next_identity(self.store_id, core)?;
             let drop_tombstones = self.chains.get(core.index()).is_none_or(Vec::is_empty);
             let merge = Merge::new(vec![Source::Memory(changes.sorted())])?;
-            if let Some(finished) = spill.write(self.vfs.as_ref(), identity, merge, drop_tombstones)? {
-                parts.push((core, spill.open(&finished, identity)?));
+            let vfs = self.vfs.as_ref();
+            if let Some(finished) = spill.write(vfs, self.store_id, core, merge, drop_tombstones)? {
+                parts.push((core, spill.open(&finished, self.store_id)?));
             }
         }
         for (core, part) in parts {
@@ -186,75 +204,6 @@ impl IncrementalCheckpointManager {
             }
         }
         Ok(Some(live))
-    }
-
-    /// Lays the whole state out for another number of cores: every live key goes to the core that
-    /// `route` names. Nothing of it is durable before the next checkpoint. Input positions move to
-    /// the first core; give the new ones with [`Self::set_core_offsets`].
-    ///
-    /// # Errors
-    /// `InvalidConfig` for no cores, too many, or a core that `route` makes up; `AlreadyExists` while
-    /// a checkpoint is in flight; `Poisoned`; and whatever fails while the state is read and written,
-    /// which poisons the manager.
-    pub fn reshard(&mut self, cores: usize, route: impl FnMut(&[u8]) -> CoreId) -> Result<()> {
-        self.check_usable()?;
-        self.check_nothing_in_flight()?;
-        if cores == 0 || cores > MAX_CORES {
-            let what = format!("core_count is {cores}, it must be 1 to {MAX_CORES}");
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
-        }
-        let done = self.try_reshard(cores, route);
-        self.poison_on_error(done)
-    }
-
-    fn try_reshard(&mut self, cores: usize, mut route: impl FnMut(&[u8]) -> CoreId) -> Result<()> {
-        let mut spill = self.take_spill()?;
-        let mut writers: BTreeMap<CoreId, (FileIdentity, StateFileWriter)> = BTreeMap::new();
-        let mut live = 0_u64;
-        // Keys are live on one core at most, but an older core may hold a tombstone of a key that
-        // moved; so the newest record counts within a core, and live ones win between cores.
-        let mut merges = Vec::new();
-        for (chain, changes) in self.chains.iter().zip(self.overlay.cores()) {
-            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.sorted());
-            merges.push(Merge::new(files.chain([memory]).collect())?);
-        }
-        let mut merge = Merge::new(merges.into_iter().map(Source::live).collect())?;
-        while let Some(record) = merge.next_record()? {
-            let core = route(record.key);
-            if core.index() >= cores {
-                let what = format!("the router names core {core}, there are {cores} cores");
-                return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
-            }
-            let (_, writer) = match writers.entry(core) {
-                Entry::Occupied(there) => there.into_mut(),
-                Entry::Vacant(vacant) => {
-                    let identity = spill.next_identity(self.store_id, core)?;
-                    let path = spill.dir.join(CheckpointFile::of(&identity).name);
-                    let writer = StateFileWriter::create(self.vfs.as_ref(), &path, identity)?;
-                    vacant.insert((identity, writer))
-                }
-            };
-            writer.push(record)?;
-            live += 1;
-        }
-        drop(merge);
-        let mut chains: Vec<Vec<ChainFile>> = (0..cores).map(|_| Vec::new()).collect();
-        for (core, (identity, writer)) in writers {
-            let finished = spill.finish(writer)?;
-            if let Some(chain) = chains.get_mut(core.index()) {
-                chain.push(spill.open(&finished, identity)?);
-            }
-        }
-        for old in self.chains.iter().flatten().filter(|file| file.spilled) {
-            spill.discard(self.vfs.as_ref(), &old.reader.meta().name)?;
-        }
-        self.spill = Some(spill);
-        self.lay_out(cores);
-        self.chains = chains;
-        self.rewrite_all = false;
-        self.live_keys = Some(live);
-        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::checkpoint_reader::CheckpointReader;
 use super::error::IncrementalCheckpointError;
 use super::metadata::IncrementalCheckpointMetadata;
-use crate::vfs::{FileKind, OsVfs, Vfs};
+use crate::vfs::{FileKind, OsVfs, Vfs, dir_kind};
 
 /// Reads and checks everything the checkpoint in `dir` needs: manifest, files, every block, counts
 /// and digests. Changes nothing. Files the manifest does not list are ignored.
@@ -42,7 +42,7 @@ pub fn wal_size(path: &Path) -> u64 {
 /// # Errors
 /// What the operating system says, except that a missing path has 0 bytes.
 pub fn wal_size_in(vfs: &dyn Vfs, path: &Path) -> io::Result<u64> {
-    match vfs.kind(path)? {
+    match dir_kind(vfs, path)? {
         Some(FileKind::File { len }) => Ok(len),
         Some(FileKind::Dir) => {
             let mut total = 0_u64;

@@ -16,6 +16,7 @@ use crate::format::digest::StateDigest;
 use crate::format::record::Record;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
+use crate::incremental::lanes::Lane;
 use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager};
 use crate::vfs::Vfs;
 
@@ -47,87 +48,119 @@ impl Applied {
     }
 }
 
+/// What one core's records came to.
+#[derive(Debug, Default)]
+struct Followed {
+    changes: u64,
+    last: Sequence,
+    barrier: Option<(Epoch, Option<StateDigest>)>,
+    /// Its source offsets and watermark after the last commit.
+    offsets: CoreOffsets,
+}
+
+impl Followed {
+    /// Reads a core's records to the end, and hands each put and delete to `apply`.
+    fn of(
+        cursor: CoreCursor,
+        mode: WalMode,
+        offsets: CoreOffsets,
+        mut apply: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), IncrementalCheckpointError>,
+    ) -> Result<Self, PerCoreWalError> {
+        let mut all = Self { offsets, ..Self::default() };
+        all.changes = cursor.replay(|record, at| {
+            all.last = all.last.max(Sequence(at.sequence));
+            match record {
+                Record::Put { key, value } => apply(key, Some(value)).map_err(checkpoint_error)?,
+                Record::Delete { key } => apply(key, None).map_err(checkpoint_error)?,
+                Record::Barrier { digest, .. } => all.barrier = Some((Epoch(at.epoch), *digest)),
+                Record::Commit(body) => {
+                    if let Some(commit) = body.decode() {
+                        all.offsets.commit(commit.offsets, commit.watermark, mode);
+                    }
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Adds it to what is known of the core.
+    fn note(self, core: CoreId, applied: &mut Applied, offsets: &mut Vec<CoreOffsets>) {
+        if self.last == Sequence::ZERO {
+            return;
+        }
+        let (cut, barrier) = applied.at(core);
+        *cut = (*cut).max(self.last);
+        *barrier = self.barrier.unwrap_or(*barrier);
+        if offsets.len() <= core.index() {
+            offsets.resize_with(core.index() + 1, CoreOffsets::default);
+        }
+        if let Some(of_core) = offsets.get_mut(core.index()) {
+            *of_core = self.offsets;
+        }
+    }
+}
+
 /// Applies what `span` lets through of the segments of one incarnation to the manager, whose layout
-/// is that incarnation's.
+/// is that incarnation's. Several cores at a time, where the outside world allows that.
 pub(crate) fn apply_incarnation(
     vfs: &Arc<dyn Vfs>,
     survey: &Survey,
     incarnation: Incarnation,
-    span: impl Fn(CoreId) -> Span,
+    span: impl Fn(CoreId) -> Span + Sync,
     manager: &mut IncrementalCheckpointManager,
     applied: &mut Applied,
 ) -> Result<(), PerCoreWalError> {
     let cursor =
         |log: &CoreLog| CoreCursor::of_incarnation(vfs, survey, log.core, span(log.core), incarnation);
-    let mut offsets = manager.core_offsets().to_vec();
-    let mode = survey.header_of(incarnation).map(|header| header.mode);
-    let mut note =
-        |core: CoreId, record: &Record<'_>, epoch: Epoch, sequence: Sequence, applied: &mut Applied| {
-            let (cut, barrier) = applied.at(core);
-            *cut = (*cut).max(sequence);
-            match record {
-                Record::Barrier { digest, .. } => *barrier = (epoch, *digest),
-                Record::Commit(body) => {
-                    if let Some(commit) = body.decode() {
-                        commit_to(&mut offsets, core, commit.offsets, commit.watermark);
-                    }
-                }
-                _ => {}
+    let offsets_before = manager.core_offsets().to_vec();
+    let mut offsets = offsets_before.clone();
+    let mode = survey.header_of(incarnation).map_or(WalMode::Plain, |header| header.mode);
+    let before = |core: CoreId| offsets_before.get(core.index()).cloned().unwrap_or_default();
+    if mode == WalMode::Epochs {
+        let follow = |lane: &mut Lane<'_>| match survey.core(lane.core()) {
+            Some(log) => {
+                Followed::of(cursor(log), mode, before(log.core), |key, value| lane.apply(key, value))
             }
+            None => Ok(Followed::default()),
         };
-    if mode == Some(WalMode::Epochs) {
-        for log in &survey.cores {
-            cursor(log).replay(|record, at| {
-                let change = match record {
-                    Record::Put { key, value } => Some((*key, Some(*value))),
-                    Record::Delete { key } => Some((*key, None)),
-                    _ => None,
-                };
-                if let Some((key, value)) = change {
-                    applied.changes += 1;
-                    manager.apply(log.core, key, value).map_err(checkpoint_error)?;
-                }
-                note(log.core, record, Epoch(at.epoch), Sequence(at.sequence), applied);
-                Ok(())
-            })?;
+        let followed = manager.with_lanes(follow).map_err(checkpoint_error)??;
+        for (core, followed) in (0..).map(CoreId).zip(followed) {
+            applied.changes += followed.changes;
+            followed.note(core, applied, &mut offsets);
         }
     } else {
-        // Two low-level writers may write the same key; the total order decides between them.
         for log in &survey.cores {
-            cursor(log).replay(|record, at| {
-                note(log.core, record, Epoch(at.epoch), Sequence(at.sequence), applied);
-                Ok(())
-            })?;
+            Followed::of(cursor(log), mode, before(log.core), |_, _| Ok(()))?.note(
+                log.core,
+                applied,
+                &mut offsets,
+            );
         }
-        let merged = MergedEntries::new(survey.cores.iter().map(cursor).collect());
-        for entry in merged {
-            let entry = entry?;
-            let core = CoreId(u16::try_from(entry.core_id % manager.core_count()).unwrap_or(0));
-            let (key, value) = match &entry.operation {
-                WalOperation::Put { key, value } => (key, Some(value.as_slice())),
-                WalOperation::Delete { key } => (key, None),
-                _ => continue,
-            };
-            applied.changes += 1;
-            manager.apply_unrouted(core, key, value).map_err(checkpoint_error)?;
-        }
+        applied.changes += apply_merged(survey.cores.iter().map(cursor).collect(), manager)?;
     }
     manager.set_core_offsets(offsets).map_err(checkpoint_error)
 }
 
-fn commit_to(
-    all: &mut Vec<CoreOffsets>,
-    core: CoreId,
-    offsets: std::collections::HashMap<String, u64>,
-    watermark: Option<i64>,
-) {
-    if all.len() <= core.index() {
-        all.resize_with(core.index() + 1, CoreOffsets::default);
+/// Two low-level writers may write the same key; the total order decides between them.
+fn apply_merged(
+    cursors: Vec<CoreCursor>,
+    manager: &mut IncrementalCheckpointManager,
+) -> Result<u64, PerCoreWalError> {
+    let mut changes = 0;
+    for entry in MergedEntries::new(cursors) {
+        let entry = entry?;
+        let core = CoreId(u16::try_from(entry.core_id % manager.core_count()).unwrap_or(0));
+        let (key, value) = match &entry.operation {
+            WalOperation::Put { key, value } => (key, Some(value.as_slice())),
+            WalOperation::Delete { key } => (key, None),
+            _ => continue,
+        };
+        changes += 1;
+        manager.apply_unrouted(core, key, value).map_err(checkpoint_error)?;
     }
-    if let Some(of_core) = all.get_mut(core.index()) {
-        of_core.offsets.extend(offsets);
-        of_core.watermark = watermark.or(of_core.watermark);
-    }
+    Ok(changes)
 }
 
 pub(crate) fn checkpoint_error(error: IncrementalCheckpointError) -> PerCoreWalError {

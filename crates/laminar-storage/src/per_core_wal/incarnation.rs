@@ -11,13 +11,14 @@ use std::sync::Arc;
 use super::error::PerCoreWalError;
 use super::recovery::identity::{CLOSED, CURRENT};
 use super::recovery::survey::{CoreLog, Segment, Survey};
-use super::segment::create_segment;
+use super::segment::{SegmentName, create_segment, list_segments};
 use super::writer::{CoreWalWriter, SegmentPolicy};
+use crate::error::Detail;
 use crate::format::closed::Closed;
 use crate::format::current::Current;
 use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
-use crate::ids::{CoreId, Epoch, Sequence, StoreId, WalPosition};
+use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, WalPosition};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
 
@@ -88,6 +89,28 @@ fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
         write_all_at(file, &[0; FRAME_ALIGN], segment.file_len)?;
     }
     Ok(())
+}
+
+/// Refuses a log in which a file name has an id so large that none could follow it. This log never wrote
+/// such a name; taking part in the count, it would make the next opening create files that exist.
+pub(crate) fn refuse_last_ids(vfs: &dyn Vfs, dir: &Path, survey: &Survey) -> Result<(), PerCoreWalError> {
+    if survey.max_incarnation < Incarnation::LAST && survey.max_number < SegmentNumber::LAST {
+        return Ok(());
+    }
+    let names = list_segments(vfs, dir)
+        .map_err(|e| PerCoreWalError::io("could not list the log directory", dir, e))?;
+    let too_large =
+        |name: &SegmentName| name.incarnation >= Incarnation::LAST || name.number >= SegmentNumber::LAST;
+    let stray = names.into_iter().find(too_large);
+    let path = stray.map_or_else(|| dir.to_path_buf(), |name| dir.join(name.file_name()));
+    Err(PerCoreWalError::corrupted(
+        Detail::new("the ids in this file's name are so large that no new segment could follow it")
+            .at_path(path)
+            .remedy(
+                "No log writes that many segments: move the file out of the directory and open again; \
+                 nothing was changed.",
+            ),
+    ))
 }
 
 /// Creates the first segments of a new incarnation and hands out one writer per core.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::config::PerCoreWalConfig;
 use super::entry::PerCoreWalEntry;
 use super::error::PerCoreWalError;
-use super::incarnation::{Beginning, begin, make_durable};
+use super::incarnation::{Beginning, begin, make_durable, refuse_last_ids};
 use super::merge::MergedEntries;
 use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
@@ -122,6 +122,7 @@ impl PerCoreWalManager {
             segment_size: config.segment_size,
             preallocation: config.preallocation,
         };
+        refuse_last_ids(policy.vfs.as_ref(), &policy.dir, survey)?;
         make_durable(&policy.vfs, &policy.dir, survey)?;
         let writers = begin(&policy, survey, beginning)?;
         let start = survey.high_water().1.max(beginning.after);

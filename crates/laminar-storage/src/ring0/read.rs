@@ -7,6 +7,7 @@ use super::pending::{WAITING_MOST, Waiting};
 use super::record;
 use super::segment::Needle;
 use super::state::CoreState;
+#[cfg(test)]
 use crate::format::digest::{StateDigest, record_digest};
 
 /// How much memory a core's state uses, in bytes.
@@ -84,6 +85,7 @@ impl CoreState {
     }
 
     /// The digest of the state, computed from every record.
+    #[cfg(test)]
     pub(crate) fn digest(&self) -> StateDigest {
         let digest = self.iter().fold(0_u64, |sum, (key, value)| sum.wrapping_add(record_digest(key, value)));
         StateDigest { digest, live_keys: self.len() }

@@ -1,6 +1,8 @@
 //! The half of a core that its own thread holds: what changes it. Reading is in `read.rs`.
 #![expect(unsafe_code, reason = "reads records through the index and retires them")]
 
+use std::sync::atomic::Ordering;
+
 use super::arena::{Arena, Slot};
 use super::class::Class;
 use super::hash::KeyHasher;
@@ -212,8 +214,9 @@ impl CoreState {
     }
 
     /// Recovery: applies a put, or a delete on `None`, that is in the log already. Nothing goes to the
-    /// changelog, and the replaced slot is free at once.
-    pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Ring0Error> {
+    /// changelog, and the replaced slot is free at once. Returns what the digest of the state grew by, to
+    /// be added up by wrapping: the new record comes, the one that was there goes.
+    pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<u64, Ring0Error> {
         check(key, value.unwrap_or_default())?;
         self.flush()?;
         if !self.retired.is_quiet() {
@@ -221,11 +224,13 @@ impl CoreState {
         }
         self.reclaim(usize::MAX);
         let needle = Needle::new(self.hasher.hash(key), key);
+        let mut growth = 0_u64;
         let replaced = match value {
             Some(value) => {
                 let lookup = self.lookup(&needle, key)?;
                 let slot = self.allocate(Arena::class_for(key, value)?)?;
-                let at = self.arena.write(slot, Kind::Put, 0, record_digest(key, value), key, value);
+                growth = record_digest(key, value);
+                let at = self.arena.write(slot, Kind::Put, 0, growth, key, value);
                 match lookup {
                     Lookup::Found(place, old) => {
                         self.index.swing(place, &needle, at);
@@ -243,11 +248,14 @@ impl CoreState {
             }),
         };
         if let Some(old) = replaced {
+            // SAFETY: it was live until now (R0-4), and is not free.
+            let gone = unsafe { self.arena.record(old) }.header.digest.load(Ordering::Relaxed);
+            growth = growth.wrapping_sub(gone);
             // SAFETY: it was live until now (R0-4). Every entry that was ever pushed is released, so
             // that Ring 1 looks at no record, and no later entry will name this one (R0-5).
             unsafe { self.arena.free(old) };
         }
-        Ok(())
+        Ok(growth)
     }
 
     /// The changelog's counters.

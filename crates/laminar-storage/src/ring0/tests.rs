@@ -243,15 +243,18 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
 #[test]
 fn loading_reuses_slots_at_once_and_hands_its_digest_over() {
     let (mut state, mut drain) = small(64);
+    let mut sum = 0_u64;
     for round in 0..50_u8 {
         for n in 0..20 {
-            state.load(&key(n), Some(&[round; 50])).unwrap();
+            sum = sum.wrapping_add(state.load(&key(n), Some(&[round; 50])).unwrap());
         }
     }
     for n in 0..10 {
-        state.load(&key(n), None).unwrap();
-        state.load(&key(n), None).unwrap();
+        sum = sum.wrapping_add(state.load(&key(n), None).unwrap());
+        assert_eq!(state.load(&key(n), None).unwrap(), 0, "there is nothing to delete any more");
     }
+    // What loading adds up, overwritten and deleted records included, is the digest of what is there.
+    assert_eq!(StateDigest { digest: sum, live_keys: 10 }, state.digest());
     assert_eq!((state.len(), state.changelog().total_pushed()), (10, 0));
     let memory = state.memory();
     assert!(memory.live_bytes + memory.free_bytes < 31 * 96 + 64, "{memory:?}");

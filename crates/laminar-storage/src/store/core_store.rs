@@ -9,8 +9,8 @@ use std::time::Instant;
 use super::error::StoreError;
 use super::shared::Shared;
 use crate::error::Detail;
-use crate::format::MAX_KEY_LEN;
 use crate::format::record::encode_commit_body;
+use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
 use crate::ring0::{CoreState, Iter, MemoryStats, Ring0Error};
@@ -181,8 +181,8 @@ impl CoreStore {
     /// Notes from where to go on reading `source`. Committed with the next seal, together with exactly
     /// the changes made before it.
     ///
-    /// # Panics
-    /// Never; a name over 65,535 bytes is refused by the next seal.
+    /// A name over 65,535 bytes, or more names than fit into one commit, are refused by the next seal. Nothing
+    /// is lost then: forget the name with [`Self::remove_source_offset`], and seal again.
     pub fn set_source_offset(&mut self, source: &str, offset: u64) {
         self.uncommitted = true;
         match self.offsets.get_mut(source) {
@@ -269,11 +269,22 @@ impl CoreStore {
             return Err(StoreError::invalid(
                 Detail::new(format!("a source name of {} bytes, at most {MAX_KEY_LEN} fit", name.len()))
                     .on_core(self.core_id())
-                    .remedy("Use a shorter name."),
+                    .remedy("Forget it with remove_source_offset, use a shorter name, and seal again."),
             ));
         }
         let offsets = self.offsets.iter().map(|(name, offset)| (name.as_str(), *offset));
         encode_commit_body(&mut self.commit, self.watermark, offsets);
+        if self.commit.len() > MAX_VALUE_LEN {
+            return Err(StoreError::invalid(
+                Detail::new(format!(
+                    "{} source offsets take {} bytes in a commit, at most {MAX_VALUE_LEN} fit",
+                    self.offsets.len(),
+                    self.commit.len()
+                ))
+                .on_core(self.core_id())
+                .remedy("Forget some with remove_source_offset, or use shorter names, and seal again."),
+            ));
+        }
         Ok(())
     }
 

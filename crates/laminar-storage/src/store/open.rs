@@ -25,16 +25,16 @@ use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate}
 use crate::incremental::{
     CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
 };
+use crate::parallel::in_parallel;
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::{Base, Wanted};
-use crate::per_core_wal::recovery::survey::in_parallel;
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
 use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
 use crate::ring0::{CoreDrain, CoreState, StateConfig, new_state};
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::vfs::{Vfs, create_dir_durably};
+use crate::vfs::{FileKind, Vfs, create_dir_durably};
 
 /// The lock file of a store; never removed.
 const LOCK: &str = "LOCK";
@@ -60,6 +60,21 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn of(dir: &Path) -> Self {
         Self { dir: dir.to_path_buf(), wal: dir.join("wal"), checkpoints: dir.join("checkpoints") }
+    }
+
+    /// The store's own directory may be a symbolic link of the user's; what is in it may not be one.
+    pub(crate) fn refuse_links(&self, vfs: &dyn Vfs) -> Result<(), StoreError> {
+        for path in [&self.wal, &self.checkpoints] {
+            let io = |e| StoreError::Io(Box::new(io_detail("could not look at", path, e)));
+            if vfs.kind(path).map_err(io)? == Some(FileKind::Other) {
+                let e = std::io::ErrorKind::NotADirectory.into();
+                let detail = io_detail("something that is no directory is in the way", path, e);
+                return Err(StoreError::Io(Box::new(detail.remedy(
+                    "Put the directory itself there; only the path of the whole store may be a symbolic link.",
+                ))));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -115,6 +130,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let layout = Layout::of(builder.path());
     let io = |action| move |e| StoreError::Io(Box::new(io_detail(action, builder.path(), e)));
     create_dir_durably(vfs.as_ref(), &layout.dir).map_err(io("could not create the store's directory"))?;
+    layout.refuse_links(vfs.as_ref())?;
     let lock = lock_store(vfs, &layout)?;
     // All locks come before the first look, so that nobody can add to what was seen.
     let locks = Locks {
@@ -128,7 +144,8 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
         let load = |located: &Located| {
             if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
                 // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
-                located.checkpoint.as_ref().map_or(Ok(()), CheckpointReader::verify)?;
+                let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());
+                located.checkpoint.as_ref().map_or(Ok(()), verify)?;
                 return Ok(None);
             }
             load_cores(builder, located).map(Some)
@@ -170,9 +187,8 @@ fn lock_store(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<StoreLock, StoreErr
 
 /// Fills every core from checkpoint and log, in parallel.
 fn load_cores(builder: &StoreBuilder, located: &Located) -> Result<Vec<Loaded>, LoadFailure> {
-    let cores: Vec<_> = (0..builder.core_count()).map(CoreId).collect();
-    let work = |core: &CoreId| load_core(builder, located, *core);
-    in_parallel(builder.vfs_ref().as_ref(), &cores, work).into_iter().collect()
+    let cores = (0..builder.core_count()).map(CoreId);
+    in_parallel(builder.vfs_ref().as_ref(), cores, |core| load_core(builder, located, core))
 }
 
 fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<Loaded, LoadFailure> {
@@ -180,14 +196,20 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     let (mut state, drain) = new_state(StateConfig {
         core,
         ring_capacity: builder.settings_ref().ring_capacity,
-        reserve_bytes: builder.settings_ref().state_limit_bytes,
+        reserve_bytes: reserve_bytes(builder.settings_ref().state_limit_bytes, builder.core_count()),
         first_epoch: first_epoch(located),
     })
     .map_err(memory)?;
     let mut offsets = CoreOffsets::default();
     let mut expected = None;
+    // Of what is in memory now, added up on the way there.
+    let mut digest = 0_u64;
     if let Some(reader) = &located.checkpoint {
-        reader.for_each_record(core, |record| state.load(record.key, record.value).map_err(memory))?;
+        reader.for_each_record(core, |record| {
+            let growth = state.load(record.key, record.value).map_err(memory)?;
+            digest = digest.wrapping_add(growth);
+            Ok::<_, LoadFailure>(())
+        })?;
         let metadata = reader.metadata();
         offsets = offsets_of(&metadata.core_offsets, core, builder.core_count());
         let digest = metadata.digests.get(core.index());
@@ -201,24 +223,35 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
             Record::Delete { key } => state.load(key, None),
             Record::Commit(body) => {
                 let commit = body.decode().unwrap_or_default();
-                offsets.offsets.extend(commit.offsets);
-                offsets.watermark = commit.watermark.or(offsets.watermark);
-                Ok(())
+                // Any other log was rebuilt into a checkpoint before.
+                offsets.commit(commit.offsets, commit.watermark, WalMode::Epochs);
+                Ok(0)
             }
             Record::Barrier { digest, .. } => {
                 expected = *digest;
-                Ok(())
+                Ok(0)
             }
-            _ => Ok(()),
+            _ => Ok(0),
         };
-        if let (Ok(()), Err(error)) = (&full, loaded) {
-            full = Err(memory(error));
+        match loaded {
+            Ok(growth) => digest = digest.wrapping_add(growth),
+            Err(error) if full.is_ok() => full = Err(memory(error)),
+            Err(_) => {}
         }
         Ok(())
     })?;
     full?;
-    let digest = state.digest();
+    let digest = StateDigest { digest, live_keys: state.len() };
     Ok(Loaded { state, drain, offsets, digest, expected, replayed })
+}
+
+/// Address space for all cores together, 32 TiB: a quarter of what a process has, so that thousands of regions
+/// leave room for stacks, files and everything else of the program.
+const MOST_RESERVED: u64 = 1 << 45;
+
+/// Address space for the records of one core; the index gets as much again.
+fn reserve_bytes(limit: u64, cores: u16) -> u64 {
+    limit.min(MOST_RESERVED / 2 / u64::from(cores.max(1)))
 }
 
 /// A core's offsets and watermark. The log that a coordinator made a checkpoint of may have had more
@@ -345,4 +378,22 @@ fn begin(
         .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))
         .collect();
     Ok((Store::new(shared, threads, locks.store, layout.dir.clone()), cores))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::MAX_CORES;
+
+    /// 1024 cores with twice 64 GiB each would be all the addresses that a process has.
+    #[test]
+    fn all_cores_together_leave_addresses_to_the_rest_of_the_program() {
+        let limit = 64 << 30;
+        for cores in 1..=u16::try_from(MAX_CORES).unwrap() {
+            let each = reserve_bytes(limit, cores);
+            assert!(each * 2 * u64::from(cores) <= MOST_RESERVED && each >= 16 << 30, "{cores}");
+        }
+        assert_eq!(reserve_bytes(limit, 256), limit, "the default is what it says on usual machines");
+        assert_eq!(reserve_bytes(16 << 40, 1), 16 << 40);
+    }
 }

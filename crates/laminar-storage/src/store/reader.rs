@@ -62,6 +62,7 @@ impl StateReader {
                 Detail::new("there is no store here").at_path(&layout.dir).remedy("Check the path."),
             ));
         }
+        layout.refuse_links(vfs.as_ref())?;
         let mut attempt = 1;
         loop {
             match recover_acknowledged(&vfs, &layout.checkpoints, &layout.wal) {

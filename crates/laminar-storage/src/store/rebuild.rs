@@ -5,7 +5,7 @@
 //! After that, opening is the ordinary case. A crash before the publication leaves everything as it
 //! was; after it, the new checkpoint covers the whole log.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::builder::StoreBuilder;
 use super::error::StoreError;
@@ -71,9 +71,11 @@ pub(crate) fn rebuild(
         apply_incarnation(vfs, survey, incarnation, |core| plan.span(core), &mut manager, &mut applied)?;
     }
     let from = survey.newest().map_or(before, |header| header.core_count);
-    reshard(builder, &mut manager, builder.core_count())?;
     let expected = expected_digest(&applied, plan.point);
-    let digests = manager.live_digests()?;
+    let digests = match reshard(builder, &mut manager, builder.core_count())? {
+        Some(digests) => digests,
+        None => manager.live_digests()?,
+    };
     check_digest(builder, &digests, expected, plan.point)?;
     // The checkpoint will say that it has the log up to its end, so that end must not vanish: records
     // written after it would get the same sequences and count as contained (I5).
@@ -138,24 +140,25 @@ fn known_so_far(located: &Located) -> Applied {
     Applied { changes: 0, barriers: barriers.collect(), cuts }
 }
 
+/// Lays the state out for that many cores, and returns their digests; `None` when it is already.
 fn reshard(
     builder: &StoreBuilder,
     manager: &mut IncrementalCheckpointManager,
     cores: u16,
-) -> Result<(), StoreError> {
+) -> Result<Option<Vec<CoreDigest>>, StoreError> {
     if manager.core_count() == usize::from(cores) {
-        return Ok(());
+        return Ok(None);
     }
-    let mut astray = None;
+    let astray = OnceLock::new();
     let route = |key: &[u8]| {
         builder.router_ref().core(key, cores).unwrap_or_else(|| {
-            astray.get_or_insert_with(|| key.to_vec());
+            astray.get_or_init(|| key.to_vec());
             CoreId::ZERO
         })
     };
-    manager.reshard(usize::from(cores), route)?;
-    match astray {
-        None => Ok(()),
+    let digests = manager.reshard_with_digests(usize::from(cores), route)?;
+    match astray.into_inner() {
+        None => Ok(Some(digests)),
         Some(key) => Err(StoreError::invalid(
             Detail::new(format!(
                 "the router sends key {:?} to a core outside 0..{cores}",

@@ -174,14 +174,41 @@ pub fn read_small_file(vfs: &dyn Vfs, path: &Path, max: u64) -> io::Result<Vec<u
     Ok(bytes)
 }
 
+/// What stands at the path of a directory that the user named: a symbolic link there is followed, as any
+/// in the path before it is. Names inside the engine's directories are looked at with [`Vfs::kind`], which
+/// follows none.
+///
+/// # Errors
+/// As [`Vfs::kind`].
+pub fn dir_kind(vfs: &dyn Vfs, path: &Path) -> io::Result<Option<FileKind>> {
+    let kind = vfs.kind(path)?;
+    if kind != Some(FileKind::Other) {
+        return Ok(kind);
+    }
+    // The directory that the link leads to has itself as an entry of this name.
+    match vfs.kind(&path.join(".")) {
+        Ok(Some(FileKind::Dir)) => Ok(Some(FileKind::Dir)),
+        _ => Ok(kind),
+    }
+}
+
+/// Makes the entry of an existing directory durable; behind a symbolic link, that of both.
+fn sync_entry(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
+    if vfs.kind(path)? == Some(FileKind::Other) {
+        vfs.sync_dir(&path.join(".."))?;
+    }
+    vfs.sync_dir(parent_of(path))
+}
+
 /// Creates a directory and its missing parents, and makes every entry durable. The entry of a
-/// directory that is already there is synced too: whoever made it may have died before that.
+/// directory that is already there is synced too: whoever made it may have died before that. A symbolic
+/// link to a directory counts as one.
 ///
 /// # Errors
 /// The first failing operation, or `NotADirectory` when something else stands in the way.
 pub fn create_dir_durably(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
-    match vfs.kind(path)? {
-        Some(FileKind::Dir) => return vfs.sync_dir(parent_of(path)),
+    match dir_kind(vfs, path)? {
+        Some(FileKind::Dir) => return sync_entry(vfs, path),
         Some(_) => return Err(io::ErrorKind::NotADirectory.into()),
         None => {}
     }

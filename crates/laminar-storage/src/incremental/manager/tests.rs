@@ -593,10 +593,11 @@ fn a_checkpoint_is_due_by_time_or_by_size() {
     let config = config().with_wal_path(Path::new("/wal")).with_min_wal_size(100);
     let config = config.with_interval(Duration::from_secs(10));
     let mut manager = IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())).unwrap();
-    assert!(!manager.should_checkpoint());
+    assert!(!manager.should_checkpoint(), "there is nothing to keep");
     disk.set_clock(disk.now_ns() + 11_000_000_000);
     assert!(manager.should_checkpoint());
     manager.create_checkpoint(0).unwrap();
+    manager.put(b"k", b"v").unwrap();
     assert!(!manager.should_checkpoint());
     create_dir_durably(&disk, Path::new("/wal")).unwrap();
     disk.overwrite("/wal/wal-0.1.log", &[0; 60]).unwrap();
@@ -604,4 +605,23 @@ fn a_checkpoint_is_due_by_time_or_by_size() {
     assert!(!manager.should_checkpoint());
     disk.overwrite("/wal/wal-1.1.log", &[0; 40]).unwrap();
     assert!(manager.should_checkpoint());
+}
+
+/// A program that asks after every change must not lose its first changes to a long interval.
+#[test]
+fn the_first_checkpoint_is_due_as_soon_as_there_is_something_to_keep() {
+    for change in 0..3 {
+        let disk = SimDisk::new(1);
+        let mut manager = open(&disk).unwrap();
+        assert!(!manager.should_checkpoint());
+        match change {
+            0 => manager.put(b"k", b"v").unwrap(),
+            1 => manager.set_source_offset("in".into(), 0),
+            _ => manager.set_watermark(0),
+        }
+        assert!(manager.should_checkpoint());
+        manager.create_checkpoint(0).unwrap();
+        manager.put(b"l", b"v").unwrap();
+        assert!(!manager.should_checkpoint(), "from now on the interval decides");
+    }
 }

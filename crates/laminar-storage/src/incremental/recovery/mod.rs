@@ -392,8 +392,7 @@ fn replay(
                     offsets.resize_with(core_id + 1, CoreOffsets::default);
                 }
                 if let Some(core) = offsets.get_mut(core_id) {
-                    core.offsets.extend(absolute);
-                    core.watermark = watermark.or(core.watermark);
+                    core.commit(absolute, watermark, plan.survey.mode_of(core_id, entry.sequence));
                 }
                 continue;
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::reader::StateFileReader;
 use crate::format::state_file::{Fault, RECORD_HEADER_LEN, StateRecord};
 use crate::incremental::error::IncrementalCheckpointError;
+use crate::incremental::reshard::KeyRange;
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 
@@ -25,6 +26,10 @@ pub struct FileCursor {
     tombstones: u64,
     /// Last key of the block before.
     border: Option<Vec<u8>>,
+    /// Which keys are wanted; the lower border is taken out once it is passed.
+    range: KeyRange,
+    /// Whether the records before `range` or behind it are left out, so that they cannot be counted.
+    partial: bool,
 }
 
 impl FileCursor {
@@ -38,7 +43,15 @@ impl FileCursor {
             left_in_block: 0,
             tombstones: 0,
             border: None,
+            range: KeyRange::default(),
+            partial: false,
         }
+    }
+
+    /// A cursor over `range`, whose first key is not before the block `first`.
+    pub(super) fn within(reader: Arc<StateFileReader>, first: usize, range: KeyRange) -> Self {
+        let partial = range != KeyRange::default();
+        Self { next_block: first, range, partial, ..Self::new(reader) }
     }
 
     /// The record the cursor is on; `None` before the first and after the last.
@@ -60,14 +73,36 @@ impl FileCursor {
     /// `Io`; `ChecksumMismatch` and `Corruption`, naming file and offset. The cursor is then at
     /// its end.
     pub fn advance(&mut self) -> Result<bool> {
-        let done = self.step();
+        let done = self.step_within();
         if done.is_err() {
-            self.current = None;
-            self.at = self.bytes.len();
-            self.next_block = self.reader.blocks();
-            self.left_in_block = 0;
+            self.end();
         }
         done
+    }
+
+    /// Goes behind the last record.
+    fn end(&mut self) {
+        self.current = None;
+        self.border = None;
+        self.at = self.bytes.len();
+        self.next_block = self.reader.blocks();
+        self.left_in_block = 0;
+    }
+
+    fn step_within(&mut self) -> Result<bool> {
+        let mut there = self.step()?;
+        if let Some(from) = self.range.from.take() {
+            while there && self.current().is_some_and(|record| record.key < from.as_slice()) {
+                there = self.step()?;
+            }
+        }
+        if let Some(to) = &self.range.to
+            && self.current().is_some_and(|record| record.key >= to.as_slice())
+        {
+            self.end();
+            there = false;
+        }
+        Ok(there)
     }
 
     fn step(&mut self) -> Result<bool> {
@@ -103,7 +138,7 @@ impl FileCursor {
         }
         let Some((records, first_key)) = self.reader.promise(self.next_block) else {
             let finished = std::mem::take(&mut self.border).is_some();
-            if finished && self.tombstones != self.reader.meta().tombstones {
+            if finished && !self.partial && self.tombstones != self.reader.meta().tombstones {
                 return Err(self.fault(&Fault::Damaged("another number of tombstones than the footer says")));
             }
             return Ok(false);

@@ -11,6 +11,7 @@ use crate::format::state_file::{
 use crate::ids::StoreId;
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::metadata::CheckpointFile;
+use crate::incremental::reshard::KeyRange;
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at};
 
 use super::cursor::FileCursor;
@@ -138,6 +139,17 @@ impl StateFileReader {
     #[must_use]
     pub fn cursor(self: &Arc<Self>) -> FileCursor {
         FileCursor::new(Arc::clone(self))
+    }
+
+    /// The records of a range of keys, in key order.
+    pub(in crate::incremental) fn cursor_within(self: &Arc<Self>, range: &KeyRange) -> FileCursor {
+        let first = range.from.as_deref().and_then(|key| self.index.find(key)).unwrap_or(0);
+        FileCursor::within(Arc::clone(self), first, range.clone())
+    }
+
+    /// The first key of every block.
+    pub(in crate::incremental) fn first_keys(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.blocks()).filter_map(|block| self.promise(block)).map(|(_, key)| key)
     }
 
     /// Reads every block and checks everything there is to check.

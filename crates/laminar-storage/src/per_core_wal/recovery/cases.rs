@@ -24,7 +24,8 @@ pub(crate) enum End {
     Clean,
     /// In bytes that are no frame and that nothing proves to have been durable.
     Torn,
-    /// In bytes that are no frame although a later frame proves that they were durable.
+    /// In bytes that are no frame although a later frame proves that they were durable, or in a frame
+    /// header whose checksum is right and whose fields have no meaning, which no torn write leaves.
     Damaged,
 }
 

@@ -4,23 +4,23 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
 use super::identity::{CURRENT, read_closed, read_current};
 use super::tally::Tally;
 use crate::error::Detail;
 use crate::format::current::Current;
+use crate::format::frame::FrameFault;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
+use crate::parallel::in_parallel;
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::store::lock;
-use crate::vfs::{FileKind, Vfs};
+use crate::vfs::{FileKind, Vfs, dir_kind};
 
 /// One segment that counts.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Survey {
         ends: &[LogEnd],
     ) -> Result<Self, PerCoreWalError> {
         let io = |action, e| PerCoreWalError::io(action, dir, e);
-        match vfs.kind(dir).map_err(|e| io("could not look at the log directory", e))? {
+        match dir_kind(vfs.as_ref(), dir).map_err(|e| io("could not look at the log directory", e))? {
             None => return Ok(Self::default()),
             Some(FileKind::Dir) => {}
             Some(_) => {
@@ -131,8 +131,7 @@ impl Survey {
                 _ => per_core.push(vec![name]),
             }
         }
-        for result in in_parallel(vfs.as_ref(), &per_core, |names| walk.core(names)) {
-            let (log, leftovers) = result?;
+        for (log, leftovers) in in_parallel(vfs.as_ref(), &per_core, |names| walk.core(names))? {
             survey.leftovers.extend(leftovers);
             survey.cores.extend(log);
         }
@@ -173,6 +172,14 @@ impl Survey {
     /// Who acknowledges in the newest incarnation that has records.
     pub(crate) fn mode(&self) -> Option<WalMode> {
         self.newest_used().or(self.newest()).map(|header| header.mode)
+    }
+
+    /// Who acknowledged the record with this sequence.
+    pub(crate) fn mode_of(&self, core: usize, sequence: u64) -> WalMode {
+        let log = self.cores.iter().find(|log| log.core.index() == core);
+        let before = |segment: &&Segment| segment.header.last_sequence.0 < sequence;
+        let segment = log.and_then(|log| log.segments.iter().rev().find(before));
+        segment.map_or(WalMode::Plain, |segment| segment.header.mode)
     }
 
     /// Largest epoch of a record of this incarnation that later incarnations let stand.
@@ -247,41 +254,6 @@ impl Survey {
         }
         Ok(None)
     }
-}
-
-/// Runs `work` for every item, on as many threads as the machine has processors and gives us, where the
-/// outside world allows several; the calling thread is one of them. Results are in order.
-pub(crate) fn in_parallel<T: Sync, R: Send, E: Send + From<PerCoreWalError>>(
-    vfs: &dyn Vfs,
-    items: &[T],
-    work: impl Fn(&T) -> Result<R, E> + Sync,
-) -> Vec<Result<R, E>> {
-    if items.len() < 2 || !vfs.parallel() {
-        return items.iter().map(work).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let results: Vec<_> = items.iter().map(|_| Mutex::new(None)).collect();
-    let run = || {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let (Some(item), Some(result)) = (items.get(index), results.get(index)) else { return };
-            *lock(result) = Some(work(item));
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
-    std::thread::scope(|scope| {
-        // Without other threads this one does the work alone.
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, run).ok();
-        let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
-        run();
-        // What a helper left undone when it panicked is missing below.
-        helpers.into_iter().for_each(|helper| drop(helper.join()));
-    });
-    let missing = || {
-        let detail = Detail::new("a recovery thread died").remedy("Report this with the output above.");
-        Err(PerCoreWalError::corrupted(detail).into())
-    };
-    results.iter().map(|result| lock(result).take().unwrap_or_else(missing)).collect()
 }
 
 /// What the walk over a core needs to know.
@@ -404,7 +376,8 @@ impl Walk<'_> {
             _ if limit > file_len => End::Torn,
             (None, _) => End::Clean,
             (Some(_), Some(_)) if sabotaged(Sabotage::DamageIsEnd) => End::Torn,
-            (Some(_), Some(_)) => End::Damaged,
+            // A crash tears bytes apart; it does not put a right checksum over fields without sense.
+            (Some(_), Some(_)) | (Some(FrameFault::Field), None) => End::Damaged,
             // Zeros written ahead, but only where the segment may still be growing.
             (Some(_), None) if !rest.written && successor.is_none() => End::Clean,
             (Some(_), None) => End::Torn,
@@ -510,4 +483,57 @@ fn foreign(path: &Path, header: &SegmentHeader) -> PerCoreWalError {
             .on_core(header.core)
             .remedy("Put back the file that belongs here; nothing was changed."),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::frame::{FRAME_HEADER_LEN, FrameHeader};
+    use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
+    use crate::vfs::sim::SimDisk;
+
+    /// A header whose checksum is right and whose fields have no meaning was written like that, and what
+    /// follows it cannot be found; with any other bytes in its place the end is torn.
+    #[test]
+    fn a_right_checksum_over_senseless_fields_is_damage_and_no_tear() {
+        let disk = SimDisk::new(1);
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+        let mut manager = PerCoreWalManager::new(config).unwrap();
+        manager.writer(0).append_put(b"key", b"value").unwrap();
+        manager.sync_all().unwrap();
+        let path = manager.writer(0).path().to_path_buf();
+        drop(manager);
+        let survey = || Survey::of(&vfs, Path::new("/wal"), &|_| Sequence::ZERO);
+        let segment = survey().unwrap().cores[0].segments[0].clone();
+        let good = FrameHeader {
+            payload_crc: 0,
+            payload_len: 0,
+            core: CoreId::ZERO,
+            records: 1,
+            synced_len: 0,
+            epoch: Epoch(1),
+            first_sequence: Sequence(9),
+            first_timestamp: TimestampNs(9),
+        };
+        let senseless = [
+            FrameHeader { records: 0, ..good },
+            FrameHeader { payload_len: u32::MAX, ..good },
+            FrameHeader { synced_len: segment.len + 8, ..good },
+        ];
+        let file = vfs.open(&path, crate::vfs::Access::ReadWrite).unwrap();
+        for header in senseless {
+            let bytes = header.encode(&segment.header.salt(), segment.len);
+            crate::vfs::write_all_at(file.as_ref(), &bytes, segment.len).unwrap();
+            let error = survey().unwrap_err();
+            assert!(error.is_corruption() && error.to_string().contains("case E"), "{header:?}: {error}");
+            for bit in [0, FRAME_HEADER_LEN * 8 - 1] {
+                let mut torn = bytes;
+                torn[bit / 8] ^= 1 << (bit % 8);
+                crate::vfs::write_all_at(file.as_ref(), &torn, segment.len).unwrap();
+                let last = survey().unwrap().cores[0].segments[0].clone();
+                assert_eq!((last.case, last.len), ('C', segment.len), "{header:?}");
+            }
+        }
+    }
 }

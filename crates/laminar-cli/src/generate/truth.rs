@@ -4,28 +4,30 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::events::COLUMNS;
+use crate::args::ExportFormat;
 use crate::error::{CliError, Result};
 
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(borrow)]
-    user: Cow<'a, str>,
+    user: Owner<'a>,
     #[serde(borrow)]
     page: Cow<'a, str>,
     #[serde(borrow)]
-    order: Order<'a>,
+    amount: &'a RawValue,
 }
 
 #[derive(Deserialize)]
-struct Order<'a> {
+struct Owner<'a> {
     #[serde(borrow)]
-    amount: &'a RawValue,
+    id: Cow<'a, str>,
 }
 
 /// The line that `laminar export` must have for a key.
@@ -34,11 +36,11 @@ struct Exported<'a> {
     #[serde(borrow)]
     key: Cow<'a, str>,
     count: u64,
-    #[serde(borrow, rename = "sum:order.amount")]
+    #[serde(borrow, rename = "sum:amount")]
     sum: &'a RawValue,
-    #[serde(borrow, rename = "min:order.amount")]
+    #[serde(borrow, rename = "min:amount")]
     min: &'a RawValue,
-    #[serde(borrow, rename = "max:order.amount")]
+    #[serde(borrow, rename = "max:amount")]
     max: &'a RawValue,
     #[serde(borrow, rename = "last:page")]
     last: Cow<'a, str>,
@@ -88,29 +90,67 @@ fn cents(text: &str) -> Option<i64> {
 }
 
 /// Computes the truth from the event file.
-pub fn compute(path: &Path) -> Result<Truth> {
+pub fn compute(path: &Path, format: ExportFormat) -> Result<Truth> {
     let mut truth = Truth::new();
     lines(path, |line, number| {
         let bad = |why: String| CliError::failure(format!("{}: line {number}: {why}", path.display()));
-        let event: Event<'_> = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
-        let amount = cents(event.order.amount.get()).ok_or_else(|| bad("not an amount".to_owned()))?;
-        match truth.get_mut(event.user.as_ref()) {
-            Some(user) => {
-                user.count += 1;
-                user.sum += amount;
-                user.min = user.min.min(amount);
-                user.max = user.max.max(amount);
-                event.page.as_ref().clone_into(&mut user.last);
+        match format {
+            ExportFormat::Ndjson => {
+                let event: Event<'_> = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+                let amount = cents(event.amount.get()).ok_or_else(|| bad("not an amount".to_owned()))?;
+                add(&mut truth, &event.user.id, &event.page, amount);
             }
-            None => {
-                let user =
-                    User { count: 1, sum: amount, min: amount, max: amount, last: event.page.into_owned() };
-                truth.insert(event.user.into_owned(), user);
+            ExportFormat::Csv if number == 1 => {
+                if line.trim_end() != COLUMNS.join(",") {
+                    return Err(bad("not the header of an event file".to_owned()));
+                }
+            }
+            ExportFormat::Csv => {
+                // No field of an event file has a comma or a quote.
+                let fields: Vec<&str> = line.trim_end().split(',').collect();
+                let &[_, user, page, _, amount] = &fields[..] else {
+                    return Err(bad("not an event".to_owned()));
+                };
+                let amount = cents(amount).ok_or_else(|| bad("not an amount".to_owned()))?;
+                add(&mut truth, user, page, amount);
             }
         }
         Ok(())
     })?;
     Ok(truth)
+}
+
+fn add(truth: &mut Truth, id: &str, page: &str, amount: i64) {
+    match truth.get_mut(id) {
+        Some(user) => {
+            user.count += 1;
+            user.sum += amount;
+            user.min = user.min.min(amount);
+            user.max = user.max.max(amount);
+            page.clone_into(&mut user.last);
+        }
+        None => {
+            let user = User { count: 1, sum: amount, min: amount, max: amount, last: page.to_owned() };
+            truth.insert(id.to_owned(), user);
+        }
+    }
+}
+
+/// An amount in the notation of the event file.
+fn amount(cents: i64) -> String {
+    let (sign, cents) = (if cents < 0 { "-" } else { "" }, cents.unsigned_abs());
+    format!("{sign}{}.{:02}", cents / 100, cents % 100)
+}
+
+/// Writes what `laminar export` must give for `--key user.id --agg count,sum:amount`.
+pub fn write(truth: &Truth, out: &mut dyn Write) -> std::io::Result<()> {
+    let mut users: Vec<_> = truth.iter().collect();
+    users.sort_unstable_by_key(|(id, _)| id.as_bytes());
+    for (id, user) in users {
+        let sum = amount(user.sum);
+        writeln!(out, "{{\"key\":\"{id}\",\"count\":{},\"sum:amount\":{sum}}}", user.count)?;
+    }
+    Ok(())
 }
 
 /// Compares an NDJSON export with the truth; the first difference is the error.
@@ -143,6 +183,7 @@ pub fn compare(truth: &Truth, export: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::events::Events;
     use super::*;
 
     #[test]
@@ -158,14 +199,13 @@ mod tests {
     fn a_wrong_export_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let events = dir.path().join("e.ndjson");
-        super::super::events::write(&events, 1000, 7).unwrap();
-        let truth = compute(&events).unwrap();
-        let amount =
-            |c: i64| format!("{}{}.{:02}", if c < 0 { "-" } else { "" }, c.abs() / 100, c.abs() % 100);
+        let format = ExportFormat::Ndjson;
+        Events { count: 1000, keys: 90, seed: 7, zipf: true, format }.write(&events).unwrap();
+        let truth = compute(&events, format).unwrap();
         let line = |(k, u): (&String, &User)| {
             let (sum, min, max) = (amount(u.sum), amount(u.min), amount(u.max));
             format!(
-                "{{\"key\":\"{k}\",\"count\":{},\"sum:order.amount\":{sum},\"min:order.amount\":{min},\"max:order.amount\":{max},\"last:page\":\"{}\"}}\n",
+                "{{\"key\":\"{k}\",\"count\":{},\"sum:amount\":{sum},\"min:amount\":{min},\"max:amount\":{max},\"last:page\":\"{}\"}}\n",
                 u.count, u.last
             )
         };
