@@ -11,6 +11,7 @@ use std::sync::Arc;
 use laminar_storage::incremental::{
     CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, validate_checkpoint_in,
 };
+use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 
 use crate::driver::Scenario;
@@ -115,23 +116,24 @@ fn text<T>(result: Result<T, IncrementalCheckpointError>) -> Result<T, String> {
 }
 
 impl CheckpointScenario {
-    fn open(&self, disk: &SimDisk) -> Result<IncrementalCheckpointManager, String> {
+    fn open(&self, vfs: Arc<dyn Vfs>) -> Result<IncrementalCheckpointManager, String> {
         let config = CheckpointConfig::new(Path::new(DIR))
             .with_max_retained(self.retained)
             .with_incremental(self.incremental);
-        text(IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())))
+        text(IncrementalCheckpointManager::with_vfs(config, vfs))
     }
 
     /// Everything the manager finds, each checkpoint read and validated; its own state is the newest's.
     fn find(
         &self,
-        disk: &SimDisk,
+        vfs: &dyn Vfs,
+        seed: u64,
         manager: &IncrementalCheckpointManager,
     ) -> Result<BTreeMap<u64, Content>, String> {
         let mut found = BTreeMap::new();
         for metadata in text(manager.list_checkpoints())? {
             let dir = metadata.checkpoint_path(Path::new(DIR));
-            text(validate_checkpoint_in(disk, &dir))?;
+            text(validate_checkpoint_in(vfs, &dir))?;
             let state = text(manager.load_checkpoint_state(metadata.id))?;
             let content = Content {
                 state: state.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect(),
@@ -143,7 +145,7 @@ impl CheckpointScenario {
         }
         let newest = found.values().next_back().cloned().unwrap_or_default();
         for n in 0..12 {
-            let key = key(disk.seed(), n);
+            let key = key(seed, n);
             if text(manager.get(&key))?.as_ref() != newest.state.get(&key) {
                 return Err(format!("WRONG: the manager's own state differs in {}", key.escape_ascii()));
             }
@@ -161,8 +163,9 @@ impl CheckpointScenario {
         disk: &SimDisk,
         log: &mut Log<CheckpointModel>,
     ) -> Result<IncrementalCheckpointManager, String> {
-        let manager = self.open(disk)?;
-        let found = self.find(disk, &manager)?;
+        let vfs = log.vfs(disk);
+        let manager = self.open(Arc::clone(&vfs))?;
+        let found = self.find(vfs.as_ref(), disk.seed(), &manager)?;
         log.model().check(&found)?;
         log.note(disk, |model| model.found(&found));
         Ok(manager)
@@ -272,16 +275,19 @@ impl Scenario for CheckpointScenario {
             self.act(act, &mut manager, disk, log)?;
         }
         drop(manager);
+        if disk.has_lost_names() {
+            return Ok(());
+        }
         let cut = disk.snapshot().image(&ImageId::default()).mount();
-        let manager = self.open(&cut).map_err(|e| format!("after a power cut: {e}"))?;
-        let found = self.find(&cut, &manager)?;
+        let manager = self.open(Arc::new(cut.clone())).map_err(|e| format!("after a power cut: {e}"))?;
+        let found = self.find(&cut, disk.seed(), &manager)?;
         log.model().check(&found).map_err(|e| format!("after a power cut: {e}"))
     }
 
     fn read_when_full(&self, disk: &SimDisk, log: &Log<CheckpointModel>) -> Result<(), String> {
         // Where nothing is, a directory would have to be made.
-        let Ok(manager) = self.open(disk) else { return Ok(()) };
-        log.model().check(&self.find(disk, &manager)?)
+        let Ok(manager) = self.open(log.vfs(disk)) else { return Ok(()) };
+        log.model().check(&self.find(disk, disk.seed(), &manager)?)
     }
 }
 

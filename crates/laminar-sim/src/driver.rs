@@ -91,9 +91,6 @@ pub struct Plan {
     pub depth: u32,
     /// About so many images of crashes inside recoveries are recovered, at each depth.
     pub nested_images: u64,
-    /// Of the images of a crash inside a recovery one in so many is recovered, so that more recoveries
-    /// can be crashed.
-    pub nested_one_in: u64,
     /// Threads that recover.
     pub threads: usize,
     /// Stops after so many failures.
@@ -113,7 +110,6 @@ impl Default for Plan {
             nested_policy,
             depth: 1,
             nested_images: u64::MAX,
-            nested_one_in: 1,
             threads: 1,
             failures_max: 10,
             images_max: u64::MAX,
@@ -267,9 +263,9 @@ impl<S: Scenario> Explorer<'_, S> {
         locked(&self.seen[shard]).insert(key).then_some(key)
     }
 
-    /// Whether this image is among those that are recovered at this depth.
+    /// Whether a kill that leaves this is tried: of those inside recoveries as many as of the images.
     fn is_chosen(&self, image: u64, level: usize) -> bool {
-        level == 0 || image.is_multiple_of(self.plan.nested_one_in.max(1))
+        level == 0 || image.is_multiple_of(self.plan.nested_policy.one_in.max(1))
     }
 
     /// Whether a recovery after `level` crashes is to be crashed in turn: when the next depth has images
@@ -305,9 +301,6 @@ impl<S: Scenario> Explorer<'_, S> {
         for image in images.by_ref() {
             if self.stop.load(Ordering::Relaxed) {
                 return;
-            }
-            if !self.is_chosen(image.hash(), level) {
-                continue;
             }
             let Some(key) = self.is_new(image.hash(), known.fingerprint, level) else {
                 self.duplicates.fetch_add(1, Ordering::Relaxed);

@@ -205,14 +205,10 @@ fn sweep_one<S: Scenario>(
     };
     let restarted = snapshot.restart();
     let learned = check(known, "after a kill", &restarted);
-    // A file system whose directory could not be synced stops; that it goes on with names that are not
-    // on the disk, for a program that starts again, is more than any journal does. Bytes are another
-    // matter: those are shown and counted as clean.
-    let drops = |(fault, ..): &Planned| matches!(fault, Fault::SyncDropsAndCleans { .. });
-    let names_lost =
-        planned.iter().any(drops) && disk.trace().iter().any(|op| op.call == "fsync" && op.outcome.is_err());
+    // That a file system goes on with names that are not on the disk, for a program that starts again, is
+    // more than any journal does. Bytes are another matter: those are shown and counted as clean.
     let policy = ImagePolicy { exhaustive_bits: 0, random: 0, torn_cuts: 1, ..ImagePolicy::default() };
-    let again = if names_lost { 0 } else { images_max };
+    let again = if restarted.has_lost_names() { 0 } else { images_max };
     for image in restarted.snapshot().images(&policy).take(again) {
         check(&learned, "after a kill, a recovery and a power cut", &image.mount());
     }

@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod checkpoints;
+pub mod conformance;
 pub mod damage;
 pub mod driver;
 pub mod faults;

@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::SimDisk;
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -30,13 +31,15 @@ pub struct Log<M> {
     versions: Vec<Version<M>>,
     /// Whether versions are remembered: not when nobody will ask for them.
     remembers: bool,
+    /// Where operations go instead of the simulated disk.
+    real: Option<Arc<dyn Vfs>>,
 }
 
 impl<M: Clone + Hash> Log<M> {
     /// A log that begins with what is known before the first operation.
     #[must_use]
     pub fn new(model: M) -> Self {
-        let mut log = Self { model, versions: Vec::new(), remembers: true };
+        let mut log = Self { model, versions: Vec::new(), remembers: true, real: None };
         log.stamp(0);
         log
     }
@@ -44,7 +47,19 @@ impl<M: Clone + Hash> Log<M> {
     /// A log of a run whose operations will not be crashed: it knows the model and forgets its versions.
     #[must_use]
     pub fn of_last(model: M) -> Self {
-        Self { model, versions: Vec::new(), remembers: false }
+        Self { model, versions: Vec::new(), remembers: false, real: None }
+    }
+
+    /// A log of a run on something else than the simulated disk.
+    #[must_use]
+    pub fn of_real(model: M, real: Arc<dyn Vfs>) -> Self {
+        Self { real: Some(real), ..Self::of_last(model) }
+    }
+
+    /// Where the run's operations go.
+    #[must_use]
+    pub fn vfs(&self, disk: &SimDisk) -> Arc<dyn Vfs> {
+        self.real.clone().unwrap_or_else(|| Arc::new(disk.clone()))
     }
 
     /// The model as it is now.

@@ -1,5 +1,6 @@
 //! `laminar-sim`: runs scenarios on the simulated disk, and failures again.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ const USAGE: &str = "usage:
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim replay NAME SEED TRAIL
+  laminar-sim real   NAME SEED DIRECTORY
 --all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
 --long: all selections of up to 12 pending items, three crashes deep, with millions of images.
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
+real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.";
 
 fn main() -> ExitCode {
@@ -87,6 +90,13 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             }
             Ok(true)
         }
+        "real" => {
+            let [name, seed, directory] = rest else {
+                return Err(USAGE.into());
+            };
+            let seed = seed.parse().map_err(|e| format!("seed {seed}: {e}"))?;
+            find(name)?.run_real(seed, Path::new(directory)).map(|()| true)
+        }
         _ => Err(USAGE.into()),
     }
 }
@@ -102,17 +112,9 @@ struct Options {
 /// A small plan, so that all scenarios together take a minute.
 fn short() -> Plan {
     let policy = ImagePolicy { exhaustive_bits: 5, random: 8, torn_cuts: 1, ..ImagePolicy::default() };
-    let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 4, ..policy.clone() };
+    let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 4, one_in: 8, ..policy.clone() };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Plan {
-        policy,
-        nested_policy,
-        depth: 3,
-        nested_images: 2_000,
-        nested_one_in: 8,
-        threads,
-        ..Plan::default()
-    }
+    Plan { policy, nested_policy, depth: 3, nested_images: 2_000, threads, ..Plan::default() }
 }
 
 /// Every selection of up to 12 pending items, and a million images at each depth of crashing.
@@ -120,7 +122,7 @@ fn long() -> Plan {
     let progress_every = Some(Duration::from_secs(30));
     let nested_policy = ImagePolicy { exhaustive_bits: 8, random: 32, ..ImagePolicy::default() };
     let policy = ImagePolicy::default();
-    Plan { policy, nested_policy, nested_images: 1_000_000, nested_one_in: 1, progress_every, ..short() }
+    Plan { policy, nested_policy, nested_images: 1_000_000, progress_every, ..short() }
 }
 
 impl Options {
@@ -159,7 +161,7 @@ impl Options {
             "bits" => self.plan.policy.exhaustive_bits = small()?,
             "random" => self.plan.policy.random = small()?,
             "nested" => self.plan.nested_images = value,
-            "one-in" => self.plan.nested_one_in = value,
+            "one-in" => self.plan.nested_policy.one_in = value,
             "threads" => self.plan.threads = small()? as usize,
             "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
             "pairs" => self.sweep.pairs = value,

@@ -1,6 +1,9 @@
 //! All scenarios by name, for the command line and for tests that run every one of them.
 
+use std::path::Path;
+
 use crate::checkpoints::checkpoint_scenarios;
+use crate::conformance::{run_real, simulated};
 use crate::driver::{Plan, Report, Scenario, explore, replay};
 use crate::faults::{FaultReport, Sweep, sweep_faults};
 use crate::store::{random_scenario, store_scenarios};
@@ -21,6 +24,16 @@ pub trait AnyScenario: Sync {
     fn replay(&self, seed: u64, trail: &Trail) -> Result<String, String>;
     /// As [`sweep_faults`].
     fn sweep_faults(&self, seed: u64, sweep: &Sweep) -> FaultReport;
+    /// As [`run_real`].
+    ///
+    /// # Errors
+    /// As [`run_real`].
+    fn run_real(&self, seed: u64, root: &Path) -> Result<(), String>;
+    /// As [`simulated`].
+    ///
+    /// # Errors
+    /// As [`simulated`].
+    fn simulated(&self, seed: u64) -> Result<Vec<String>, String>;
 }
 
 impl<S: Scenario> AnyScenario for S {
@@ -38,6 +51,14 @@ impl<S: Scenario> AnyScenario for S {
 
     fn sweep_faults(&self, seed: u64, sweep: &Sweep) -> FaultReport {
         sweep_faults(self, seed, sweep)
+    }
+
+    fn run_real(&self, seed: u64, root: &Path) -> Result<(), String> {
+        run_real(self, seed, root)
+    }
+
+    fn simulated(&self, seed: u64) -> Result<Vec<String>, String> {
+        simulated(self, seed)
     }
 }
 

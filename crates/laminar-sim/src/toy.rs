@@ -278,7 +278,7 @@ impl Scenario for Toy {
 
 #[cfg(test)]
 mod tests {
-    use laminar_storage::vfs::sim::{ImagePolicy, Profile};
+    use laminar_storage::vfs::sim::Profile;
 
     use super::*;
     use crate::driver::{Plan, explore, replay};

@@ -2,8 +2,13 @@
 //! acknowledged after it, and the next opening recovers. `laminar-sim faults --all` makes all runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+use std::sync::Arc;
+
 use laminar_sim::registry::{find, real};
+use laminar_sim::store::{DIR, open, small_settings};
 use laminar_sim::{FaultReport, Sweep};
+use laminar_storage::StateReader;
+use laminar_storage::vfs::sim::{Duration, Fault, ImageId, Keep, SimDisk};
 
 fn swept(name: &str, sweep: &Sweep) -> FaultReport {
     let report = find(name).unwrap().sweep_faults(1, sweep);
@@ -41,4 +46,34 @@ fn pairs_of_faults() {
     }
     println!("all: {total}");
     assert!(total.runs > 1_000, "{total}");
+}
+
+/// An opening wrote the end of the log again and zeros behind it, and its sync failed: bytes and length
+/// were gone from the disk and counted as clean. The next opening wrote the bytes again but, finding the
+/// file longer than its frames, not the length; after a power cut the segment ended before the place that
+/// its successor had noted, and the store refused to open. Found by the sweep over `store-tails`.
+#[test]
+fn a_length_that_a_failed_sync_forgot_is_written_again() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, 1, &small_settings()).unwrap();
+    opened.cores[0].put(b"key", b"value").unwrap();
+    let epoch = opened.cores[0].seal_epoch().unwrap();
+    opened.store.wait_durable(epoch).unwrap();
+    let dead = disk.snapshot();
+    let mut refused = 0;
+    for op in 1..40 {
+        let disk = dead.restart();
+        let fault = Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false };
+        disk.fail_op(op, fault, Duration::Forever);
+        refused += u32::from(open(&disk, 1, &small_settings()).is_err());
+        let disk = disk.snapshot().restart();
+        drop(open(&disk, 1, &small_settings()).unwrap());
+        if disk.has_lost_names() {
+            continue;
+        }
+        let cut = disk.snapshot().image(&ImageId::default()).mount();
+        let reader = StateReader::open_with(DIR, Arc::new(cut)).unwrap_or_else(|e| panic!("op {op}: {e}"));
+        assert_eq!(reader.report().recovery_point, epoch, "op {op}");
+    }
+    assert!(refused > 5, "{refused}");
 }

@@ -22,7 +22,7 @@ pub use random::random_scenario;
 pub use scripts::store_scenarios;
 
 /// Where the store is on the disk.
-pub const DIR: &str = "state";
+pub const DIR: &str = "/state";
 
 /// One thing that a program does with a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +175,7 @@ impl<'a> Live<'a> {
     /// What is wrong with it, or why it does not open.
     pub fn open(&mut self, cores: u16) -> Result<(), String> {
         self.close()?;
-        let seen = look(self.disk)?;
+        let seen = look(&self.log.vfs(self.disk), self.disk)?;
         self.open_with(cores, |found| seen.map_or(Ok(()), |seen| same_as_reader(&seen, found)))
     }
 
@@ -190,8 +190,9 @@ impl<'a> Live<'a> {
         cores: u16,
         also: impl FnOnce(&Recovered) -> Result<(), String>,
     ) -> Result<(), String> {
-        let Self { scenario, disk, .. } = *self;
-        let opened = open_routed(disk, cores, &scenario.settings, scenario.router())
+        let scenario = self.scenario;
+        let vfs = self.log.vfs(self.disk);
+        let opened = open_routed(vfs, cores, &scenario.settings, scenario.router())
             .map_err(|e| format!("open: {e}"))?;
         let (found, layout) = recovered_routed(&opened, &scenario.router())?;
         self.log.model().check_recovered(&found)?;
@@ -478,11 +479,12 @@ impl Scenario for StoreScenario {
     }
 
     fn read_when_full(&self, disk: &SimDisk, log: &Log<Model>) -> Result<(), String> {
-        if let Some(seen) = look(disk)? {
+        let vfs = log.vfs(disk);
+        if let Some(seen) = look(&vfs, disk)? {
             log.model().check_recovered(&seen_by(&seen))?;
         }
         let cores = self.recover_cores.unwrap_or(u16::try_from(log.model().core_count()).unwrap_or(1));
-        match open_routed(disk, cores, &self.settings, self.router()) {
+        match open_routed(vfs, cores, &self.settings, self.router()) {
             Ok(opened) => log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0),
             Err(StoreError::Io(_)) => Ok(()),
             Err(error) => Err(format!("open: {error}")),

@@ -70,7 +70,8 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 }
 
 /// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
-/// changes nothing; zeros behind it, as written ahead, make the system write the file's length too.
+/// changes nothing; zeros behind everything there is, as written ahead, make the system write the file's
+/// length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
 fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
     if sabotaged(Sabotage::EndNotWrittenAgain) {
         return Ok(());
@@ -85,7 +86,7 @@ fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
         write_all_at(file, part, at)?;
         at += part.len() as u64;
     }
-    if segment.proven < segment.len && segment.file_len == segment.len {
+    if segment.proven < segment.len {
         write_all_at(file, &[0; FRAME_ALIGN], segment.file_len)?;
     }
     Ok(())

@@ -145,6 +145,13 @@ impl SimDisk {
         self.machine().faults.plan(op, fault, duration);
     }
 
+    /// Whether a failed sync of a directory lost names that programs still see. A file system stops where
+    /// that happens; a program that is started again and goes on cannot know.
+    #[must_use]
+    pub fn has_lost_names(&self) -> bool {
+        self.machine().tree.names_lost
+    }
+
     /// Forgets all planned faults.
     pub fn clear_faults(&self) {
         self.machine().faults.clear();

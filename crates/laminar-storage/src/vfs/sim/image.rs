@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::content::{Content, in_memory};
 use super::disk::{CLOCK_START_NS, SimDisk};
@@ -53,6 +53,16 @@ pub struct ImageId {
     pub(super) picks: Picks,
     pub(super) torn: Option<Torn>,
     pub(super) garbage: bool,
+}
+
+impl ImageId {
+    /// A number that the seed and this name decide.
+    pub(super) fn draw(&self, seed: u64) -> u64 {
+        let torn = self.torn.map_or(0, |torn| ((torn.cut as u64) << 1 | u64::from(torn.head)) + 2);
+        let rest = [torn, u64::from(self.garbage)];
+        let mix = |seed, word: &u64| xxh3_64_with_seed(&word.to_le_bytes(), seed);
+        self.picks.0.iter().chain(&rest).fold(seed, mix)
+    }
 }
 
 impl fmt::Display for ImageId {
@@ -268,6 +278,11 @@ impl Survey {
         Self { tree: tree.clone(), items: found, files, entries, base, origin }
     }
 
+    /// Number of the last operation before.
+    pub(super) fn op(&self) -> u64 {
+        self.origin.op
+    }
+
     /// The clean content of a file when these items arrived; `None` when that is the durable one.
     fn content(&self, unclean: &Unclean, id: &ImageId) -> Option<Content> {
         let file = unclean.node();
@@ -472,7 +487,7 @@ impl Snapshot {
             }
         }
         for item in tree.dirents.iter() {
-            text.extend_from_slice(format!("{:?}{:?}", item.change, item.synced).as_bytes());
+            item.describe(&mut text);
         }
         xxh3_64(&text)
     }

@@ -32,6 +32,8 @@ pub struct ImagePolicy {
     pub torn_cuts: u32,
     /// Whether bytes that a size shows but that never arrived may be garbage as well as zeros.
     pub garbage: bool,
+    /// Of all these images one in so many is made.
+    pub one_in: u64,
     /// Decides random selections and cuts.
     pub seed: u64,
 }
@@ -44,6 +46,7 @@ impl Default for ImagePolicy {
             random: 256,
             torn_cuts: 2,
             garbage: true,
+            one_in: 1,
             seed: 1,
         }
     }
@@ -88,6 +91,12 @@ impl Images {
     #[must_use]
     pub fn is_exhaustive(&self) -> bool {
         self.exhaustive
+    }
+
+    /// Decided before an image is put together, which is what costs.
+    fn is_chosen(&self, id: &ImageId) -> bool {
+        self.policy.one_in <= 1
+            || id.draw(self.policy.seed ^ self.survey.op()).is_multiple_of(self.policy.one_in)
     }
 
     fn add_variants(&mut self, picks: Picks) {
@@ -135,6 +144,9 @@ impl Iterator for Images {
                 self.add_variants(picks);
                 continue;
             };
+            if !self.is_chosen(&id) {
+                continue;
+            }
             let image = self.survey.image(id);
             if self.seen.insert(image.hash()) {
                 return Some(image);

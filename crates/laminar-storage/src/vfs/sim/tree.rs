@@ -173,6 +173,22 @@ impl DirItem {
         }
     }
 
+    /// Appends bytes that are equal exactly for equal changes.
+    pub(super) fn describe(&self, text: &mut Vec<u8>) {
+        let (kind, inos) = match self.change {
+            DirChange::Add { ino, .. } => (b'+', [ino, 0]),
+            DirChange::Remove { ino, .. } => (b'-', [ino, 0]),
+            DirChange::Move { ino, replaced, .. } => (b'>', [ino, replaced.unwrap_or(0)]),
+        };
+        text.extend([kind, u8::from(self.synced[0]), u8::from(self.synced[1])]);
+        inos.iter().for_each(|ino| text.extend_from_slice(&ino.to_le_bytes()));
+        for cell in self.cells().into_iter().flatten() {
+            text.extend_from_slice(&cell.dir.to_le_bytes());
+            text.extend_from_slice(cell.name.as_bytes());
+            text.push(0);
+        }
+    }
+
     pub(super) fn touches(&self, dir: Ino) -> bool {
         self.cells().into_iter().flatten().any(|c| c.dir == dir)
     }
@@ -237,6 +253,8 @@ pub(super) struct Tree {
     next_ino: Ino,
     /// With a journal, every change of sizes and entries up to this operation is durable.
     pub journaled: u64,
+    /// A failed sync of a directory lost names that running programs still see.
+    pub names_lost: bool,
 }
 
 impl Tree {
@@ -246,12 +264,13 @@ impl Tree {
             dirents: Arc::default(),
             next_ino: ROOT + 1,
             journaled: 0,
+            names_lost: false,
         }
     }
 
     /// A tree in which everything is durable.
     pub(super) fn clean(nodes: Vec<(Ino, Arc<Node>)>, next_ino: Ino) -> Self {
-        Self { nodes, dirents: Arc::default(), next_ino, journaled: 0 }
+        Self { nodes, dirents: Arc::default(), next_ino, journaled: 0, names_lost: false }
     }
 
     pub(super) fn next_ino(&self) -> Ino {
@@ -376,6 +395,7 @@ impl Tree {
                 seen += 1;
             }
         }
+        self.names_lost = true;
         let mut kept = chosen.iter();
         items.retain(|item| kept.next() == Some(&true) || !item.touches(dir));
         let chosen: Vec<bool> = items.iter().map(|item| item.touches(dir)).collect();
