@@ -99,6 +99,7 @@ mod sabotage;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 pub mod store;
+mod sync;
 pub mod vfs;
 
 pub use ids::{CheckpointId, CoreId, Epoch};

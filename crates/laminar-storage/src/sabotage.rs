@@ -78,6 +78,8 @@ sabotages! {
         "laminar-sim/faults" "a_store_of_one_core_survives_every_fault"
     1 PoisonForgotten "a writer goes on after a failed write or sync"
         "laminar-sim/faults" "rolling_segments_survive_every_fault"
+    1 LostNameForgotten "a failed sync of the log's directory concerns only who called it"
+        "laminar-storage/lib" "per_core_wal::names::tests::after_a_failure_no_sync_of_the_directory_succeeds"
     1 AcknowledgedBeforeSync "an epoch is acknowledged before its records are synced"
         "laminar-sim/crash" "one_core"
     1 LogSyncDropped "the log is never synced"

@@ -4,8 +4,8 @@
 //! created by the first lane that has to spill, and the count of the memory in use.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result, check_lengths, poisoned};
 use super::merge::{Merge, Source};
@@ -14,7 +14,7 @@ use super::spill::Spill;
 use crate::error::Detail;
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::parallel::in_parallel;
-use crate::store::lock;
+use crate::sync::{Mutex, lock};
 use crate::vfs::Vfs;
 
 /// Bytes by which a lane's memory grows before the others hear of it.

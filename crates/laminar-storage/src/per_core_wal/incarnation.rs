@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::PerCoreWalError;
+use super::names::take_back;
 use super::recovery::identity::{CLOSED, CURRENT};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::{SegmentName, create_segment, list_segments};
@@ -131,8 +132,10 @@ pub(crate) fn begin(
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
-    if !sabotaged(Sabotage::SegmentNameNotSynced) {
-        vfs.sync_dir(&policy.dir).map_err(io)?;
+    let skip = sabotaged(Sabotage::SegmentNameNotSynced);
+    if let Err(error) = if skip { Ok(()) } else { policy.names.sync(vfs, &policy.dir) } {
+        writers.iter().for_each(|writer| take_back(vfs, writer.path()));
+        return Err(io(error));
     }
     let current = Current { store_id, incarnation, core_count: beginning.core_count };
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
@@ -196,7 +199,7 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
     }
     if removed {
         let io = |e| PerCoreWalError::io("could not sync the directory", &policy.dir, e);
-        policy.vfs.sync_dir(&policy.dir).map_err(io)?;
+        policy.names.sync(policy.vfs.as_ref(), &policy.dir).map_err(io)?;
     }
     Ok(())
 }

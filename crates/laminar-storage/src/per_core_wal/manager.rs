@@ -121,6 +121,7 @@ impl PerCoreWalManager {
             dir: config.base_dir.clone(),
             segment_size: config.segment_size,
             preallocation: config.preallocation,
+            names: Arc::default(),
         };
         refuse_last_ids(policy.vfs.as_ref(), &policy.dir, survey)?;
         make_durable(&policy.vfs, &policy.dir, survey)?;

@@ -25,6 +25,7 @@ mod frames;
 pub(crate) mod incarnation;
 pub(crate) mod manager;
 mod merge;
+mod names;
 mod reader;
 pub(crate) mod recovery;
 mod segment;

@@ -92,7 +92,7 @@ fn remove(scope: &TruncationScope, path: &Path, truncation: &mut Truncation) -> 
         truncation.bytes += len;
     }
     vfs.remove_file(path).map_err(io)?;
-    vfs.sync_dir(&scope.policy.dir).map_err(io)?;
+    scope.policy.names.sync(vfs, &scope.policy.dir).map_err(io)?;
     truncation.segments += 1;
     Ok(())
 }

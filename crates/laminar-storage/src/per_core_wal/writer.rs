@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
+use super::names::{self, Names};
 use super::segment::create_segment;
 use crate::error::Detail;
 use crate::format::checksum::Salt;
@@ -38,6 +39,8 @@ pub(crate) struct SegmentPolicy {
     pub(crate) dir: PathBuf,
     pub(crate) segment_size: u64,
     pub(crate) preallocation: u64,
+    /// Shared by all who change names in `dir`.
+    pub(crate) names: Arc<Names>,
 }
 
 /// A frame whose records are still being added; its header's place in the buffer is kept free.
@@ -586,10 +589,12 @@ impl CoreWalWriter {
     }
 
     fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
-        let SegmentPolicy { vfs, dir, preallocation, .. } = &self.policy;
+        let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
         let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
-        if !sabotaged(Sabotage::RollNotSynced) {
-            vfs.sync_dir(dir)?;
+        let skip = sabotaged(Sabotage::RollNotSynced);
+        if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {
+            names::take_back(vfs.as_ref(), &created.0);
+            return Err(error);
         }
         Ok(created)
     }

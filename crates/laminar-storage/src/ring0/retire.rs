@@ -5,10 +5,10 @@
 //! the queue can never be fuller than the entries that are not yet released.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::record::index;
 use crate::sabotage::{Sabotage, sabotaged};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How many entries Ring 1 has released; on its own pair of cache lines.
 #[derive(Debug, Default)]
@@ -130,3 +130,6 @@ impl RetireQueue {
         self.shared.0.load(Ordering::Acquire) == self.pushed
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -1,19 +1,15 @@
 //! The durable epoch: published by Ring 1, waited for by everybody else.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::error::StoreError;
 use crate::ids::Epoch;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, OnceLock, lock};
 
 type Callback = Box<dyn Fn(Epoch) + Send + Sync>;
-
-/// Locks a mutex whose holders leave it consistent even when they panic.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The durable epoch and the first failure, for all threads.
 #[derive(Default)]
@@ -58,7 +54,8 @@ impl Durable {
 
     /// The first failure, if there was one.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
-        if self.poisoned.load(Ordering::Relaxed) {
+        // Acquire: whoever sees that there was a failure sees which.
+        if self.poisoned.load(Ordering::Acquire) {
             return Err(self.cause());
         }
         Ok(())
@@ -81,10 +78,17 @@ impl Durable {
         self.changed.notify_all();
     }
 
-    /// Waits until `epoch` is durable, the store fails, or `at_most` is over; true when it is durable.
-    pub(crate) fn wait(&self, epoch: Epoch, at_most: Duration) -> Result<bool, StoreError> {
+    /// Waits until `epoch` is durable, the store fails, `hopeless` holds, or `at_most` is over; true when it is
+    /// durable. Whoever makes `hopeless` true calls [`Self::wake_all`] afterwards.
+    pub(crate) fn wait(
+        &self,
+        epoch: Epoch,
+        at_most: Duration,
+        hopeless: impl Fn() -> bool,
+    ) -> Result<bool, StoreError> {
         let gate = lock(&self.gate);
-        let waiting = |_: &mut ()| self.epoch() < epoch && !self.poisoned.load(Ordering::Acquire);
+        let waiting =
+            |_: &mut ()| self.epoch() < epoch && !self.poisoned.load(Ordering::Acquire) && !hopeless();
         let result = self.changed.wait_timeout_while(gate, at_most, waiting);
         drop(result.unwrap_or_else(PoisonError::into_inner));
         if self.epoch() >= epoch {
@@ -100,3 +104,6 @@ impl fmt::Debug for Durable {
         write!(f, "Durable({}, {:?})", self.epoch(), self.cause.get())
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

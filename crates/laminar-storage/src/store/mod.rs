@@ -16,11 +16,11 @@ mod rebuild;
 mod router;
 mod settings;
 mod shared;
+mod sleeper;
 mod stats;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use builder::StoreBuilder;
@@ -32,11 +32,11 @@ pub use router::Router;
 pub use settings::Settings;
 pub use stats::{Health, Stats};
 
-pub(crate) use self::durable::lock;
 use self::open::StoreLock;
 use self::shared::Shared;
 use crate::ids::Epoch;
 use crate::report::RecoveryReport;
+use crate::sync::thread::JoinHandle;
 
 /// What [`StoreBuilder::open`] returns.
 #[derive(Debug)]
@@ -181,3 +181,6 @@ impl Drop for Store {
         let _ = self.shared.close(&mut self.threads);
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;

@@ -1,22 +1,24 @@
 //! What the threads of a store share, and the two threads behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::checkpointer::{CheckpointReceipt, Checkpointer};
 use super::drain::{Drain, DurableCut};
-use super::durable::{Durable, lock};
+use super::durable::Durable;
 use super::error::StoreError;
 use super::settings::Settings;
+use super::sleeper::Sleeper;
 use super::stats::Counters;
 use crate::error::Detail;
 use crate::ids::{CoreId, Epoch};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex, OnceLock, lock};
 
 /// Turns without work before Ring 1 sleeps, and how long it sleeps at most: a seal wakes it, and an
 /// unsealed change can wait.
-const SPINS: u32 = 64;
+const SPINS: u32 = if cfg!(all(test, shuttle)) { 1 } else { 64 };
 const NAP: Duration = Duration::from_millis(1);
 
 /// State that all threads of a store share.
@@ -33,8 +35,7 @@ pub(crate) struct Shared {
     /// Per core: the last epoch it sealed, once it is dropped.
     gone: Vec<OnceLock<Epoch>>,
     /// Ring 1's thread, and whether it sleeps.
-    ring1: OnceLock<Thread>,
-    asleep: AtomicBool,
+    ring1: Sleeper,
     closing: AtomicBool,
     closed: AtomicBool,
     /// Rung when the checkpoint thread should look.
@@ -71,12 +72,11 @@ impl Shared {
             checkpointer: Mutex::new(Some(checkpointer)),
             checkpoint_failure: Mutex::new(None),
             gone: (0..cores).map(|_| OnceLock::new()).collect(),
-            ring1: OnceLock::new(),
-            asleep: AtomicBool::new(false),
+            ring1: Sleeper::default(),
             closing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            bell: Condvar::new(),
-            bell_gate: Mutex::new(()),
+            bell: Condvar::default(),
+            bell_gate: Mutex::default(),
             checkpointed_bytes: AtomicU64::new(bytes),
             inline,
         }
@@ -88,11 +88,10 @@ impl Shared {
             return Ok(Vec::new());
         }
         let ring1 = Arc::clone(self);
-        let ring1 =
-            std::thread::Builder::new().name("laminar-ring1".into()).spawn(move || ring1.run_ring1())?;
-        let _ = self.ring1.set(ring1.thread().clone());
+        let ring1 = thread::Builder::new().name("laminar-ring1".into()).spawn(move || ring1.run_ring1())?;
+        self.ring1.is(ring1.thread().clone());
         let checkpoints = Arc::clone(self);
-        let checkpoints = std::thread::Builder::new()
+        let checkpoints = thread::Builder::new()
             .name("laminar-checkpoint".into())
             .spawn(move || checkpoints.run_checkpoints());
         match checkpoints {
@@ -145,19 +144,13 @@ impl Shared {
             return self.turn().map(drop);
         }
         self.wake_ring1();
-        std::thread::sleep(Duration::from_micros(20));
+        thread::sleep(Duration::from_micros(20));
         Ok(())
     }
 
     /// Wakes Ring 1 if it sleeps.
     pub(crate) fn wake_ring1(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst)
-            && self.asleep.swap(false, Ordering::SeqCst)
-            && let Some(thread) = self.ring1.get()
-        {
-            thread.unpark();
-        }
+        self.ring1.wake();
     }
 
     fn run_ring1(&self) {
@@ -169,7 +162,7 @@ impl Shared {
                 Ok(false) if self.closing.load(Ordering::Acquire) => break,
                 Ok(false) if idle < SPINS => {
                     idle += 1;
-                    std::thread::yield_now();
+                    thread::yield_now();
                 }
                 Ok(false) if idle == SPINS => {
                     idle += 1;
@@ -184,15 +177,9 @@ impl Shared {
         std::mem::forget(bomb);
     }
 
-    /// Sleeps until a seal comes. The flag is up before the ring is looked at once more, and a seal
-    /// looks at the flag after it is in the ring: one of the two sees the other.
+    /// Sleeps until a seal comes.
     fn nap(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        if !lock(&self.drain).as_ref().is_some_and(Drain::has_work) {
-            std::thread::park_timeout(NAP);
-        }
-        self.asleep.store(false, Ordering::SeqCst);
+        self.ring1.nap(NAP, || lock(&self.drain).as_ref().is_some_and(Drain::has_work));
     }
 
     fn confirm(&self) -> Result<(), StoreError> {
@@ -298,8 +285,7 @@ impl Shared {
             }
             self.wake_ring1();
             let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
-            // Looks again now and then, whether a core was dropped meanwhile.
-            if self.durable.wait(epoch, left.min(Duration::from_millis(20)))? {
+            if self.durable.wait(epoch, left, || self.check_reachable(epoch).is_err())? {
                 return Ok(true);
             }
             self.check_reachable(epoch)?;
@@ -352,8 +338,7 @@ impl Shared {
 
     fn begin_close(&self) {
         self.closing.store(true, Ordering::Release);
-        self.asleep.store(true, Ordering::SeqCst);
-        self.wake_ring1();
+        self.ring1.rouse();
         self.ring_bell();
     }
 

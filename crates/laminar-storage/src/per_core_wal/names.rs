@@ -1,0 +1,63 @@
+//! Making the names of a log's directory durable, by everybody who adds or removes some.
+//!
+//! Rolling writers and truncation work in the same directory at the same time. A sync of it that fails may drop
+//! what *any* of them changed and call it clean; whoever syncs next then hears that all is well while the name
+//! of his segment is gone. So there is one place for these syncs, it lets one through at a time, and after the
+//! first failure none succeeds any more (invariant I11).
+
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use crate::sabotage::{Sabotage, sabotaged};
+use crate::vfs::Vfs;
+
+/// What came of the syncs of one directory so far.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    failed: Mutex<bool>,
+}
+
+impl Names {
+    /// Makes every name in `dir` durable, always the same directory.
+    ///
+    /// # Errors
+    /// The failure of this sync, or that an earlier one failed.
+    pub(crate) fn sync(&self, vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
+            return Err(io::Error::other("an earlier sync of this directory failed"));
+        }
+        let result = vfs.sync_dir(dir);
+        *failed = result.is_err() && !sabotaged(Sabotage::LostNameForgotten);
+        result
+    }
+}
+
+/// Removes a file whose name could not be made durable, as well as that goes. The system may go on to show a
+/// name that is not on the disk, and count it as clean: who opens the log next would build on it, and lose it
+/// with the next power cut.
+pub(crate) fn take_back(vfs: &dyn Vfs, path: &Path) {
+    if let Err(error) = vfs.remove_file(path) {
+        tracing::warn!(%error, path = %path.display(), "could not remove a file whose name is not durable");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::sim::{Duration, Fault, Keep, SimDisk};
+
+    #[test]
+    fn after_a_failure_no_sync_of_the_directory_succeeds() {
+        let disk = SimDisk::new(1);
+        let (names, root) = (Names::default(), Path::new("/"));
+        names.sync(&disk, root).unwrap();
+        disk.create_new(Path::new("/segment")).unwrap();
+        let fault = Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false };
+        disk.fail_op(disk.ops() + 1, fault, Duration::Once);
+        assert!(names.sync(&disk, root).is_err());
+        disk.sync_dir(root).unwrap();
+        assert!(names.sync(&disk, root).is_err());
+    }
+}
