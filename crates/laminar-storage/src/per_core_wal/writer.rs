@@ -16,15 +16,16 @@ use std::sync::Arc;
 
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
+use super::limits;
 use super::names::{self, Names};
 use super::segment::create_segment;
 use crate::error::Detail;
+use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
 use crate::format::digest::StateDigest;
 use crate::format::frame::{FRAME_ALIGN, FRAME_HEADER_LEN, FRAME_TARGET, FrameHeader};
 use crate::format::record::{CommitBody, Record, encode_commit_body};
 use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, Epoch, SegmentNumber, Sequence, TimestampNs, WalPosition};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Vfs, VfsFile, write_all_at};
@@ -141,7 +142,7 @@ impl CoreWalWriter {
         watermark: Option<i64>,
     ) -> Result<u64, PerCoreWalError> {
         if let Some(name) = offsets.keys().find(|name| name.len() > MAX_KEY_LEN) {
-            return Err(self.too_long("source name", name.len(), MAX_KEY_LEN));
+            return Err(limits::too_long("source name", name.len(), MAX_KEY_LEN, self.header.core));
         }
         let mut sorted: Vec<_> = offsets.iter().map(|(name, offset)| (name.as_str(), *offset)).collect();
         sorted.sort_unstable();
@@ -381,14 +382,6 @@ impl CoreWalWriter {
         if sabotaged(Sabotage::PositionOf32Bits) { position & 0xffff_ffff } else { position }
     }
 
-    fn too_long(&self, what: &str, len: usize, max: usize) -> PerCoreWalError {
-        PerCoreWalError::invalid(
-            Detail::new(format!("a {what} of {len} bytes, at most {max} fit"))
-                .on_core(self.header.core)
-                .remedy("Nothing was written; split it or store a reference to it."),
-        )
-    }
-
     fn append_now(&mut self, record: &Record<'_>) -> Result<u64, PerCoreWalError> {
         let now = self.policy.vfs.now_ns();
         self.append_at(record, now)
@@ -399,21 +392,7 @@ impl CoreWalWriter {
         if let Some(cause) = &self.poison {
             return Err(cause.clone());
         }
-        if let Record::Put { key, .. } | Record::Delete { key } = record
-            && key.len() > MAX_KEY_LEN
-        {
-            return Err(self.too_long("key", key.len(), MAX_KEY_LEN));
-        }
-        if let Record::Put { value, .. } = record
-            && value.len() > MAX_VALUE_LEN
-        {
-            return Err(self.too_long("value", value.len(), MAX_VALUE_LEN));
-        }
-        if let Record::Commit(body) = record
-            && body.len() > MAX_VALUE_LEN
-        {
-            return Err(self.too_long("list of source offsets", body.len(), MAX_VALUE_LEN));
-        }
+        limits::check(record, self.header.core)?;
         let timestamp = timestamp.min(TimestampNs::LAST_OF_CLOCK.0);
         let mut wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
         if sabotaged(Sabotage::RawClock) {

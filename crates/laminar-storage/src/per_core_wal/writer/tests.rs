@@ -31,6 +31,7 @@ fn positions_go_beyond_4_gib() {
         dir: PathBuf::from("/"),
         segment_size: 1 << 20,
         preallocation: 0,
+        names: Arc::default(),
     };
     let (path, file) = create_segment(&disk, Path::new("/"), &header, 0).unwrap();
     let mut writer = CoreWalWriter::start(policy, header, path, file, Epoch(2));
