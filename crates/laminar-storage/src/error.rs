@@ -158,7 +158,13 @@ impl std::error::Error for Detail {
 
 /// Shorthand for the detail of a failed file operation.
 pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) -> Detail {
+    let too_many =
+        [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
     let remedy = match source.kind() {
+        _ if too_many.contains(&source.raw_os_error()) => {
+            "Raise the limit of open files (`ulimit -n`; about 20 for each core are enough), then open again; \
+             nothing acknowledged is lost"
+        }
         io::ErrorKind::PermissionDenied => "Give this user read and write permission, then open again",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "Free space on this file system, then open again; nothing acknowledged is lost"

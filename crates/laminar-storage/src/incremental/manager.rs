@@ -420,11 +420,17 @@ impl IncrementalCheckpointManager {
         Ok(())
     }
 
-    /// Makes empty chains for that many cores. Input positions stay, on the first core.
+    /// Makes empty chains for that many cores. Input positions move to the first core; only those that a
+    /// coordinator noted for a log of more cores than its checkpoints have, stay with the log's cores.
     pub(super) fn lay_out(&mut self, cores: usize) {
+        let of_the_log = self.core_offsets.len() > self.chains.len() && self.core_offsets.len() <= cores;
         self.chains = (0..cores).map(|_| Vec::new()).collect();
         self.overlay = Overlay::new(cores);
         self.digests.clear();
+        if of_the_log {
+            self.core_offsets.resize_with(cores, CoreOffsets::default);
+            return;
+        }
         let mut offsets = vec![CoreOffsets::default(); cores];
         if let Some(first) = offsets.first_mut() {
             first.offsets = self.source_offsets.clone();

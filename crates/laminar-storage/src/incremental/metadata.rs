@@ -82,6 +82,17 @@ pub struct CoreOffsets {
 }
 
 impl CoreOffsets {
+    /// Those of one of `cores` cores. The log that a coordinator made a checkpoint of may have had more; the
+    /// first core takes over theirs.
+    pub(crate) fn of(all: &[Self], core: CoreId, cores: u16) -> Self {
+        let mut own: Vec<_> = all.get(core.index()).cloned().into_iter().collect();
+        if core == CoreId::ZERO {
+            own.extend(all.iter().skip(usize::from(cores)).cloned());
+        }
+        let (offsets, watermark) = flatten(&own);
+        Self { offsets, watermark }
+    }
+
     /// Takes over what a commit record says. A store's record names every source that its core reads, so
     /// that one it does not name was removed; those of the low-level functions add to each other.
     pub(crate) fn commit(&mut self, offsets: HashMap<String, u64>, watermark: Option<i64>, mode: WalMode) {

@@ -89,6 +89,14 @@ impl IncrementalCheckpointManager {
         self.check_nothing_in_flight()?;
         self.check_id(id)?;
         self.check_epoch()?;
+        if !self.bound && self.latest.as_ref().is_some_and(|latest| latest.bound_to_wal) {
+            let what =
+                "these checkpoints belong to a write-ahead log, whose records this one would pass over";
+            let detail = Detail::new(what).at_path(&self.config.checkpoint_dir);
+            return Err(IncrementalCheckpointError::invalid(
+                detail.remedy("Make it with the Store or the CheckpointCoordinator of that log."),
+            ));
+        }
         if self.bound && self.wal_cuts.is_empty() {
             let what = "no WAL cuts were given for this checkpoint";
             return Err(IncrementalCheckpointError::invalid(Detail::new(what)));

@@ -116,9 +116,12 @@ pub(crate) fn apply_incarnation(
         |log: &CoreLog| CoreCursor::of_incarnation(vfs, survey, log.core, span(log.core), incarnation);
     let offsets_before = manager.core_offsets().to_vec();
     let mut offsets = offsets_before.clone();
-    let mode = survey.header_of(incarnation).map_or(WalMode::Plain, |header| header.mode);
+    let header = survey.header_of(incarnation);
+    let mode = header.map_or(WalMode::Plain, |header| header.mode);
+    // A coordinator's manager has one lane, whatever log it is given.
+    let has_lanes = header.is_some_and(|header| usize::from(header.core_count) == manager.core_count());
     let before = |core: CoreId| offsets_before.get(core.index()).cloned().unwrap_or_default();
-    if mode == WalMode::Epochs {
+    if mode == WalMode::Epochs && has_lanes {
         let follow = |lane: &mut Lane<'_>| match survey.core(lane.core()) {
             Some(log) => {
                 Followed::of(cursor(log), mode, before(log.core), |key, value| lane.apply(key, value))

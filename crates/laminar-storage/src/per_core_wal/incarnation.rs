@@ -137,6 +137,10 @@ pub(crate) fn begin(
         writers.iter().for_each(|writer| take_back(vfs, writer.path()));
         return Err(io(error));
     }
+    if beginning.reset {
+        // What was closed before is given up now, and must not be missed later.
+        remove_evidence(policy).map_err(io)?;
+    }
     let current = Current { store_id, incarnation, core_count: beginning.core_count };
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
@@ -150,6 +154,16 @@ pub(crate) fn leave_evidence(writer: &CoreWalWriter, epoch: Epoch) {
     if let Err(error) = replace_file_durably(policy.vfs.as_ref(), &policy.dir, CLOSED, &closed.encode()) {
         tracing::warn!(%error, dir = %policy.dir.display(), "could not note that the store was closed");
     }
+}
+
+/// Removes what [`leave_evidence`] left. Nothing is lost when a crash follows.
+fn remove_evidence(policy: &SegmentPolicy) -> std::io::Result<()> {
+    let path = policy.dir.join(CLOSED);
+    if policy.vfs.kind(&path)?.is_some() {
+        policy.vfs.remove_file(&path)?;
+        policy.names.sync(policy.vfs.as_ref(), &policy.dir)?;
+    }
+    Ok(())
 }
 
 fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: CoreId) -> SegmentHeader {

@@ -211,7 +211,7 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
             Ok::<_, LoadFailure>(())
         })?;
         let metadata = reader.metadata();
-        offsets = offsets_of(&metadata.core_offsets, core, builder.core_count());
+        offsets = CoreOffsets::of(&metadata.core_offsets, core, builder.core_count());
         let digest = metadata.digests.get(core.index());
         expected = digest.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
     }
@@ -252,17 +252,6 @@ const MOST_RESERVED: u64 = 1 << 45;
 /// Address space for the records of one core; the index gets as much again.
 fn reserve_bytes(limit: u64, cores: u16) -> u64 {
     limit.min(MOST_RESERVED / 2 / u64::from(cores.max(1)))
-}
-
-/// A core's offsets and watermark. The log that a coordinator made a checkpoint of may have had more
-/// cores than the checkpoint; the first core takes over theirs.
-fn offsets_of(all: &[CoreOffsets], core: CoreId, cores: u16) -> CoreOffsets {
-    let mut own: Vec<_> = all.get(core.index()).cloned().into_iter().collect();
-    if core == CoreId::ZERO {
-        own.extend(all.iter().skip(usize::from(cores)).cloned());
-    }
-    let (offsets, watermark) = flatten(&own);
-    CoreOffsets { offsets, watermark }
 }
 
 /// New changes begin above every epoch that was ever used.
@@ -317,7 +306,10 @@ fn digest_mismatch(builder: &StoreBuilder, located: &Located, core: Option<usize
     ))
     .at_path(builder.path())
     .in_epoch(located.plan.point)
-    .remedy("Report this with a copy of the directory; nothing was changed.");
+    .remedy(
+        "If one key was written on two cores, that is why: open with the number of cores it was written with. \
+         Otherwise report this with a copy of the directory; nothing was changed.",
+    );
     if let Some(core) = core.and_then(|core| u16::try_from(core).ok()) {
         detail = detail.on_core(CoreId(core));
     }

@@ -125,7 +125,10 @@ fn check_digest(
         Detail::new("the rebuilt state does not have the digest that was stored with it")
             .at_path(builder.path())
             .in_epoch(point)
-            .remedy("Report this with a copy of the directory; nothing was changed."),
+            .remedy(
+                "If one key was written on two cores, that is why: open with as many cores as before. Otherwise \
+                 report this with a copy of the directory; nothing was changed.",
+            ),
     ))
 }
 

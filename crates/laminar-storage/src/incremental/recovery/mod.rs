@@ -16,6 +16,7 @@ use super::state_map::StateMap;
 use crate::error::Detail;
 use crate::format::digest::{StateDigest, record_digest};
 use crate::format::record::Record;
+use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
@@ -380,6 +381,11 @@ fn replay(
         let flat = CoreOffsets { offsets: metadata.source_offsets.clone(), watermark: metadata.watermark };
         if metadata.core_offsets.is_empty() { vec![flat] } else { metadata.core_offsets.clone() }
     });
+    let cores = plan.survey.core_count();
+    if plan.survey.mode() == Some(WalMode::Epochs) && offsets.len() > usize::from(cores) {
+        // As a store of that many cores took them over when it was opened.
+        offsets = (0..cores).map(|core| CoreOffsets::of(&offsets, CoreId(core), cores)).collect();
+    }
     let mut changes = Vec::new();
     for entry in MergedEntries::new(cursors.collect()) {
         let entry = entry?;
