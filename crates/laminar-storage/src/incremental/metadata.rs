@@ -293,7 +293,7 @@ impl IncrementalCheckpointMetadata {
         Ok(metadata)
     }
 
-    /// The fields that must agree with each other.
+    /// The fields that must agree with each other, the complete list of files among them (I13).
     fn check(&self) -> std::result::Result<(), String> {
         let cores = usize::from(self.core_count);
         if cores == 0 || cores > MAX_CORES {

@@ -77,7 +77,7 @@ impl FrameReader {
             Ok(header) => header,
             Err(fault) => return Ok(Step::Fault(fault)),
         };
-        // The header's checksum vouches for the length, and the file's for that many bytes to be
+        // I10: the header's checksum vouches for the length, and the file's for that many bytes to be
         // there, before anything is allocated for them.
         let whole = header.frame_len();
         if self.limit - self.offset < whole as u64 {

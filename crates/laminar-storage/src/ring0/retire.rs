@@ -1,4 +1,5 @@
-//! Slots that Ring 0 no longer needs and Ring 1 may still read, in the order of the changelog.
+//! Slots that Ring 0 no longer needs and Ring 1 may still read, in the order of the changelog: a record is not
+//! touched before it is released (invariant I12).
 //!
 //! There is one word per changelog entry, at the entry's number modulo the capacity: what becomes
 //! free once Ring 1 has *released* that entry. So the stamp of a retired slot needs no memory, and

@@ -288,7 +288,7 @@ impl CoreStore {
         Ok(())
     }
 
-    /// Repeats what a full ring refused, until there is room or the time is over.
+    /// Repeats what a full ring refused, until there is room or the time is over: backpressure, never loss (I15).
     #[cold]
     fn retry<T>(
         &mut self,

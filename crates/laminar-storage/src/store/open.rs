@@ -1,7 +1,7 @@
 //! Opening a store: lock, find the state, fill the cores, begin a new incarnation.
 //!
 //! Nothing is written before the state has been found and loaded; a crash anywhere leaves a directory
-//! from which the same state is found again.
+//! from which the same state is found again (invariant I1).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -172,6 +172,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
 }
 
+/// One process per directory (I14).
 fn lock_store(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<StoreLock, StoreError> {
     let path = layout.dir.join(LOCK);
     match vfs.lock(&path) {

@@ -159,7 +159,7 @@ pub fn read_exact_at(file: &dyn VfsFile, buf: &mut [u8], offset: u64) -> io::Res
 /// Reads a whole small file.
 ///
 /// # Errors
-/// `InvalidData` when it is longer than `max` bytes, so that a hostile file cannot make us allocate.
+/// `InvalidData` when it is longer than `max` bytes, so that a hostile file cannot make us allocate (I10).
 pub fn read_small_file(vfs: &dyn Vfs, path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let file = vfs.open(path, Access::Read)?;
     let len = file.size()?;

@@ -82,7 +82,7 @@ pub(crate) struct Plan {
     pub(crate) survey: Survey,
     pub(crate) base: Option<Base>,
     pub(crate) mode: RecoveryMode,
-    /// The epoch that recovery lands on.
+    /// The epoch that recovery lands on: all of it and nothing after it counts (I1).
     pub(crate) point: Epoch,
 }
 
