@@ -39,6 +39,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// What came of running tests.
+struct Run {
+    ended: Ended,
+    /// The tests that failed.
+    failed: Vec<String>,
+    /// What the first of them said, to see that it failed for this mistake and nothing else.
+    said: String,
+}
+
 /// How a test process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -84,8 +93,8 @@ impl Programs {
         Ok(Self(programs))
     }
 
-    /// Runs tests of a program with a mistake; returns how they ended and the names of those that failed.
-    fn run(&self, target: &str, tests: &[&str], mistake: &str) -> Result<(Ended, Vec<String>), String> {
+    /// Runs tests of a program with a mistake; all of them where none is named.
+    fn run(&self, target: &str, tests: &[&str], mistake: &str) -> Result<Run, String> {
         let (program, dir) =
             self.0.get(target).ok_or_else(|| format!("there is no test program {target}"))?;
         let log = std::env::temp_dir().join(format!("laminar-scorecard-{}", std::process::id()));
@@ -120,7 +129,9 @@ impl Programs {
             Some(_) if output.contains("running 0 tests") => Ended::Nothing,
             Some(_) => Ended::Passed,
         };
-        Ok((ended, failed.map(str::to_owned).collect()))
+        let panicked = output.lines().skip_while(|line| !line.contains("panicked at"));
+        let said = panicked.skip(1).find(|line| !line.is_empty()).unwrap_or_default().to_owned();
+        Ok(Run { ended, failed: failed.map(str::to_owned).collect(), said })
     }
 }
 
@@ -129,13 +140,13 @@ fn scorecard(names: &[String]) -> Result<bool, String> {
     let chosen = choose(names)?;
     let programs = Programs::build()?;
     let mut tests: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for entry in chosen.iter().filter(|entry| !entry.target.is_empty()) {
+    for entry in &chosen {
         tests.entry(entry.target).or_default().push(entry.test);
     }
     for (target, tests) in &mut tests {
         tests.sort_unstable();
         tests.dedup();
-        let (ended, failed) = programs.run(target, tests, "")?;
+        let Run { ended, failed, .. } = programs.run(target, tests, "")?;
         if ended != Ended::Passed {
             return Err(format!("without any mistake {target} does not pass: {ended:?} {failed:?}"));
         }
@@ -143,17 +154,15 @@ fn scorecard(names: &[String]) -> Result<bool, String> {
     println!("row  mistake                    noticed by");
     let mut noticed = 0;
     for entry in &chosen {
-        let ended = match entry.target {
-            "" => Ended::Nothing,
-            target => programs.run(target, &[entry.test], entry.name)?.0,
+        let run = programs.run(entry.target, &[entry.test], entry.name)?;
+        let said: String = run.said.chars().take(150).collect();
+        let verdict = match run.ended {
+            Ended::Failed => said,
+            Ended::Hung => "it hangs".into(),
+            other => format!("NOT NOTICED: {other:?}"),
         };
-        let verdict = match ended {
-            Ended::Failed => String::new(),
-            Ended::Hung => " (it hangs)".into(),
-            other => format!("  <- NOT NOTICED ({other:?})"),
-        };
-        noticed += u32::from(matches!(ended, Ended::Failed | Ended::Hung));
-        println!("{:>3}  {:<25}  {} {}{verdict}", entry.row, entry.name, entry.target, entry.test);
+        noticed += u32::from(matches!(run.ended, Ended::Failed | Ended::Hung));
+        println!("{:>3}  {:<25}  {} {}\n     {verdict}", entry.row, entry.name, entry.target, entry.test);
     }
     println!("{noticed} of {} mistakes noticed", chosen.len());
     Ok(noticed as usize == chosen.len())
@@ -167,7 +176,7 @@ fn search_for(names: &[String]) -> Result<bool, String> {
         println!("{} ({})", entry.name, entry.what);
         for target in programs.0.keys() {
             let started = Instant::now();
-            let (ended, failed) = programs.run(target, &[], entry.name)?;
+            let Run { ended, failed, .. } = programs.run(target, &[], entry.name)?;
             if ended != Ended::Passed && ended != Ended::Nothing {
                 println!("  {target}: {ended:?} after {:.1} s {failed:?}", started.elapsed().as_secs_f32());
             }
