@@ -81,7 +81,7 @@
 //! - There are no range scans in key order on a core; [`CoreStore::iter`] has no particular order.
 //! - Only 64-bit targets; `unsafe` code is confined to the private module `ring0`.
 //!
-//! There are no Cargo features. In the repository, `docs/ARCHITECTURE.md` says how the parts work
+//! There are no Cargo features to use; `sabotage` breaks the store on purpose, to test its tests. In the repository, `docs/ARCHITECTURE.md` says how the parts work
 //! together, `docs/INVARIANTS.md` what they rely on, `docs/FORMAT.md` draws every byte on disk, and
 //! `docs/RECOVERY.md` explains what recovery decides and every error.
 #![deny(missing_docs)]
@@ -94,6 +94,10 @@ mod parallel;
 pub mod per_core_wal;
 pub mod report;
 mod ring0;
+#[cfg(not(feature = "sabotage"))]
+mod sabotage;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 pub mod store;
 mod sync;
 pub mod vfs;

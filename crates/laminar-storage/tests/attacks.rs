@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use laminar_storage::incremental::{CheckpointConfig, IncrementalCheckpointManager, RecoveryConfig};
+use laminar_storage::incremental::{
+    CheckpointConfig, IncrementalCheckpointManager, IncrementalCheckpointMetadata, RecoveryConfig,
+};
 use laminar_storage::per_core_wal::{
     CheckpointCoordinator, PerCoreRecoveryManager, PerCoreWalConfig, PerCoreWalEntry, PerCoreWalError,
     PerCoreWalManager, recover_per_core,
@@ -134,6 +136,30 @@ fn the_last_checkpoint_ids_are_refused() {
     drop(coordinator);
     let opened = Store::builder(dir.path()).open().unwrap();
     assert_eq!(opened.cores[0].get(b"k"), Some(b"v".as_slice()));
+}
+
+/// The digest is a check of recovery itself, so only a checkpoint that was forged in form, with every
+/// checksum right, can fail it here.
+#[test]
+fn a_state_without_the_digest_that_was_stored_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = Store::builder(dir.path()).open().unwrap();
+    cores[0].put(b"k", b"v").unwrap();
+    let epoch = cores[0].seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    let receipt = store.checkpoint().unwrap();
+    drop(cores);
+    store.close().unwrap();
+    let manifest = dir.path().join(format!("checkpoints/checkpoint_{:016x}/metadata.json", receipt.id.get()));
+    let good = std::fs::read_to_string(&manifest).unwrap();
+    let mut metadata = IncrementalCheckpointMetadata::from_json(&good).unwrap();
+    metadata.digests[0].digest ^= 1;
+    std::fs::write(&manifest, metadata.to_json().unwrap()).unwrap();
+    let error = Store::builder(dir.path()).open().unwrap_err();
+    assert!(matches!(error, StoreError::Corruption(_)), "{error}");
+    assert!(error.to_string().contains("digest"), "{error}");
+    std::fs::write(&manifest, good).unwrap();
+    assert_eq!(Store::builder(dir.path()).open().unwrap().cores[0].get(b"k"), Some(&b"v"[..]));
 }
 
 /// The path of a store was looked at without following it, so that a symbolic link, as whoever moves a store

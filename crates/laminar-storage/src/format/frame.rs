@@ -8,6 +8,7 @@ use super::checksum::Salt;
 use super::fields::Fields;
 use super::record;
 use crate::ids::{CoreId, Epoch, Sequence, TimestampNs};
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Bytes before a frame's payload.
 pub const FRAME_HEADER_LEN: usize = 48;
@@ -178,7 +179,7 @@ impl FrameHeader {
     /// The fault.
     pub fn check_payload(&self, salt: &Salt, padded: &[u8]) -> Result<(), FrameFault> {
         let computed = salt.crc(&[padded]);
-        if computed == self.payload_crc {
+        if computed == self.payload_crc || sabotaged(Sabotage::PayloadUnchecked) {
             Ok(())
         } else {
             Err(FrameFault::PayloadChecksum { stored: self.payload_crc, computed })
@@ -200,7 +201,8 @@ pub fn may_be_header(bytes: &[u8; FRAME_HEADER_LEN], core: CoreId) -> bool {
 }
 
 fn header_crc(salt: &Salt, offset: u64, header: &[u8; FRAME_HEADER_LEN]) -> u32 {
-    salt.crc(&[&offset.to_le_bytes(), header.get(4..).unwrap_or_default()])
+    let covered = if sabotaged(Sabotage::HeaderHalfChecked) { 4..24 } else { 4..FRAME_HEADER_LEN };
+    salt.crc(&[&offset.to_le_bytes(), header.get(covered).unwrap_or_default()])
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::format::FORMAT_VERSION;
 use crate::format::checksum::crc32c;
 use crate::format::state_file::Fault;
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Longest manifest that is read, in bytes.
 pub const MAX_MANIFEST_LEN: u64 = 64 << 20;
@@ -50,7 +51,7 @@ pub fn open(text: &str) -> Result<&str, Fault> {
     };
     let (manifest, stored) = parts().ok_or(Fault::Damaged("this is not a checkpoint manifest"))?;
     let computed = crc32c(manifest.as_bytes());
-    if stored == computed {
+    if stored == computed || sabotaged(Sabotage::ManifestUnchecked) {
         Ok(manifest)
     } else {
         Err(Fault::Checksum { what: "manifest", stored, computed })

@@ -4,6 +4,7 @@ use super::FORMAT_VERSION;
 use super::checksum::{Salt, crc32c};
 use super::fields::Fields;
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs, WalPosition};
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// First bytes of a segment.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"LMNRWAL1";
@@ -193,6 +194,9 @@ impl SegmentHeader {
 /// The salt of the frames of the segment that these ids name (invariant I7).
 #[must_use]
 pub fn frame_salt(store: StoreId, incarnation: Incarnation, core: CoreId, number: SegmentNumber) -> Salt {
+    if sabotaged(Sabotage::SaltConstant) {
+        return Salt::new(&[]);
+    }
     Salt::new(&[store.0, incarnation.0, u64::from(core.0), u64::from(number.0)])
 }
 

@@ -27,8 +27,9 @@ use super::tokens::{Draft, DraftFile, Published, Synced, WalFloor, Written};
 use crate::error::Detail;
 use crate::format::digest::record_digest;
 use crate::format::manifest::MAX_MANIFEST_LEN;
-use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId, WalPosition};
+use crate::ids::{CheckpointId, CoreId, Epoch, WalPosition};
 use crate::parallel::in_parallel;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
 
 /// Bytes copied at a time where links are refused.
@@ -275,7 +276,9 @@ impl IncrementalCheckpointManager {
             Ok(()) => Ok(()),
             Err(e) if links_are_refused(&e) => {
                 let copy = copy_file(self.vfs.as_ref(), &file.reader, &target)?;
-                spill.track(name.clone(), copy);
+                if !sabotaged(Sabotage::CopyNotSynced) {
+                    spill.track(name.clone(), copy);
+                }
                 Ok(())
             }
             Err(e) => Err(IncrementalCheckpointError::io("could not link the state file", &source, e)),
@@ -294,6 +297,11 @@ impl IncrementalCheckpointManager {
         metadata.source_offsets = self.source_offsets.clone();
         metadata.watermark = self.watermark;
         metadata.core_offsets = self.core_offsets.clone();
+        if sabotaged(Sabotage::OffsetsNotInCheckpoint) {
+            metadata.source_offsets.clear();
+            metadata.watermark = None;
+            metadata.core_offsets.clear();
+        }
         metadata.parent_id = self.latest.as_ref().map(|latest| latest.id);
         metadata.store_id = self.store_id.get();
         metadata.bound_to_wal = self.bound;
@@ -303,6 +311,7 @@ impl IncrementalCheckpointManager {
         metadata.files = files
             .iter()
             .flatten()
+            .filter(|file| !sabotaged(Sabotage::ManifestListsNewOnly) || matches!(file, DraftFile::New(_)))
             .map(|file| match file {
                 DraftFile::Open(file) => file.reader.meta().clone(),
                 DraftFile::New(meta) => meta.clone(),
@@ -371,11 +380,17 @@ impl IncrementalCheckpointManager {
 impl IncrementalCheckpointManager {
     fn try_sync(&self, draft: &Draft) -> Result<()> {
         let dir = &draft.pending_dir;
+        if sabotaged(Sabotage::CheckpointNotSynced) {
+            return Ok(());
+        }
         for result in self.vfs.sync_many(&draft.unsynced) {
             result.map_err(Self::io("could not sync a state file of", dir))?;
         }
         let manifest_path = dir.join(MANIFEST_NAME);
         draft.manifest_file.sync_data().map_err(Self::io("could not sync the manifest", &manifest_path))?;
+        if sabotaged(Sabotage::CheckpointDirNotSynced) {
+            return Ok(());
+        }
         self.vfs.sync_dir(dir).map_err(Self::io("could not sync the checkpoint directory", dir))
     }
 
@@ -390,11 +405,16 @@ impl IncrementalCheckpointManager {
         self.vfs
             .rename(&draft.pending_dir, &dir)
             .map_err(Self::io("could not give the checkpoint its name", &dir))?;
-        self.vfs
-            .sync_dir(&parent)
-            .map_err(Self::io("could not sync the directory of checkpoints", &parent))?;
+        if !sabotaged(Sabotage::CheckpointNameNotSynced) {
+            self.vfs
+                .sync_dir(&parent)
+                .map_err(Self::io("could not sync the directory of checkpoints", &parent))?;
+        }
         let chains = self.read_back(&dir, &draft)?;
-        let floor = self.wal_floor();
+        let mut floor = self.wal_floor();
+        if sabotaged(Sabotage::LogCutToNewest) {
+            floor = floor.map(|_| WalFloor::of(&draft.metadata));
+        }
         let id = CheckpointId(draft.metadata.id);
         self.chains = chains;
         self.live_keys = Some(draft.metadata.key_count);
@@ -436,7 +456,9 @@ impl IncrementalCheckpointManager {
 
     fn read_file_back(&self, dir: &Path, meta: &CheckpointFile) -> Result<Arc<StateFileReader>> {
         let reader = Arc::new(StateFileReader::open(self.vfs.as_ref(), dir, meta, self.store_id)?);
-        reader.verify()?;
+        if !sabotaged(Sabotage::NotReadBack) {
+            reader.verify()?;
+        }
         Ok(reader)
     }
 
@@ -449,12 +471,7 @@ impl IncrementalCheckpointManager {
         }
         let dir = before.checkpoint_path(&self.config.checkpoint_dir);
         match CheckpointReader::open(self.vfs.as_ref(), &dir) {
-            Ok(found) if found.metadata() == before => Some(WalFloor {
-                checkpoint: CheckpointId(before.id),
-                store_id: StoreId(before.store_id),
-                epoch: Epoch(before.epoch),
-                cuts: before.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
-            }),
+            Ok(found) if found.metadata() == before => Some(WalFloor::of(before)),
             Ok(_) => {
                 tracing::warn!(checkpoint = before.id, "the log is kept: the checkpoint before changed");
                 None

@@ -14,6 +14,7 @@ use super::metadata::IncrementalCheckpointMetadata;
 use super::state_map::StateMap;
 use crate::error::Detail;
 use crate::ids::CheckpointId;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs};
 
 /// What stands in a directory of checkpoints.
@@ -36,7 +37,11 @@ impl Listing {
             return Ok(Self::default());
         }
         let mut listing = Self::default();
-        for (name, kind) in vfs.read_dir(checkpoint_dir).map_err(fail)? {
+        let entries = match vfs.read_dir(checkpoint_dir).map_err(fail) {
+            Err(_) if sabotaged(Sabotage::FailedListingIsEmpty) => Vec::new(),
+            entries => entries?,
+        };
+        for (name, kind) in entries {
             match (EntryName::parse(&name), kind) {
                 (Some(EntryName::Checkpoint(id)), FileKind::Dir) => listing.checkpoints.push(id),
                 (Some(leftover), FileKind::Dir) => listing.leftovers.push(leftover),
@@ -195,7 +200,8 @@ impl IncrementalCheckpointManager {
         }
         let ids = self.good_ids()?;
         let old = ids.len().saturating_sub(keep);
-        for &id in ids.iter().take(old) {
+        let newest = if sabotaged(Sabotage::RetentionTakesNewest) { ids.len() - old } else { 0 };
+        for &id in ids.iter().skip(newest).take(old) {
             let removed = self.remove(id);
             self.poison_on_error(removed)?;
         }

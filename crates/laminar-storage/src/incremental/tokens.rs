@@ -90,6 +90,17 @@ impl Published {
     }
 }
 
+impl WalFloor {
+    pub(super) fn of(checkpoint: &IncrementalCheckpointMetadata) -> Self {
+        Self {
+            checkpoint: CheckpointId(checkpoint.id),
+            store_id: StoreId(checkpoint.store_id),
+            epoch: Epoch(checkpoint.epoch),
+            cuts: checkpoint.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
+        }
+    }
+}
+
 /// What the second newest checkpoint has of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::format::checksum::Salt;
 use crate::format::frame::{FRAME_ALIGN, FRAME_HEADER_LEN, FrameFault, FrameHeader, may_be_header};
 use crate::ids::{CoreId, Epoch, Sequence};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{VfsFile, read_up_to_at};
 
 const CHUNK: usize = 256 << 10;
@@ -70,6 +71,10 @@ impl FrameReader {
         else {
             return Ok(Step::Fault(FrameFault::Short));
         };
+        if sabotaged(Sabotage::LengthBelieved) {
+            let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = head;
+            self.buffer.reserve(u32::from_le_bytes([a, b, c, d]) as usize);
+        }
         let header = match FrameHeader::decode(&head, &self.salt, self.offset, self.core) {
             Ok(header) => header,
             Err(fault) => return Ok(Step::Fault(fault)),
@@ -145,5 +150,36 @@ impl FrameReader {
             rest.max_epoch = rest.max_epoch.max(header.epoch);
             rest.max_sequence = rest.max_sequence.max(Sequence(last));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::ring0::tests::allocations::largest_of;
+    use crate::vfs::sim::SimDisk;
+    use crate::vfs::{Vfs, write_all_at};
+
+    /// A length is covered by a checksum and by the bytes that are there before anything is allocated
+    /// for it.
+    #[test]
+    fn a_claimed_length_allocates_nothing() {
+        let disk = SimDisk::new(1);
+        let file = disk.create_new(Path::new("/segment")).unwrap();
+        let mut head = [1; FRAME_HEADER_LEN];
+        head[8..12].copy_from_slice(&(512_u32 << 20).to_le_bytes());
+        write_all_at(file.as_ref(), &head, 0).unwrap();
+        let mut fault = None;
+        let largest = largest_of(|| {
+            let mut reader = FrameReader::new(file, Salt::new(&[1]), CoreId(0), 0, head.len() as u64);
+            fault = match reader.step().unwrap() {
+                Step::Fault(fault) => Some(fault),
+                _ => None,
+            };
+        });
+        assert!(matches!(fault, Some(FrameFault::HeaderChecksum { .. })), "{fault:?}");
+        assert!(largest <= head.len() + (1 << 20), "{largest} bytes");
     }
 }

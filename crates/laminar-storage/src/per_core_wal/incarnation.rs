@@ -20,6 +20,7 @@ use crate::format::current::Current;
 use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, WalPosition};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
 
 /// Bytes that are written again at a time.
@@ -46,6 +47,9 @@ pub(crate) struct Beginning {
 /// show bytes that are not on the disk, count them as clean, and let the next sync succeed without
 /// writing them. So whatever no later frame testifies to is written again before it is synced (I11).
 pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> Result<(), PerCoreWalError> {
+    if sabotaged(Sabotage::RecoveryNotDurable) {
+        return Ok(());
+    }
     let mut files = Vec::new();
     for log in &survey.cores {
         // Older segments were synced before their successor was created.
@@ -70,6 +74,9 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 /// changes nothing; zeros behind everything there is, as written ahead, make the system write the file's
 /// length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
 fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
+    if sabotaged(Sabotage::EndNotWrittenAgain) {
+        return Ok(());
+    }
     let mut at = segment.proven;
     let mut chunk = Vec::new();
     while at < segment.len {
@@ -125,7 +132,8 @@ pub(crate) fn begin(
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
-    if let Err(error) = policy.names.sync(vfs, &policy.dir) {
+    let skip = sabotaged(Sabotage::SegmentNameNotSynced);
+    if let Err(error) = if skip { Ok(()) } else { policy.names.sync(vfs, &policy.dir) } {
         writers.iter().for_each(|writer| take_back(vfs, writer.path()));
         return Err(io(error));
     }
@@ -183,7 +191,7 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
         previous: last.map_or_else(Predecessor::default, |segment| Predecessor {
             incarnation: segment.header.incarnation,
             number: segment.header.number,
-            len: segment.len,
+            len: if sabotaged(Sabotage::TornTailKept) { segment.file_len } else { segment.len },
         }),
     }
 }

@@ -23,6 +23,7 @@ mod entry;
 mod error;
 mod frames;
 pub(crate) mod incarnation;
+mod limits;
 pub(crate) mod manager;
 mod merge;
 mod names;

@@ -13,6 +13,7 @@ use super::segment::{SegmentName, list_segments};
 use crate::error::Detail;
 use crate::ids::{CoreId, Sequence};
 use crate::incremental::Published;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::FileKind;
 
 /// A core always keeps this many segments: the one in use, and the one whose end says whether a
@@ -74,6 +75,7 @@ fn covered<'a>(
         let path = scope.policy.dir.join(successor.file_name());
         // A header that cannot be read is recovery's business; here it only stops the removal.
         match read_header(scope.policy.vfs.as_ref(), &path)? {
+            Ok(_) if sabotaged(Sabotage::LogCutEarly) => count += 1,
             Ok(header) if header.last_sequence <= cut && header.core == CoreId(successor.core.0) => {
                 count += 1
             }

@@ -16,16 +16,18 @@ use std::sync::Arc;
 
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
+use super::limits;
 use super::names::{self, Names};
 use super::segment::create_segment;
 use crate::error::Detail;
+use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
 use crate::format::digest::StateDigest;
 use crate::format::frame::{FRAME_ALIGN, FRAME_HEADER_LEN, FRAME_TARGET, FrameHeader};
 use crate::format::record::{CommitBody, Record, encode_commit_body};
 use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, Epoch, SegmentNumber, Sequence, TimestampNs, WalPosition};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
@@ -140,7 +142,7 @@ impl CoreWalWriter {
         watermark: Option<i64>,
     ) -> Result<u64, PerCoreWalError> {
         if let Some(name) = offsets.keys().find(|name| name.len() > MAX_KEY_LEN) {
-            return Err(self.too_long("source name", name.len(), MAX_KEY_LEN));
+            return Err(limits::too_long("source name", name.len(), MAX_KEY_LEN, self.header.core));
         }
         let mut sorted: Vec<_> = offsets.iter().map(|(name, offset)| (name.as_str(), *offset)).collect();
         sorted.sort_unstable();
@@ -310,10 +312,14 @@ impl CoreWalWriter {
         commit: Option<&[u8]>,
         digest: StateDigest,
     ) -> Result<(), PerCoreWalError> {
+        let barrier = Record::Barrier { durable: self.durable, digest: Some(digest) };
+        if sabotaged(Sabotage::OffsetsInNextEpoch) {
+            self.append_at(&barrier, 0)?;
+            self.set_epoch(epoch.next().0)?;
+        }
         if let Some(body) = commit {
             self.append_at(&Record::Commit(CommitBody::new(body)), 0)?;
         }
-        let barrier = Record::Barrier { durable: self.durable, digest: Some(digest) };
         self.append_at(&barrier, 0)?;
         if epoch > self.epoch {
             self.set_epoch(epoch.0)?;
@@ -348,11 +354,16 @@ impl CoreWalWriter {
     /// there is nothing new.
     pub(crate) fn prepare_sync(&mut self) -> Result<Option<Arc<dyn VfsFile>>, PerCoreWalError> {
         self.flush()?;
+        if sabotaged(Sabotage::LogSyncDropped) {
+            self.synced = self.written;
+        }
         Ok((self.synced < self.written).then(|| Arc::clone(&self.file)))
     }
 
     /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended.
     pub(crate) fn finish_sync(&mut self, result: std::io::Result<()>) -> Result<(), PerCoreWalError> {
+        let retry = sabotaged(Sabotage::SyncRetried) && result.is_err();
+        let result = if retry { self.file.sync_data() } else { result };
         if let Err(error) = result {
             return Err(self.poisoned_by(PerCoreWalError::io(
                 "could not sync the segment",
@@ -367,15 +378,8 @@ impl CoreWalWriter {
     }
 
     fn position_of(&self, offset: u64) -> u64 {
-        self.header.base_position.0 + (offset - SEGMENT_HEADER_LEN as u64)
-    }
-
-    fn too_long(&self, what: &str, len: usize, max: usize) -> PerCoreWalError {
-        PerCoreWalError::invalid(
-            Detail::new(format!("a {what} of {len} bytes, at most {max} fit"))
-                .on_core(self.header.core)
-                .remedy("Nothing was written; split it or store a reference to it."),
-        )
+        let position = self.header.base_position.0 + (offset - SEGMENT_HEADER_LEN as u64);
+        if sabotaged(Sabotage::PositionOf32Bits) { position & 0xffff_ffff } else { position }
     }
 
     fn append_now(&mut self, record: &Record<'_>) -> Result<u64, PerCoreWalError> {
@@ -388,23 +392,12 @@ impl CoreWalWriter {
         if let Some(cause) = &self.poison {
             return Err(cause.clone());
         }
-        if let Record::Put { key, .. } | Record::Delete { key } = record
-            && key.len() > MAX_KEY_LEN
-        {
-            return Err(self.too_long("key", key.len(), MAX_KEY_LEN));
-        }
-        if let Record::Put { value, .. } = record
-            && value.len() > MAX_VALUE_LEN
-        {
-            return Err(self.too_long("value", value.len(), MAX_VALUE_LEN));
-        }
-        if let Record::Commit(body) = record
-            && body.len() > MAX_VALUE_LEN
-        {
-            return Err(self.too_long("list of source offsets", body.len(), MAX_VALUE_LEN));
-        }
+        limits::check(record, self.header.core)?;
         let timestamp = timestamp.min(TimestampNs::LAST_OF_CLOCK.0);
-        let wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
+        let mut wanted = TimestampNs(timestamp.max(self.last_timestamp.0.saturating_add(1)));
+        if sabotaged(Sabotage::RawClock) {
+            wanted = TimestampNs(timestamp);
+        }
         let (after_ns, timestamp) = self.room_for(record, wanted)?;
         let position = self.position();
         record.encode(after_ns, &mut self.buffer);
@@ -424,15 +417,15 @@ impl CoreWalWriter {
         record: &Record<'_>,
         timestamp: TimestampNs,
     ) -> Result<(u32, TimestampNs), PerCoreWalError> {
-        let after = timestamp.0 - self.last_timestamp.0;
+        let after = timestamp.0.checked_sub(self.last_timestamp.0).and_then(|ns| u32::try_from(ns).ok());
         let epoch = self.epoch;
         let fits = |frame: &OpenFrame, end: usize| {
             let payload = end - frame.at - FRAME_HEADER_LEN;
             frame.epoch == epoch
                 && payload + record.encoded_len_max() <= FRAME_TARGET.max(record.encoded_len_max())
         };
-        match (&self.frame, u32::try_from(after)) {
-            (Some(frame), Ok(after)) if fits(frame, self.buffer.len()) => Ok((after, timestamp)),
+        match (&self.frame, after) {
+            (Some(frame), Some(after)) if fits(frame, self.buffer.len()) => Ok((after, timestamp)),
             _ => {
                 self.close_frame();
                 if self.buffer.len() >= FLUSH_AT {
@@ -442,7 +435,8 @@ impl CoreWalWriter {
                 // A roll takes a timestamp of its own.
                 let earliest = self.last_timestamp.next();
                 let now = TimestampNs(self.policy.vfs.now_ns()).min(TimestampNs::LAST_OF_CLOCK);
-                let timestamp = timestamp.max(earliest).max(now);
+                let raw = sabotaged(Sabotage::RawClock);
+                let timestamp = if raw { now } else { timestamp.max(earliest).max(now) };
                 self.open_frame(timestamp);
                 // The first record's time stands in the frame's header.
                 Ok((1, timestamp))
@@ -491,6 +485,9 @@ impl CoreWalWriter {
             return Ok(());
         }
         if let Err(error) = write_all_at(self.file.as_ref(), &self.buffer, self.written) {
+            if sabotaged(Sabotage::FailedWriteKept) {
+                return Err(PerCoreWalError::io("could not write the segment", &self.path, error));
+            }
             return Err(self.poisoned_by(PerCoreWalError::io(
                 "could not write the segment",
                 &self.path,
@@ -503,7 +500,9 @@ impl CoreWalWriter {
     }
 
     fn poisoned_by(&mut self, cause: PerCoreWalError) -> PerCoreWalError {
-        self.poison = Some(cause.poison());
+        if !sabotaged(Sabotage::PoisonForgotten) {
+            self.poison = Some(cause.poison());
+        }
         cause
     }
 
@@ -571,7 +570,8 @@ impl CoreWalWriter {
     fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
         let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
         let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
-        if let Err(error) = names.sync(vfs.as_ref(), dir) {
+        let skip = sabotaged(Sabotage::RollNotSynced);
+        if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {
             names::take_back(vfs.as_ref(), &created.0);
             return Err(error);
         }
@@ -585,3 +585,6 @@ impl Drop for CoreWalWriter {
         let _ = self.confirm();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,4 +164,4 @@ fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

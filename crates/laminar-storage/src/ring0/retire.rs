@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::record::index;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How many entries Ring 1 has released; on its own pair of cache lines.
@@ -103,6 +104,9 @@ impl RetireQueue {
     pub(super) fn take(&mut self) -> Option<Retired> {
         if self.reclaimed == self.released {
             self.released = self.shared.0.load(Ordering::Acquire);
+            if sabotaged(Sabotage::SlotsReusedEarly) {
+                self.released = self.pushed;
+            }
             if self.reclaimed == self.released {
                 return None;
             }

@@ -1,6 +1,6 @@
 //! Ring 0 as a whole, against a model.
 
-mod allocations;
+pub(crate) mod allocations;
 mod model;
 mod threads;
 

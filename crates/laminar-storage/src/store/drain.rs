@@ -20,6 +20,7 @@ use crate::per_core_wal::incarnation::leave_evidence;
 use crate::per_core_wal::sync_writers;
 use crate::per_core_wal::writer::CoreWalWriter;
 use crate::ring0::{Batch, CoreDrain};
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// Entries taken from a core at a time: enough to coalesce, little enough to stay in cache.
 const BATCH: usize = 8192;
@@ -80,9 +81,13 @@ impl Drain {
                 turn.worked = true;
             }
         }
-        let sealed = self.lanes.iter().map(|lane| lane.sealed).min().unwrap_or(self.durable);
+        let sealed = self.lanes.iter().map(|lane| lane.sealed);
+        let sealed = if sabotaged(Sabotage::FastestCoreAcknowledges) { sealed.max() } else { sealed.min() };
+        let sealed = sealed.unwrap_or(self.durable);
         if sealed > self.durable {
-            sync_writers(&mut self.writers)?;
+            if !sabotaged(Sabotage::AcknowledgedBeforeSync) {
+                sync_writers(&mut self.writers)?;
+            }
             self.durable = sealed;
             for writer in &mut self.writers {
                 writer.acknowledge(sealed);
@@ -172,6 +177,7 @@ fn mark_superseded(
     for (mark, (index, entry)) in superseded.iter_mut().zip(entries).rev() {
         let later = *newest.entry(entry.key_hash).or_insert(index);
         // Equal hashes are not equal keys: only the stored bytes decide.
+        let later = if sabotaged(Sabotage::FirstVersionWins) { batch.entries.start } else { later };
         *mark = later != index
             && drain
                 .record(later)

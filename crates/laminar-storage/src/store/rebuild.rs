@@ -19,6 +19,7 @@ use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::incarnation::make_durable;
 use crate::report::{CoreReport, RecoveryReport};
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// What a rebuilding did, for the report of the recovery.
 #[derive(Clone, Debug)]
@@ -78,7 +79,9 @@ pub(crate) fn rebuild(
     check_digest(builder, &digests, expected, plan.point)?;
     // The checkpoint will say that it has the log up to its end, so that end must not vanish: records
     // written after it would get the same sequences and count as contained (I5).
-    make_durable(vfs, &layout.wal, survey)?;
+    if !sabotaged(Sabotage::UnsyncedLogCovered) {
+        make_durable(vfs, &layout.wal, survey)?;
+    }
     manager.set_digests(digests)?;
     if let Some(store_id) = survey.store_id {
         manager.bind_wal(store_id)?;

@@ -15,6 +15,7 @@
 //! 3. After a failed sync nothing may be assumed about the bytes written before it; callers poison
 //!    themselves and never sync again.
 
+use crate::sabotage::{Sabotage, sabotaged};
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -111,6 +112,7 @@ pub fn write_all_at(file: &dyn VfsFile, mut buf: &[u8], mut offset: u64) -> io::
     while !buf.is_empty() {
         match file.write_at(buf, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(_) if sabotaged(Sabotage::ShortWriteIsWhole) => return Ok(()),
             Ok(n) => {
                 buf = buf.get(n..).unwrap_or_default();
                 offset = offset.saturating_add(n as u64);
@@ -216,6 +218,9 @@ pub fn create_dir_durably(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => other?,
     }
+    if sabotaged(Sabotage::ParentNotSynced) {
+        return Ok(());
+    }
     vfs.sync_dir(parent)
 }
 
@@ -231,7 +236,9 @@ pub fn replace_file_durably(vfs: &dyn Vfs, dir: &Path, name: &str, bytes: &[u8])
     }
     let file = vfs.create_new(&temporary)?;
     write_all_at(file.as_ref(), bytes, 0)?;
-    file.sync_data()?;
+    if !sabotaged(Sabotage::RenamedUnsynced) {
+        file.sync_data()?;
+    }
     vfs.rename(&temporary, &dir.join(name))?;
     vfs.sync_dir(dir)
 }

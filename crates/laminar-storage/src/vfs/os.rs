@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, OFlags};
 
 use super::{Access, FileKind, Vfs, VfsFile};
+use crate::sabotage::{Sabotage, sabotaged};
 
 mod pool;
 #[cfg(test)]
@@ -66,7 +67,10 @@ impl VfsFile for OsFile {
 /// Opens without following a symbolic link in the last component, and only a regular file.
 fn open_regular(path: &Path, flags: OFlags) -> io::Result<File> {
     // NONBLOCK so that a FIFO put in our way cannot hang the open; it means nothing to regular files.
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mut flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    if sabotaged(Sabotage::SymlinkFollowed) {
+        flags.remove(OFlags::NOFOLLOW);
+    }
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
@@ -164,6 +168,7 @@ impl Vfs for OsVfs {
         };
         match file.try_lock() {
             Ok(()) => Ok(Box::new(file)),
+            Err(TryLockError::WouldBlock) if sabotaged(Sabotage::LockIgnored) => Ok(Box::new(file)),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(e)) => Err(e),
         }

@@ -8,6 +8,7 @@ use crate::error::Detail;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::Vfs;
 
 /// Which records count.
@@ -145,6 +146,9 @@ impl Plan {
             // Replaying the checkpoint's own epoch again changes nothing; leaving it out could lose
             // what was written in it after the checkpoint.
             Some(base) if base.log.is_none() => Span { after: Sequence::ZERO, from_epoch: base.epoch, up_to },
+            Some(base) if sabotaged(Sabotage::ReplaySkipsOne) => {
+                Span { after: base.cut(core).next(), from_epoch: Epoch::ZERO, up_to }
+            }
             Some(base) => Span { after: base.cut(core), from_epoch: Epoch::ZERO, up_to },
         }
     }
@@ -238,8 +242,8 @@ impl Plan {
             return Ok(newest.max().unwrap_or(Epoch::ZERO).max(base));
         }
         let cores = (0..self.survey.core_count()).map(CoreId);
-        let sealed =
-            cores.map(|core| self.survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch)).min();
+        let sealed = cores.map(|core| self.survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch));
+        let sealed = if sabotaged(Sabotage::FastestCoreRecovers) { sealed.max() } else { sealed.min() };
         let point = sealed.unwrap_or(Epoch::ZERO).max(base);
         self.check_closed(wal_dir, point)?;
         self.check_acknowledged(wal_dir, point)?;

@@ -19,6 +19,7 @@ use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs, dir_kind};
 
 /// One segment that counts.
@@ -183,6 +184,9 @@ impl Survey {
 
     /// Largest epoch of a record of this incarnation that later incarnations let stand.
     pub(crate) fn void_above(&self, incarnation: Incarnation) -> Epoch {
+        if sabotaged(Sabotage::DiscardedEpochsReturn) {
+            return Epoch::MAX;
+        }
         self.cores
             .iter()
             .flat_map(|log| &log.segments)
@@ -214,7 +218,8 @@ impl Survey {
 
     /// Every core of an established incarnation must have a segment of it, or of a later one.
     fn require_established(&self, dir: &Path) -> Result<(), PerCoreWalError> {
-        let Some(current) = self.current else { return Ok(()) };
+        let current = self.current.filter(|_| !sabotaged(Sabotage::MissingCoreIgnored));
+        let Some(current) = current else { return Ok(()) };
         for core in (0..current.core_count).map(CoreId) {
             let newest = self.core(core).and_then(|log| log.segments.last());
             if newest.is_none_or(|segment| segment.header.incarnation < current.incarnation) {
@@ -285,6 +290,9 @@ impl Walk<'_> {
                         leftovers.push(self.dir.join(name.file_name()));
                         continue;
                     }
+                    if sabotaged(Sabotage::GapIgnored) {
+                        break;
+                    }
                     return Err(self.gap(next));
                 }
             }
@@ -346,6 +354,7 @@ impl Walk<'_> {
         }
         let growing = self.ends.get(name.core.index()).filter(|(number, _)| *number == name.number);
         let limit = match (successor, growing) {
+            (Some(_), _) if sabotaged(Sabotage::BoundaryUnchecked) => file_len,
             (Some(next), _) => next.previous.len,
             (None, Some((_, len))) => *len,
             (None, None) => file_len,
@@ -366,6 +375,7 @@ impl Walk<'_> {
         let end = match (&fault, rest.witness) {
             _ if limit > file_len => End::Torn,
             (None, _) => End::Clean,
+            (Some(_), Some(_)) if sabotaged(Sabotage::DamageIsEnd) => End::Torn,
             // A crash tears bytes apart; it does not put a right checksum over fields without sense.
             (Some(_), Some(_)) | (Some(FrameFault::Field), None) => End::Damaged,
             // Zeros written ahead, but only where the segment may still be growing.

@@ -1,4 +1,4 @@
-//! Steady state allocates nothing on the core's thread.
+//! Steady state allocates nothing on the core's thread; and what an allocation was asked for.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,6 +11,20 @@ struct Counting;
 thread_local! {
     /// Allocations of this thread.
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    /// The largest one, in bytes.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The largest allocation of this thread while `work` runs, in bytes.
+pub(crate) fn largest_of(work: impl FnOnce()) -> usize {
+    LARGEST.set(0);
+    work();
+    LARGEST.get()
+}
+
+fn count(bytes: usize) {
+    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
 }
 
 #[global_allocator]
@@ -19,7 +33,7 @@ static ALLOCATOR: Counting = Counting;
 // SAFETY: passes everything on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+        count(layout.size());
         // SAFETY: the caller's promise is the same.
         unsafe { System.alloc(layout) }
     }

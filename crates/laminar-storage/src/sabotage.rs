@@ -1,0 +1,177 @@
+//! Deliberate mistakes, one or more for each class of bug that the tests claim to catch.
+//!
+//! Without the feature `sabotage`, which only the scorecard turns on, [`sabotaged`] is `false` at compile
+//! time and nothing of this is left. With it, the environment variable `LAMINAR_SABOTAGE` names the one
+//! mistake that this process makes. `cargo run -p laminar-scorecard` makes each of them and shows which
+//! test notices; a mistake that no test notices is a missing test.
+
+/// Defines the mistakes: name, what it is, row of the catalogue in `docs/TESTING.md`, test that catches it.
+macro_rules! sabotages {
+    ($($row:literal $variant:ident $what:literal $target:literal $test:literal)*) => {
+        /// A mistake to make.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Sabotage {$(
+            #[doc = $what]
+            $variant,
+        )*}
+
+        /// All mistakes.
+        #[cfg(feature = "sabotage")]
+        pub const ALL: &[Entry] = &[$(Entry {
+            sabotage: Sabotage::$variant,
+            name: stringify!($variant),
+            row: $row,
+            what: $what,
+            target: $target,
+            test: $test,
+        }),*];
+    };
+}
+
+/// A line of the scorecard.
+#[cfg(feature = "sabotage")]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The mistake.
+    pub sabotage: Sabotage,
+    /// Its name, as `LAMINAR_SABOTAGE` takes it.
+    pub name: &'static str,
+    /// The class of bug: a row of the catalogue.
+    pub row: u8,
+    /// What is done wrong.
+    pub what: &'static str,
+    /// The test program that notices: `package/target`.
+    pub target: &'static str,
+    /// The test in it.
+    pub test: &'static str,
+}
+
+/// Is this mistake to be made?
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub(crate) const fn sabotaged(_: Sabotage) -> bool {
+    false
+}
+
+/// Is this mistake to be made?
+#[cfg(feature = "sabotage")]
+pub(crate) fn sabotaged(sabotage: Sabotage) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<Sabotage>> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(chosen) == Some(sabotage)
+}
+
+/// The mistake that the environment names. A name that does not exist must not look like a mistake that
+/// nothing notices, so it ends the process.
+#[cfg(feature = "sabotage")]
+fn chosen() -> Option<Sabotage> {
+    let name = std::env::var("LAMINAR_SABOTAGE").ok().filter(|name| !name.is_empty())?;
+    let entry = ALL.iter().find(|entry| entry.name == name);
+    if entry.is_none() {
+        eprintln!("LAMINAR_SABOTAGE={name}: there is no such mistake");
+        std::process::exit(70);
+    }
+    entry.map(|entry| entry.sabotage)
+}
+
+sabotages! {
+    1 SyncRetried "a failed sync is tried again, and believed"
+        "laminar-sim/faults" "a_store_of_one_core_survives_every_fault"
+    1 PoisonForgotten "a writer goes on after a failed write or sync"
+        "laminar-sim/faults" "a_store_of_one_core_survives_every_fault"
+    1 LostNameForgotten "a failed sync of the log's directory concerns only who called it"
+        "laminar-storage/lib" "per_core_wal::names::tests::after_a_failure_no_sync_of_the_directory_succeeds"
+    1 AcknowledgedBeforeSync "an epoch is acknowledged before its records are synced"
+        "laminar-sim/enumeration" "store_one_core"
+    1 LogSyncDropped "the log is never synced"
+        "laminar-sim/enumeration" "wal_plain"
+    2 SegmentNameNotSynced "the names of a new incarnation's segments are not synced"
+        "laminar-sim/enumeration" "store_one_core"
+    2 RollNotSynced "the name of the next segment is not synced"
+        "laminar-sim/enumeration" "store_roll"
+    2 CheckpointNameNotSynced "the name of a checkpoint is not synced"
+        "laminar-sim/enumeration" "store_two_cores"
+    2 CheckpointDirNotSynced "the names of a checkpoint's files are not synced"
+        "laminar-storage/lib" "incremental::manager::tests::crash::a_power_cut_after_any_operation_leaves_a_checkpoint"
+    2 ParentNotSynced "the name of a new directory is not synced"
+        "laminar-sim/enumeration" "store_one_core"
+    3 SaltConstant "frames of every segment and incarnation carry the same salt"
+        "laminar-storage/golden" "a_store_of_version_1_opens_with_exactly_its_content"
+    4 BoundaryUnchecked "a closed segment may be shorter than its successor says"
+        "laminar-sim/damage" "damage_to_a_closed_store_is_an_error_or_harmless"
+    4 GapIgnored "a missing segment in the chain counts as its beginning"
+        "laminar-sim/damage" "damage_to_a_closed_store_is_an_error_or_harmless"
+    5 TornTailKept "a torn tail counts as part of a closed segment"
+        "laminar-sim/enumeration" "store_tails"
+    6 DamageIsEnd "damage in the last segment counts as a torn tail"
+        "laminar-sim/damage" "damage_to_a_closed_store_is_an_error_or_harmless"
+    8 LengthBelieved "a frame's length is allocated before it is checked"
+        "laminar-storage/lib" "per_core_wal::frames::tests::a_claimed_length_allocates_nothing"
+    9 HeaderHalfChecked "a frame header's checksum leaves out epoch and sequence"
+        "laminar-storage/lib" "format::frame::tests::every_flipped_bit_is_seen"
+    9 PayloadUnchecked "a frame's payload is not checked"
+        "laminar-sim/damage" "without_evidence_only_the_end_of_a_log_can_be_lost"
+    9 BlockUnchecked "a block of a state file is not checked"
+        "laminar-storage/lib" "incremental::state_file::tests::every_bit_and_every_length"
+    10 LogCutEarly "the log is cut whatever the checkpoint covers"
+        "laminar-sim/enumeration" "store_checkpoints"
+    10 LogCutToNewest "the log is cut up to the newest checkpoint, not the one before"
+        "laminar-storage/lib" "incremental::manager::tests::the_log_may_go_up_to_the_second_newest_checkpoint"
+    10 CheckpointNotSynced "a checkpoint is published without a sync"
+        "laminar-sim/enumeration" "store_two_cores"
+    10 NotReadBack "a checkpoint is not read back before the log is cut"
+        "laminar-storage/lib" "incremental::manager::tests::what_reads_back_different_is_not_published"
+    11 UnsyncedLogCovered "re-sharding covers records that were never synced"
+        "laminar-sim/crash" "a_resharding_checkpoint_never_covers_records_that_can_still_vanish"
+    12 MissingCoreIgnored "a core without segments counts as an empty one"
+        "laminar-sim/damage" "damage_to_a_closed_store_is_an_error_or_harmless"
+    12 FastestCoreAcknowledges "an epoch is acknowledged once the first core closed it"
+        "laminar-sim/enumeration" "store_two_cores"
+    12 FastestCoreRecovers "recovery lands on the largest epoch that any core closed"
+        "laminar-sim/enumeration" "store_two_cores"
+    13 OffsetsNotInCheckpoint "a checkpoint leaves out offsets and watermark"
+        "laminar-sim/enumeration" "store_checkpoints"
+    13 OffsetsInNextEpoch "offsets are written to the epoch after their changes"
+        "laminar-storage/contract_store" "a_sealed_and_durable_epoch_comes_back_with_offsets_and_watermark"
+    14 DiscardedEpochsReturn "epochs that a recovery discarded count again"
+        "laminar-sim/enumeration" "store_tails"
+    14 EpochReused "numbers of discarded epochs are given to new ones"
+        "laminar-sim/enumeration" "store_tails"
+    14 RecoveryNotDurable "recovery exposes records without syncing them"
+        "laminar-sim/enumeration" "store_one_core"
+    14 EndNotWrittenAgain "recovery syncs what a failed sync may have dropped, without writing it"
+        "laminar-sim/faults" "a_store_of_one_core_survives_every_fault"
+    14 ReplaySkipsOne "replay begins one record too late"
+        "laminar-sim/enumeration" "store_two_cores"
+    14 DigestUnchecked "a recovered state with the wrong digest is accepted"
+        "laminar-storage/attacks" "a_state_without_the_digest_that_was_stored_is_refused"
+    15 FullRingDrops "a change that finds the ring full is dropped"
+        "laminar-storage/contract_store" "a_full_ring_is_backpressure_and_never_loss"
+    15 FirstVersionWins "coalescing keeps the first version of a key"
+        "laminar-sim/enumeration" "store_one_core"
+    16 RawClock "timestamps come from the clock as it is"
+        "laminar-storage/attacks" "no_clock_and_no_timestamp_makes_a_log_unreadable"
+    17 LockIgnored "somebody else's lock is ignored"
+        "laminar-storage/contract_store" "a_second_opening_is_refused_until_the_first_is_closed"
+    18 FailedWriteKept "what a failed write may have written is written again later"
+        "laminar-sim/enumeration" "store_poisoned_write"
+    19 ShortWriteIsWhole "a short write counts as a whole one"
+        "laminar-storage/lib" "incremental::manager::tests::crash::short_and_interrupted_transfers_change_nothing"
+    21 RetentionTakesNewest "retention removes the newest checkpoints"
+        "laminar-storage/contract_incremental" "listing_retention_and_deletion"
+    21 ManifestListsNewOnly "a manifest leaves out the files it shares"
+        "laminar-storage/contract_incremental" "each_directory_stands_alone"
+    21 FailedListingIsEmpty "checkpoints that cannot be listed count as none"
+        "laminar-sim/faults" "every_scenario_survives_faults"
+    22 CopyNotSynced "a file copied instead of linked is not synced"
+        "laminar-storage/lib" "incremental::manager::tests::links_that_are_refused_become_copies"
+    23 PositionOf32Bits "positions in the log have 32 bits"
+        "laminar-storage/lib" "per_core_wal::writer::tests::positions_go_beyond_4_gib"
+    24 RenamedUnsynced "a file is renamed into place without a sync"
+        "laminar-sim/enumeration" "store_one_core"
+    24 ManifestUnchecked "a manifest's checksum is not checked"
+        "laminar-storage/lib" "format::manifest::tests::every_flipped_bit_and_every_cut_is_seen"
+    25 SymlinkFollowed "a symbolic link in the store is followed"
+        "laminar-storage/lib" "vfs::os::tests::only_regular_files_are_opened_and_links_never_followed"
+    27 SlotsReusedEarly "a slot is reused before Ring 1 has read it"
+        "laminar-storage/lib" "ring0::tests::drained_records_stay_until_they_are_released"
+}
