@@ -21,14 +21,14 @@ impl Dice {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mixed(self.0, 0)
     }
 
     /// The next number below `sides`, which is not 0.
     pub fn roll(&mut self, sides: u64) -> u64 {
-        self.next() % sides.max(1)
+        self.draw() % sides.max(1)
     }
 
     /// As [`Self::roll`], for places.

@@ -168,7 +168,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         let mut dice = Dice::new(u64::from(index));
         if matches!(name, "segment" | "directory" | "ops") {
             all.extend((0..8).map(|_| {
-                let drawn = (0..24).map(|_| dice.next().to_le_bytes()[0]);
+                let drawn = (0..24).map(|_| dice.draw().to_le_bytes()[0]);
                 [index].into_iter().chain(drawn).collect()
             }));
         }
@@ -180,7 +180,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
 pub fn mutate(bytes: &mut Vec<u8>, dice: &mut Dice) {
     for _ in 0..1 + dice.roll(4) {
         let (at, other) = (dice.index(bytes.len()), dice.index(bytes.len()));
-        let byte = dice.next().to_le_bytes()[0];
+        let byte = dice.draw().to_le_bytes()[0];
         match dice.roll(8) {
             0..3 if !bytes.is_empty() => bytes[at] = byte,
             3 if !bytes.is_empty() => bytes[at] ^= 1 << (byte % 8),

@@ -244,7 +244,7 @@ impl<'a> Victim<'a> {
     fn spawn(&mut self) -> Result<(Child, BufReader<std::process::ChildStdout>), String> {
         let life = Life {
             truth: self.truth,
-            seed: self.dice.next(),
+            seed: self.dice.draw(),
             cores: self.cores,
             acked: self.acked,
             expected: self.expected,

@@ -132,10 +132,10 @@ pub(super) fn directory(data: &[u8]) {
         }
     } else {
         // Several at once may hide the evidence for each other; what comes back is never made up.
-        if let Some(found) = opened(subject, &disk) {
-            if let Err(wrong) = subject.allows(&found) {
-                panic_with(&wrong);
-            }
+        if let Some(found) = opened(subject, &disk)
+            && let Err(wrong) = subject.allows(&found)
+        {
+            panic_with(&wrong);
         }
     }
 }
