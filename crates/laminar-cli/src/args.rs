@@ -1,7 +1,7 @@
 //! The command line. The help texts are the first documentation that anybody reads.
 
 use std::ffi::OsString;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -241,8 +241,8 @@ pub struct GetArgs {
 #[command(after_help = "Examples:\n  laminar top\n  laminar top 20 --by sum:amount --json")]
 pub struct TopArgs {
     /// How many
-    #[arg(value_name = "N", default_value_t = 10)]
-    pub count: usize,
+    #[arg(value_name = "N", default_value = "10")]
+    pub count: NonZeroUsize,
     /// The aggregate to order by, as given to `run` [default: the first numeric one]
     #[arg(long, value_name = "AGG")]
     pub by: Option<String>,

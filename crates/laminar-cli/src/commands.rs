@@ -79,9 +79,9 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let finished = outcome.finished;
     let mut exported = None;
     if let (true, Some(path)) = (finished, &args.output) {
-        let meaning = Meaning::of(&settings.state, false)?;
-        exported =
-            Some(export::to_file(&V::open(&settings.state)?, &meaning, export::format_of(path), path)?);
+        let view = V::open(&settings.state)?;
+        let meaning = Meaning::of(&settings.state, false, view.report())?;
+        exported = Some(export::to_file(&view, &meaning, export::format_of(path), path)?);
     }
     if args.json || args.json_stream {
         let mut json = summary::json(&outcome, &settings.state);
@@ -118,13 +118,13 @@ fn check_output(args: &RunArgs) -> Result<()> {
 
 fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<()> {
     let state: &Path = &args.state.state;
-    let meaning = Meaning::of(state, args.state.raw)?;
     if let Some(path) = &args.output {
         // With --raw a damaged job.json must not be in the way; its own place is still refused.
         let job = if args.state.raw { Job::load(state).ok().flatten() } else { Job::load(state)? };
         output::check_with_job(path, job.as_ref(), state)?;
     }
     let view = V::open(state)?;
+    let meaning = Meaning::of(state, args.state.raw, view.report())?;
     let format = args.format.or(args.output.as_deref().map(export::format_of));
     let format = format.unwrap_or(ExportFormat::Ndjson);
     match &args.output {

@@ -15,10 +15,10 @@ use serde::de::IgnoredAny;
 use crate::agg::value::Outcome;
 use crate::agg::{Kind, Plan};
 use crate::args::ExportFormat;
-use crate::engine::StateView;
+use crate::belonging::job_of;
+use crate::engine::{Report, StateView};
 use crate::error::{CliError, Result};
 use crate::input::Format;
-use crate::job::Job;
 use crate::output::whole_file;
 use crate::visible;
 
@@ -35,11 +35,11 @@ pub enum Meaning {
 
 impl Meaning {
     /// The meaning of a state directory's values.
-    pub fn of(state: &Path, raw: bool) -> Result<Self> {
+    pub fn of(state: &Path, raw: bool, report: &Report) -> Result<Self> {
         if raw {
             return Ok(Self::Hex);
         }
-        match Job::load(state)? {
+        match job_of(state, &report.source_offsets, report.keys)? {
             Some(job) => Ok(Self::Job { plan: job.plan()?, format: job.format }),
             None => Ok(Self::Bytes),
         }

@@ -12,6 +12,7 @@ use laminar_storage::{CheckpointId, RecoveryReport, StateReader};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
+use crate::belonging::job_of;
 use crate::engine::advice::for_user;
 use crate::error::{CliError, Result};
 use crate::job::Job;
@@ -61,9 +62,9 @@ pub fn of_library(error: impl std::fmt::Display) -> CliError {
 /// `laminar info`.
 pub fn info(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let parts = Parts::of(&args.state)?;
-    let job = Job::load(&args.state)?;
     let reader = StateReader::open(&args.state)?;
     let report = reader.report();
+    let job = job_of(&args.state, &report.source_offsets, report.keys)?;
     let segments = parts.segments()?;
     let mut checkpoints = Vec::new();
     for (id, dir) in parts.checkpoint_dirs()? {

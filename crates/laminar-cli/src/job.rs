@@ -87,6 +87,20 @@ impl Job {
         }
     }
 
+    /// What tells this job from all others whose values mean something else, or come from elsewhere:
+    /// the fingerprint's hash. It does not change while a job goes on.
+    pub fn marker(&self) -> u64 {
+        // The length before each part keeps `["a", "b"]` and `["ab"]` apart.
+        let mut text = format!("{};{};", self.value_format, self.format).into_bytes();
+        for list in [std::slice::from_ref(&self.key), &self.aggs, &self.inputs] {
+            text.extend_from_slice(format!("{};", list.len()).as_bytes());
+            for part in list {
+                text.extend_from_slice(format!("{}:{part}", part.len()).as_bytes());
+            }
+        }
+        xxh3_64(&text)
+    }
+
     /// Where the file is in a state directory.
     pub fn path(state: &Path) -> PathBuf {
         state.join(FILE_NAME)

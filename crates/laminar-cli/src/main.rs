@@ -2,6 +2,7 @@
 
 mod agg;
 mod args;
+mod belonging;
 mod commands;
 mod demo;
 mod engine;

@@ -21,8 +21,8 @@ type Entry<'a> = (&'a [u8], &'a [u8]);
 
 /// `laminar get`.
 pub fn get<V: StateView>(args: &GetArgs, out: &mut dyn Write) -> Result<()> {
-    let meaning = Meaning::of(&args.state.state, args.state.raw)?;
     let view = V::open(&args.state.state)?;
+    let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let key = args.key.as_bytes();
     let Some(value) = view.get(key) else {
         let state = args.state.state.display();
@@ -34,8 +34,8 @@ pub fn get<V: StateView>(args: &GetArgs, out: &mut dyn Write) -> Result<()> {
 
 /// `laminar scan`.
 pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
-    let meaning = Meaning::of(&args.state.state, args.state.raw)?;
     let view = V::open(&args.state.state)?;
+    let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let mut entries = sorted(&view);
     if let Some(prefix) = &args.prefix {
         entries.retain(|(key, _)| key.starts_with(prefix.as_bytes()));
@@ -47,7 +47,7 @@ pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
 /// `laminar top`.
 pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
     let view = V::open(&args.state.state)?;
-    let meaning = Meaning::of(&args.state.state, args.state.raw)?;
+    let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let Meaning::Job { plan, .. } = &meaning else {
         return Err(CliError::usage(
             "top needs the aggregates of a job, and this state was not made by `laminar run`",
@@ -55,7 +55,7 @@ pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
         .remedy("Use `laminar scan`, and leave out --raw."));
     };
     let column = order_column(plan, args.by.as_deref())?;
-    let mut best = Best::new(args.count);
+    let mut best = Best::new(args.count.get());
     let mut damaged = None;
     view.for_each(&mut |key, value| match number(plan, column, value) {
         Some(number) => best.offer(Ranked { number, key, value }),

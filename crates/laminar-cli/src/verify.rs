@@ -16,6 +16,8 @@ use laminar_storage::per_core_wal::SegmentStats;
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
+use crate::belonging::job_of;
+use crate::engine::Report;
 use crate::error::{CliError, Result};
 use crate::export::Meaning;
 use crate::inspect::{Parts, of_library};
@@ -30,8 +32,8 @@ pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let parts = Parts::of(&args.state)?;
     let reader = StateReader::open(&args.state).map_err(CliError::from);
     let mut checks: Vec<Check> = Vec::new();
-    let offsets = reader.as_ref().ok().map(|reader| Committed::from_offsets(&reader.report().source_offsets));
-    checks.extend(check_job(&args.state, offsets.as_ref()).map(|told| ("job.json".to_owned(), told)));
+    let report = reader.as_ref().ok().map(|reader| Report::from(reader.report()));
+    checks.extend(check_job(&args.state, report.as_ref()).map(|told| ("job.json".to_owned(), told)));
     for (id, dir) in parts.checkpoint_dirs()? {
         let checked = validate_checkpoint(&dir).map_err(of_library);
         // A running job removes checkpoints that it no longer needs.
@@ -70,21 +72,18 @@ fn tell(args: &InspectArgs, checks: &[Check], out: &mut dyn Write) -> Result<()>
 
 /// The job must be readable, and be the one that the state was made by. None: there is no job, and the
 /// state needs none.
-fn check_job(state: &Path, committed: Option<&Committed>) -> Option<Result<String>> {
-    let applied = committed.filter(|committed| !committed.is_empty());
-    let job = match Job::load(state) {
-        Ok(Some(job)) => job,
-        Ok(None) if applied.is_none() => return None,
-        Ok(None) => {
-            return Some(Err(CliError::failure(format!(
-                "{} is missing, although `laminar run` made this state",
-                Job::path(state).display()
-            ))
-            .remedy(crate::job::REMEDY)));
-        }
+fn check_job(state: &Path, report: Option<&Report>) -> Option<Result<String>> {
+    let loaded = match report {
+        Some(report) => job_of(state, &report.source_offsets, report.keys),
+        None => Job::load(state),
+    };
+    let job = match loaded {
+        Ok(job) => job?,
         Err(error) => return Some(Err(error)),
     };
-    let fits = applied.is_none_or(|committed| fits(&job, committed));
+    let committed = report.map(|report| Committed::from_offsets(&report.source_offsets));
+    let applied = committed.filter(|committed| !committed.is_empty());
+    let fits = applied.is_none_or(|committed| fits(&job, &committed));
     Some(if fits {
         Ok(format!("input files {}, steps {}", job.files.len(), job.steps.len()))
     } else {
@@ -174,7 +173,7 @@ fn check_closed(wal: &Path) -> Option<Result<String>> {
 
 /// Decodes every value of the recovered state.
 fn check_values(state: &Path, reader: &StateReader) -> Result<String> {
-    let meaning = Meaning::of(state, false)?;
+    let meaning = Meaning::of(state, false, &Report::from(reader.report()))?;
     for (key, value) in reader.iter() {
         meaning.cells(key, value)?;
     }

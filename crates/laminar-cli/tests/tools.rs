@@ -85,6 +85,7 @@ fn wrong_usage_is_told_with_code_2() {
         (&["run", "a.csv", "--format", "words", "--agg", "sum:x", "--state", "s2"], "words have none"),
         (&["top", "--by", "sum:x"], "can be ordered by: count, sum:amount, max:amount"),
         (&["top", "--by", "last:note"], "no order"),
+        (&["top", "0"], "invalid value '0'"),
         (&["frobnicate"], "unrecognized"),
     ] {
         let told = desk.fails(2, args);
@@ -295,4 +296,43 @@ fn damage_is_found_and_named() {
         "--json",
     ]);
     assert!(ran.code != Some(0) || ran.err.contains("damaged checkpoint"), "{}{}", ran.out, ran.err);
+}
+
+/// With the job.json of a job over the same input, whose aggregates stood in another order, every
+/// command showed the smallest amounts as the largest, and `verify` found nothing.
+#[test]
+fn the_job_of_another_state_is_refused_by_every_command() {
+    let desk = Desk::new();
+    desk.write("a.csv", "k,v\na,1\na,9\n");
+    let run = |state, agg| ["run", "a.csv", "--key", "k", "--agg", agg, "--state", state];
+    desk.ok(&run("laminar-state", "min:v,max:v"));
+    desk.ok(&run("other", "max:v,min:v"));
+    let before = desk.ok(&["export"]);
+    let job = desk.path("laminar-state/job.json");
+    let own = std::fs::read(&job).unwrap();
+    std::fs::copy(desk.path("other/job.json"), &job).unwrap();
+    let reading = [&["get", "a"][..], &["top"], &["scan"], &["export"], &["info"]];
+    for args in reading.into_iter().chain([&run("laminar-state", "max:v,min:v")[..]]) {
+        let told = desk.fails(1, args);
+        assert!(told.contains("job.json does not belong to this state"), "{args:?}: {told}");
+        assert!(told.contains("--raw"), "{args:?}: {told}");
+    }
+    let ran = desk.run(&["verify"]);
+    assert!(ran.code == Some(1) && ran.out.contains("DAMAGED  job.json: "), "{}", ran.out);
+    desk.ok(&["export", "--raw"]);
+    std::fs::write(&job, own).unwrap();
+    desk.ok(&["verify"]);
+    assert_eq!(desk.ok(&["export"]), before);
+}
+
+/// Without job.json the values came out as hexadecimal, and the exit code was 0.
+#[test]
+fn without_its_job_only_raw_shows_a_state() {
+    let desk = small_job();
+    std::fs::remove_file(desk.path("laminar-state/job.json")).unwrap();
+    for args in [&["get", "ann"][..], &["top"], &["scan"], &["export"], &["info"]] {
+        let told = desk.fails(1, args);
+        assert!(told.contains("job.json is missing") && told.contains("--raw"), "{args:?}: {told}");
+    }
+    assert!(desk.ok(&["export", "--raw"]).starts_with("{\"key_hex\":\"616e6e\",\"value_hex\""));
 }

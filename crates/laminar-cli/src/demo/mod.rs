@@ -104,12 +104,18 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let export = dir.join("result.ndjson");
     export_state(&state, &export)?;
     truth::compare(&truth, &export)?;
+    let is_identical = truth::is_identical(&truth, &export)?;
+    let agreement = if is_identical {
+        "identical to the truth, byte for byte"
+    } else {
+        "the truth's in every value, but not in the same bytes"
+    };
     teller.say(&format!(
-        "the result is EXACT: all {} keys agree in every value",
+        "the result is EXACT: all {} keys agree in every value; {agreement}",
         HumanCount(truth.len() as u64)
     ))?;
 
-    let rows = rows(args, bytes, &story, &summary);
+    let rows = rows(args, bytes, &story, &summary, agreement);
     let mut text = format!("\n{}\n", table(&rows));
     if args.keep.is_some() {
         let show = |path: &Path| path.display().to_string();
@@ -124,6 +130,20 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}
+
+/// What a killed life had come to.
+fn told_kill(number: u32, life: &Life) -> String {
+    let ms = life.took.as_secs_f64() * 1e3;
+    if life.opened.is_none() {
+        // It told of no epoch; that is not epoch 0.
+        return format!("  SIGKILL no. {number} after {ms:.0} ms, before it had opened its state");
+    }
+    format!(
+        "  SIGKILL no. {number} after {ms:.0} ms, at about {} records, epoch {} durable",
+        HumanCount(life.records),
+        life.durable
+    )
 }
 
 fn planned_events(args: &DemoArgs) -> Events {
@@ -160,13 +180,7 @@ fn live_through(
             }
             None => {
                 story.kills += 1;
-                teller.say(&format!(
-                    "  SIGKILL no. {} after {:.0} ms, at about {} records, epoch {} durable",
-                    story.kills,
-                    life.took.as_secs_f64() * 1e3,
-                    HumanCount(life.records),
-                    life.durable
-                ))?;
+                teller.say(&told_kill(story.kills, &life))?;
             }
         }
     }
@@ -189,7 +203,7 @@ fn plan_kill(number: u32, kills: u32, random: &mut Random) -> Kill {
 
 fn tell_start(life: &Life, teller: &Teller, story: &mut Story) -> Result<()> {
     let Some(opened) = &life.opened else {
-        return teller.say("started; killed before it had opened its state");
+        return teller.say("started");
     };
     let number = |name: &str| opened.get(name).and_then(Value::as_u64).unwrap_or(0);
     if number("epoch") == 0 {
@@ -225,7 +239,13 @@ fn export_state(state: &Path, export: &PathBuf) -> Result<()> {
     Err(CliError::failure(format!("the export failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-fn rows(args: &DemoArgs, bytes: u64, story: &Story, summary: &Value) -> Vec<(&'static str, String)> {
+fn rows(
+    args: &DemoArgs,
+    bytes: u64,
+    story: &Story,
+    summary: &Value,
+    agreement: &str,
+) -> Vec<(&'static str, String)> {
     let at = |path: &str| summary.pointer(path).and_then(Value::as_f64);
     let count = |path: &str| summary.pointer(path).and_then(Value::as_u64).unwrap_or(0);
     let mut rows = vec![
@@ -264,6 +284,22 @@ fn rows(args: &DemoArgs, bytes: u64, story: &Story, summary: &Value) -> Vec<(&'s
             at("/last_checkpoint/ms").unwrap_or(0.0)
         ),
     ));
-    rows.push(("result", "identical to the truth".to_owned()));
+    rows.push(("result", agreement.to_owned()));
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It said "epoch 0 durable" of a life that had not looked at its state yet, after one of epoch 4.
+    #[test]
+    fn a_life_that_did_not_open_its_state_is_not_said_to_be_at_epoch_0() {
+        let mut life = Life { opened: None, records: 0, durable: 0, summary: None, took: Duration::ZERO };
+        let told = told_kill(2, &life);
+        assert!(told.contains("before it had opened its state") && !told.contains("epoch"), "{told}");
+        life.opened = Some(Value::Null);
+        life.durable = 4;
+        assert!(told_kill(3, &life).contains("epoch 4 durable"));
+    }
 }

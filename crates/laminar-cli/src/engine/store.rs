@@ -7,6 +7,7 @@ use laminar_storage::{CoreStore, RecoveryReport, Settings, StateReader, Store, S
 use super::advice::for_user;
 use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
 use crate::error::{CliError, Result};
+use crate::inspect::Parts;
 
 /// The store's errors say what, where and what to do; the latter to a programmer.
 impl From<StoreError> for CliError {
@@ -132,6 +133,7 @@ pub struct StoreView {
 
 impl StateView for StoreView {
     fn open(dir: &Path) -> Result<Self> {
+        Parts::of(dir)?;
         let reader = StateReader::open(dir)?;
         let report = Report::from(reader.report());
         Ok(Self { reader, report })

@@ -153,6 +153,30 @@ pub fn write(truth: &Truth, out: &mut dyn Write) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether an NDJSON export of the demo's aggregates has the very bytes of the truth.
+pub fn is_identical(truth: &Truth, export: &Path) -> Result<bool> {
+    let found = std::fs::read(export).map_err(|e| CliError::io("read", export, &e))?;
+    let mut users: Vec<_> = truth.iter().collect();
+    users.sort_unstable_by_key(|(id, _)| id.as_bytes());
+    let mut rest = found.as_slice();
+    for user in users {
+        match rest.strip_prefix(line_of(user).as_bytes()) {
+            Some(after) => rest = after,
+            None => return Ok(false),
+        }
+    }
+    Ok(rest.is_empty())
+}
+
+/// One line of the export of the demo's aggregates.
+fn line_of((id, user): (&String, &User)) -> String {
+    let (sum, min, max) = (amount(user.sum), amount(user.min), amount(user.max));
+    format!(
+        "{{\"key\":\"{id}\",\"count\":{},\"sum:amount\":{sum},\"min:amount\":{min},\"max:amount\":{max},\"last:page\":\"{}\"}}\n",
+        user.count, user.last
+    )
+}
+
 /// Compares an NDJSON export with the truth; the first difference is the error.
 pub fn compare(truth: &Truth, export: &Path) -> Result<()> {
     let mut seen = 0usize;
@@ -202,17 +226,24 @@ mod tests {
         let format = ExportFormat::Ndjson;
         Events { count: 1000, keys: 90, seed: 7, zipf: true, format }.write(&events).unwrap();
         let truth = compute(&events, format).unwrap();
-        let line = |(k, u): (&String, &User)| {
-            let (sum, min, max) = (amount(u.sum), amount(u.min), amount(u.max));
-            format!(
-                "{{\"key\":\"{k}\",\"count\":{},\"sum:amount\":{sum},\"min:amount\":{min},\"max:amount\":{max},\"last:page\":\"{}\"}}\n",
-                u.count, u.last
-            )
-        };
-        let good: Vec<String> = truth.iter().map(line).collect();
+        let good: Vec<String> = truth.iter().map(line_of).collect();
         let export = dir.path().join("x.ndjson");
         std::fs::write(&export, good.concat()).unwrap();
         compare(&truth, &export).unwrap();
+        let mut sorted = good.clone();
+        sorted.sort_unstable();
+        std::fs::write(&export, sorted.concat()).unwrap();
+        assert!(is_identical(&truth, &export).unwrap());
+        // The same values in other bytes: another order, another notation, something behind.
+        sorted.swap(0, 1);
+        std::fs::write(&export, sorted.concat()).unwrap();
+        compare(&truth, &export).unwrap();
+        assert!(!is_identical(&truth, &export).unwrap());
+        sorted.swap(0, 1);
+        for other in [sorted.concat().replacen(':', ": ", 1), sorted.concat() + "\n"] {
+            std::fs::write(&export, other).unwrap();
+            assert!(!is_identical(&truth, &export).unwrap());
+        }
         std::fs::write(&export, good[1..].concat()).unwrap();
         assert!(compare(&truth, &export).unwrap_err().to_string().contains("keys, expected"));
         std::fs::write(&export, good.concat().replacen("\"count\":", "\"count\":1", 1)).unwrap();

@@ -8,6 +8,7 @@
 //! | `run.skipped` | records skipped since the job began |
 //! | `run.lines` | lines read since the job began |
 //! | `dead-letter.N` | length of the N-th dead-letter file of `job.json` |
+//! | `laminar-job/X` | the job with the marker X made the state; of several, the largest offset counts |
 //!
 //! Every one of them only grows, so a union of offsets over cores (which takes the largest) is
 //! always the newest, whatever the number of cores was. The one exception: while no record was
@@ -19,6 +20,16 @@ use crate::error::{CliError, Result};
 use crate::input::source::Position;
 
 const OFFSET_BITS: u32 = 44;
+const MARK: &str = "laminar-job/";
+
+/// Which job the epoch is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// [`Job::marker`](crate::job::Job::marker).
+    pub job: u64,
+    /// How many jobs had the state up to this one, which is counted too.
+    pub turn: u64,
+}
 
 /// Counters and positions at the end of an epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +42,8 @@ pub struct Committed {
     pub skipped: u64,
     /// Lines read.
     pub lines: u64,
+    /// The job; none before its first epoch.
+    pub mark: Option<Mark>,
     /// Length of each dead-letter file in use, by its number.
     pub dead_letters: BTreeMap<usize, u64>,
 }
@@ -53,7 +66,11 @@ impl Committed {
             .iter()
             .filter_map(|(name, len)| Some((name.strip_prefix("dead-letter.")?.parse().ok()?, *len)))
             .collect();
+        let marks = offsets.iter().filter_map(|(name, turn)| {
+            Some(Mark { job: u64::from_str_radix(name.strip_prefix(MARK)?, 16).ok()?, turn: *turn })
+        });
         Self {
+            mark: marks.max_by_key(|mark| mark.turn),
             position,
             records: get("run.records").unwrap_or(0),
             skipped: get("run.skipped").unwrap_or(0),
@@ -81,6 +98,7 @@ impl Committed {
         {
             offsets.push((name.to_owned(), value));
         }
+        offsets.extend(self.mark.map(|mark| (format!("{MARK}{:016x}", mark.job), mark.turn)));
         offsets.extend(self.dead_letters.iter().map(|(index, len)| (format!("dead-letter.{index}"), *len)));
         Ok(offsets)
     }
@@ -97,9 +115,12 @@ mod tests {
             records: 1,
             skipped: 2,
             lines: 3,
+            mark: Some(Mark { job: 0xabc, turn: 2 }),
             dead_letters: BTreeMap::from([(0, 5), (3, 9)]),
         };
-        let offsets = committed.to_offsets().unwrap().into_iter().collect();
+        let mut offsets: BTreeMap<_, _> = committed.to_offsets().unwrap().into_iter().collect();
+        // The job that had the state before.
+        offsets.insert("laminar-job/ffffffffffffffff".to_owned(), 1);
         assert_eq!(Committed::from_offsets(&offsets), committed);
         assert_eq!(Committed::from_offsets(&BTreeMap::new()), Committed::default());
         let too_far =

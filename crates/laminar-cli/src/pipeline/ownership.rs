@@ -8,8 +8,9 @@
 //! nothing; and once the store is open and therefore locked, because only then nobody else can be at
 //! work there.
 
-use super::committed::Committed;
+use super::committed::{Committed, Mark};
 use super::{Settings, read_up_to};
+use crate::belonging;
 use crate::engine::{Engine, Report};
 use crate::error::{CliError, Result};
 use crate::input::Format;
@@ -65,12 +66,13 @@ impl Claim {
             return Err(CliError::failure(format!("another `laminar run` has used {state} just now"))
                 .remedy("Run the same command again."));
         }
-        let before = Committed::from_offsets(&report.source_offsets);
+        let mut before = Committed::from_offsets(&report.source_offsets);
         if report.keys > 0 || !before.is_empty() {
             if let Some(difference) = &self.difference {
                 return Err(another_job(settings, difference));
             }
             let mut job = self.stored;
+            belonging::check(&job, &settings.state, &before, report.keys)?;
             if extend(&mut job, read_up_to(&before), settings.follow)? {
                 job.save(&settings.state)?;
             }
@@ -85,7 +87,12 @@ impl Claim {
         let told = self.difference.map(|difference| {
             format!("{difference}. No record was ever applied in {state}, so it belongs to this command now.")
         });
-        Ok(Owned { job, before: Committed::default(), told })
+        let turn = match before.mark.take() {
+            Some(mark) if mark.job == job.marker() => mark.turn,
+            other => other.map_or(0, |mark| mark.turn) + 1,
+        };
+        let before = Committed { mark: Some(Mark { job: job.marker(), turn }), ..Committed::default() };
+        Ok(Owned { job, before, told })
     }
 }
 

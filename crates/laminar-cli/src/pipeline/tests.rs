@@ -77,9 +77,9 @@ impl Bench {
     }
 
     fn export(&self) -> String {
-        let meaning = Meaning::of(&self.settings.state, false).unwrap();
-        let mut out = Vec::new();
         let view = FakeView::open(&self.settings.state).unwrap();
+        let meaning = Meaning::of(&self.settings.state, false, view.report()).unwrap();
+        let mut out = Vec::new();
         write_all(&view, &meaning, ExportFormat::Ndjson, &mut out, Reader::Program, &CliError::stdout)
             .unwrap();
         String::from_utf8(out).unwrap()
@@ -335,6 +335,10 @@ fn a_state_without_any_record_belongs_to_the_next_command() {
             again.run().unwrap();
             assert_eq!(again.export(), bench.export(), "resumed at epoch {epoch}");
         }
+        let report = <FakeEngine as Engine>::look(&bench.settings.state).unwrap();
+        let mark = Committed::from_offsets(&report.source_offsets).mark.unwrap();
+        let job = Job::load(&bench.settings.state).unwrap().unwrap();
+        assert_eq!(mark.job, job.marker(), "the marker changes with the owner");
         bench.settings.key = Some("v".to_owned());
         assert!(bench.error().contains("belongs to another job"), "now it has records");
     }
