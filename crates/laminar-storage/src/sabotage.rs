@@ -2,7 +2,7 @@
 //!
 //! Without the feature `sabotage`, which only the scorecard turns on, [`sabotaged`] is `false` at compile
 //! time and nothing of this is left. With it, the environment variable `LAMINAR_SABOTAGE` names the one
-//! mistake that this process makes. `cargo run -p laminar-scorecard` makes each of them and shows which
+//! mistake that this process makes. `cargo run -p laminar-sim --features sabotage --bin scorecard` makes each of them and shows which
 //! test notices; a mistake that no test notices is a missing test.
 
 /// Defines the mistakes: name, what it is, row of the catalogue in `docs/TESTING.md`, test that catches it.
