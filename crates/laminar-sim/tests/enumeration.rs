@@ -40,6 +40,7 @@ scenarios! {
     store_drop_each "store-drop-each"
     store_preallocated "store-preallocated"
     store_checkpoints "store-checkpoints"
+    store_compressed "store-compressed"
     store_retain_one "store-retain-one"
     store_retain_three "store-retain-three"
     store_merging "store-merging"

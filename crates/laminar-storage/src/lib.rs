@@ -102,6 +102,7 @@ pub mod store;
 mod sync;
 pub mod vfs;
 
+pub use format::compression::Compression;
 pub use ids::{CheckpointId, CoreId, Epoch};
 pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
 pub use ring0::MemoryStats;

@@ -1,5 +1,6 @@
 //! What programs do with a store: every scenario by hand.
 
+use laminar_storage::Compression;
 use laminar_storage::vfs::sim::{Fault, Keep};
 
 use super::random::random_scenario;
@@ -79,7 +80,10 @@ fn checkpointing() -> Vec<StoreScenario> {
         scenario.recover_checkpoint = recover_checkpoint;
         scenario
     };
+    let mut compressed = retaining("store-compressed", 2, 2, true, checkpoints());
+    compressed.settings.compression = Compression::Lz4;
     vec![
+        compressed,
         retaining("store-checkpoints", 2, 2, false, checkpoints()),
         retaining("store-retain-one", 1, 1, true, checkpoints()),
         retaining("store-retain-three", 1, 3, true, checkpoints()),

@@ -4,6 +4,7 @@
 
 pub mod checksum;
 pub mod closed;
+pub mod compression;
 pub mod current;
 pub mod digest;
 pub mod fields;

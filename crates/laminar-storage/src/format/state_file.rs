@@ -15,6 +15,7 @@
 //! before anything is allocated for it.
 
 use crate::format::checksum::Salt;
+use crate::format::compression::Compression;
 use crate::format::{FORMAT_VERSION, MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 
@@ -134,7 +135,7 @@ impl<'a> Take<'a> {
 /// |---|---|---|
 /// | 0 | 8 | magic `LMNRSST1` |
 /// | 8 | 4 | format version |
-/// | 12 | 4 | flags, 0 |
+/// | 12 | 4 | flags: 0, or 1 where the blocks are packed with LZ4 |
 /// | 16 | 8 | store id |
 /// | 24 | 8 | checkpoint id |
 /// | 32 | 2 | core |
@@ -142,11 +143,11 @@ impl<'a> Take<'a> {
 /// | 36 | 24 | 0 |
 /// | 60 | 4 | CRC-32C of all of the above |
 #[must_use]
-pub fn encode_header(identity: &FileIdentity) -> [u8; HEADER_LEN] {
+pub fn encode_header(identity: &FileIdentity, compression: Compression) -> [u8; HEADER_LEN] {
     let mut bytes = Vec::with_capacity(HEADER_LEN);
     bytes.extend_from_slice(&HEADER_MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&0_u32.to_le_bytes());
+    bytes.extend_from_slice(&compression.flags().to_le_bytes());
     bytes.extend_from_slice(&identity.store_id.get().to_le_bytes());
     bytes.extend_from_slice(&identity.checkpoint.get().to_le_bytes());
     bytes.extend_from_slice(&identity.core.get().to_le_bytes());
@@ -159,11 +160,12 @@ pub fn encode_header(identity: &FileIdentity) -> [u8; HEADER_LEN] {
     header
 }
 
-/// Checks a header, and that it is the one of the file that was asked for.
+/// Checks a header, and that it is the one of the file that was asked for; returns how the file's blocks are
+/// packed.
 ///
 /// # Errors
 /// Another magic, a newer version, a wrong checksum, or another identity.
-pub fn check_header(bytes: &[u8; HEADER_LEN], expected: &FileIdentity) -> Result<(), Fault> {
+pub fn check_header(bytes: &[u8; HEADER_LEN], expected: &FileIdentity) -> Result<Compression, Fault> {
     let damaged = Fault::Damaged("the header is too short");
     let mut take = Take(bytes);
     if take.array() != Some(HEADER_MAGIC) {
@@ -188,13 +190,14 @@ pub fn check_header(bytes: &[u8; HEADER_LEN], expected: &FileIdentity) -> Result
             part: take.u16()?,
         };
         let rest_is_zero = take.bytes(24)?.iter().all(|&b| b == 0);
-        Some((found, version == FORMAT_VERSION && flags == 0 && rest_is_zero))
+        let sound = version == FORMAT_VERSION && rest_is_zero;
+        Some((found, Compression::from_flags(flags).filter(|_| sound)))
     };
     match identity() {
         None => Err(damaged),
         Some((found, _)) if found != *expected => Err(Fault::Foreign { found }),
-        Some((_, true)) => Ok(()),
-        Some((_, false)) => Err(Fault::Damaged("the header has values this version never writes")),
+        Some((_, Some(compression))) => Ok(compression),
+        Some((_, None)) => Err(Fault::Damaged("the header has values this version never writes")),
     }
 }
 
@@ -303,11 +306,11 @@ impl Footer {
 pub struct IndexEntry<'a> {
     /// Where the block starts, in bytes.
     pub offset: u64,
-    /// Bytes of the block.
+    /// Bytes of the block in the file.
     pub len: u32,
     /// Records in the block.
     pub records: u32,
-    /// Checksum of the block.
+    /// Checksum of the block as it is in the file.
     pub crc: u32,
     /// The block's first key.
     pub first_key: &'a [u8],
@@ -344,7 +347,12 @@ impl Index {
     ///
     /// # Errors
     /// A wrong checksum, or entries that contradict the footer or each other.
-    pub fn parse(raw: Vec<u8>, footer: &Footer, identity: &FileIdentity) -> Result<Self, Fault> {
+    pub fn parse(
+        raw: Vec<u8>,
+        footer: &Footer,
+        identity: &FileIdentity,
+        compression: Compression,
+    ) -> Result<Self, Fault> {
         let computed = identity.index_crc(footer.index_offset, &raw);
         if computed != footer.index_crc {
             return Err(Fault::Checksum { what: "index", stored: footer.index_crc, computed });
@@ -360,7 +368,7 @@ impl Index {
             let fits = entry.offset == offset
                 && entry.records > 0
                 && entry.len as usize <= MAX_BLOCK_LEN
-                && u64::from(entry.len) >= u64::from(entry.records) * RECORD_HEADER_LEN as u64;
+                && entry.len as usize >= least_len(entry.records, compression);
             if !fits || previous.is_some_and(|key| key >= entry.first_key) {
                 return Err(Fault::Damaged("the index contradicts itself"));
             }
@@ -454,6 +462,15 @@ impl<'a> StateRecord<'a> {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         RECORD_HEADER_LEN + self.key.len() + self.value.map_or(0, <[u8]>::len)
+    }
+}
+
+/// The least that a block with so many records takes in a file. Packed, any number of them can take next to
+/// nothing; reading the block then shows whether they are there.
+fn least_len(records: u32, compression: Compression) -> usize {
+    match compression {
+        Compression::None => usize::try_from(records).unwrap_or(usize::MAX).saturating_mul(RECORD_HEADER_LEN),
+        Compression::Lz4 => 1,
     }
 }
 

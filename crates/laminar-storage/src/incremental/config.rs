@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::IncrementalCheckpointError;
 use crate::error::Detail;
+use crate::format::compression::Compression;
 use crate::vfs::absolute;
 
 /// Settings of checkpoints. Plain values: nothing happens before a manager is opened with them.
@@ -26,6 +27,8 @@ pub struct CheckpointConfig {
     /// Whether a checkpoint writes only what changed. When not, each rewrites everything.
     /// Default: yes.
     pub incremental: bool,
+    /// How state files are compressed. Default: not at all.
+    pub compression: Compression,
 }
 
 impl CheckpointConfig {
@@ -40,6 +43,7 @@ impl CheckpointConfig {
             truncate_wal: true,
             min_wal_size_for_checkpoint: 64 << 20,
             incremental: true,
+            compression: Compression::None,
         }
     }
 
@@ -82,6 +86,13 @@ impl CheckpointConfig {
     #[must_use]
     pub fn with_incremental(mut self, enabled: bool) -> Self {
         self.incremental = enabled;
+        self
+    }
+
+    /// Sets [`Self::compression`].
+    #[must_use]
+    pub fn with_compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
         self
     }
 

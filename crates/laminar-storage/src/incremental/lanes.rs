@@ -12,6 +12,7 @@ use super::merge::{Merge, Source};
 use super::overlay::CoreChanges;
 use super::spill::Spill;
 use crate::error::Detail;
+use crate::format::compression::Compression;
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::parallel::in_parallel;
 use crate::sync::{Mutex, lock};
@@ -39,6 +40,7 @@ struct Shared<'a> {
     poison: &'a OnceLock<Detail>,
     store_id: StoreId,
     next_id: CheckpointId,
+    compression: Compression,
     /// The directory being written belongs to the checkpoint in flight; spilling can wait for it.
     may_spill: bool,
     budget: usize,
@@ -69,6 +71,7 @@ impl IncrementalCheckpointManager {
             poison: &self.poison,
             store_id: self.store_id,
             next_id: self.next_checkpoint_id()?,
+            compression: self.config.compression,
             may_spill: self.in_flight.is_none(),
             budget: self.options.overlay_budget,
             worth_spilling: self.options.overlay_budget / 2 / self.chains.len().max(1),
@@ -155,7 +158,7 @@ impl Shared<'_> {
             if let Some(spill) = self.spill.get() {
                 return Ok(spill);
             }
-            let created = Spill::create(self.vfs, self.checkpoint_dir, self.next_id)?;
+            let created = Spill::create(self.vfs, self.checkpoint_dir, self.next_id, self.compression)?;
             // Nobody else sets it while the lock is held.
             drop(self.spill.set(created));
         }

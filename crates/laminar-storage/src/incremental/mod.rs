@@ -50,6 +50,7 @@ mod state_map;
 mod tokens;
 mod validate;
 
+pub use crate::format::compression::Compression;
 pub use crate::per_core_wal::RecoveryMode;
 pub use changelog::{
     ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry, StateOp, UnknownStateOp,

@@ -187,7 +187,7 @@ impl IncrementalCheckpointManager {
     fn try_write(&mut self, id: CheckpointId, wal_position: WalPosition, changes: &Overlay) -> Result<Draft> {
         let mut spill = match self.spill.take() {
             Some(spill) => spill,
-            None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?,
+            None => self.create_spill(id)?,
         };
         spill.rename(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?;
         let firsts: Vec<_> = self.cores().map(|core| (core, self.first_to_merge(core, changes))).collect();

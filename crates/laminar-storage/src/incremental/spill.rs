@@ -16,6 +16,7 @@ use super::metadata::{CheckpointFile, CoreOffsets};
 use super::overlay::Overlay;
 use super::state_file::{BlockCache, FinishedFile, StateFileReader, StateFileWriter};
 use crate::error::Detail;
+use crate::format::compression::Compression;
 use crate::format::state_file::{FileIdentity, StateRecord};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::vfs::{Vfs, VfsFile};
@@ -25,6 +26,7 @@ use crate::vfs::{Vfs, VfsFile};
 pub(super) struct Spill {
     pub(super) id: CheckpointId,
     pub(super) dir: PathBuf,
+    compression: Compression,
     written: Mutex<Written>,
 }
 
@@ -38,11 +40,16 @@ struct Written {
 
 impl Spill {
     /// Creates the directory.
-    pub(super) fn create(vfs: &dyn Vfs, checkpoint_dir: &Path, id: CheckpointId) -> Result<Self> {
+    pub(super) fn create(
+        vfs: &dyn Vfs,
+        checkpoint_dir: &Path,
+        id: CheckpointId,
+        compression: Compression,
+    ) -> Result<Self> {
         let dir = EntryName::Pending(id).path(checkpoint_dir);
         vfs.create_dir(&dir)
             .map_err(IncrementalCheckpointManager::io("could not create the checkpoint directory", &dir))?;
-        Ok(Self { id, dir, written: Mutex::default() })
+        Ok(Self { id, dir, compression, written: Mutex::default() })
     }
 
     /// Gives the directory the id that was chosen in the end.
@@ -77,7 +84,7 @@ impl Spill {
         })?;
         let identity = FileIdentity { store_id, checkpoint: self.id, core, part };
         let path = self.dir.join(CheckpointFile::of(&identity).name);
-        StateFileWriter::create(vfs, &path, identity)
+        StateFileWriter::create(vfs, &path, identity, self.compression)
     }
 
     /// Writes the records of a merge into the next file of a core, without the tombstones where nothing
@@ -144,8 +151,13 @@ impl IncrementalCheckpointManager {
     pub(super) fn take_spill(&mut self) -> Result<Spill> {
         match self.spill.take() {
             Some(spill) => Ok(spill),
-            None => Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, self.next_checkpoint_id()?),
+            None => self.create_spill(self.next_checkpoint_id()?),
         }
+    }
+
+    /// Creates the directory of a checkpoint.
+    pub(super) fn create_spill(&self, id: CheckpointId) -> Result<Spill> {
+        Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id, self.config.compression)
     }
 
     /// Moves the changes from memory to part files.

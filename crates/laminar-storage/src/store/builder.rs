@@ -123,5 +123,6 @@ impl StoreBuilder {
             .with_wal_path(&layout.wal)
             .with_interval(Duration::from_millis(self.settings.checkpoint_interval_ms.max(1)))
             .with_max_retained(self.settings.max_retained)
+            .with_compression(self.settings.compression)
     }
 }

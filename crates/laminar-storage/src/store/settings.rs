@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use crate::error::Detail;
+use crate::format::compression::Compression;
 
 /// Settings of a store. The defaults suit a first user; `open` checks every bound.
 ///
@@ -38,6 +39,9 @@ pub struct Settings {
     pub checkpoint_wal_bytes: u64,
     /// Checkpoints kept, at least 1; the WAL is kept back to the second newest. Default 3.
     pub max_retained: usize,
+    /// How the state files of new checkpoints are compressed; `"none"` or `"lz4"`. Can be changed at any
+    /// opening, files of either kind are read. Default none.
+    pub compression: Compression,
 }
 
 impl Default for Settings {
@@ -51,6 +55,7 @@ impl Default for Settings {
             checkpoint_interval_ms: 60_000,
             checkpoint_wal_bytes: 256 << 20,
             max_retained: 3,
+            compression: Compression::None,
         }
     }
 }
@@ -101,8 +106,12 @@ mod tests {
 
     #[test]
     fn settings_are_plain_data() {
-        let settings: Settings = serde_json::from_str(r#"{"max_retained": 5}"#).unwrap();
-        assert_eq!(settings, Settings { max_retained: 5, ..Settings::default() });
+        let settings: Settings =
+            serde_json::from_str(r#"{"max_retained": 5, "compression": "lz4"}"#).unwrap();
+        assert_eq!(
+            settings,
+            Settings { max_retained: 5, compression: Compression::Lz4, ..Settings::default() }
+        );
         assert!(serde_json::from_str::<Settings>(r#"{"max_retainedd": 5}"#).is_err());
     }
 }

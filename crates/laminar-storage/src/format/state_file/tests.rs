@@ -9,13 +9,20 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn golden_header() {
-    let header = encode_header(&ID);
+    let header = encode_header(&ID, Compression::None);
     assert_eq!(
         hex(&header[..60]),
         "4c4d4e525353543101000000000000000700000000000000030000000000000002000100\
          000000000000000000000000000000000000000000000000"
     );
-    assert_eq!(check_header(&header, &ID), Ok(()));
+    assert_eq!(check_header(&header, &ID), Ok(Compression::None));
+    let mut packed = encode_header(&ID, Compression::Lz4);
+    assert_eq!(check_header(&packed, &ID), Ok(Compression::Lz4));
+    assert_eq!((packed[12], &packed[..12], &packed[13..60]), (1, &header[..12], &header[13..60]));
+    packed[12] = 2;
+    let crc = Salt::new(&[]).crc(&[&packed[..60]]);
+    packed[60..].copy_from_slice(&crc.to_le_bytes());
+    assert!(matches!(check_header(&packed, &ID), Err(Fault::Damaged(_))));
 }
 
 #[test]
@@ -55,7 +62,7 @@ fn golden_footer() {
 
 #[test]
 fn every_flipped_bit_of_header_and_footer_is_seen() {
-    let header = encode_header(&ID);
+    let header = encode_header(&ID, Compression::None);
     let footer = Footer {
         index_offset: 64,
         index_len: 0,
@@ -78,8 +85,11 @@ fn every_flipped_bit_of_header_and_footer_is_seen() {
 #[test]
 fn another_identity_and_a_newer_version_are_named() {
     let other = FileIdentity { part: 9, ..ID };
-    assert_eq!(check_header(&encode_header(&other), &ID), Err(Fault::Foreign { found: other }));
-    let mut newer = encode_header(&ID);
+    assert_eq!(
+        check_header(&encode_header(&other, Compression::None), &ID),
+        Err(Fault::Foreign { found: other })
+    );
+    let mut newer = encode_header(&ID, Compression::None);
     newer[8] = 2;
     let crc = Salt::new(&[]).crc(&[&newer[..60]]);
     newer[60..].copy_from_slice(&crc.to_le_bytes());

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::reader::StateFileReader;
+use super::reader::{BlockBytes, StateFileReader};
 use crate::format::state_file::{Fault, RECORD_HEADER_LEN, StateRecord};
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::reshard::KeyRange;
@@ -16,7 +16,7 @@ pub struct FileCursor {
     reader: Arc<StateFileReader>,
     /// The next block to read.
     next_block: usize,
-    bytes: Vec<u8>,
+    bytes: BlockBytes,
     /// Where the next record starts in `bytes`.
     at: usize,
     /// Where key and value of the current record are in `bytes`.
@@ -37,7 +37,7 @@ impl FileCursor {
         Self {
             reader,
             next_block: 0,
-            bytes: Vec::new(),
+            bytes: BlockBytes::default(),
             at: 0,
             current: None,
             left_in_block: 0,
@@ -59,9 +59,9 @@ impl FileCursor {
     pub fn current(&self) -> Option<StateRecord<'_>> {
         let (key, value) = self.current.as_ref()?;
         Some(StateRecord {
-            key: self.bytes.get(key.clone())?,
+            key: self.bytes.raw.get(key.clone())?,
             value: match value {
-                Some(value) => Some(self.bytes.get(value.clone())?),
+                Some(value) => Some(self.bytes.raw.get(value.clone())?),
                 None => None,
             },
         })
@@ -84,7 +84,7 @@ impl FileCursor {
     fn end(&mut self) {
         self.current = None;
         self.border = None;
-        self.at = self.bytes.len();
+        self.at = self.bytes.raw.len();
         self.next_block = self.reader.blocks();
         self.left_in_block = 0;
     }
@@ -106,13 +106,13 @@ impl FileCursor {
     }
 
     fn step(&mut self) -> Result<bool> {
-        if self.at == self.bytes.len() && !self.load_block()? {
+        if self.at == self.bytes.raw.len() && !self.load_block()? {
             return Ok(false);
         }
-        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let rest = self.bytes.raw.get(self.at..).unwrap_or_default();
         let (record, after) = StateRecord::decode(rest).map_err(|f| self.fault(&f))?;
         let in_order = match &self.current {
-            Some((key, _)) => self.bytes.get(key.clone()).is_some_and(|previous| previous < record.key),
+            Some((key, _)) => self.bytes.raw.get(key.clone()).is_some_and(|previous| previous < record.key),
             None => self.border.as_deref().is_none_or(|border| border < record.key),
         };
         if !in_order || self.left_in_block == 0 {
@@ -122,7 +122,7 @@ impl FileCursor {
         let key = key_start..key_start + record.key.len();
         let value = record.value.map(|value| key.end..key.end + value.len());
         self.tombstones += u64::from(value.is_none());
-        self.at = self.bytes.len() - after.len();
+        self.at = self.bytes.raw.len() - after.len();
         self.current = Some((key, value));
         self.left_in_block -= 1;
         Ok(true)
@@ -134,7 +134,7 @@ impl FileCursor {
             return Err(self.fault(&Fault::Damaged("a block has fewer records than its index entry says")));
         }
         if let Some((key, _)) = self.current.take() {
-            self.border = self.bytes.get(key).map(<[u8]>::to_vec);
+            self.border = self.bytes.raw.get(key).map(<[u8]>::to_vec);
         }
         let Some((records, first_key)) = self.reader.promise(self.next_block) else {
             let finished = std::mem::take(&mut self.border).is_some();
@@ -147,7 +147,7 @@ impl FileCursor {
         self.at = 0;
         self.left_in_block = records;
         self.next_block += 1;
-        let (first, _) = StateRecord::decode(&self.bytes).map_err(|f| self.fault(&f))?;
+        let (first, _) = StateRecord::decode(&self.bytes.raw).map_err(|f| self.fault(&f))?;
         if first.key != first_key {
             return Err(
                 self.fault(&Fault::Damaged("a block starts with another key than its index entry says"))

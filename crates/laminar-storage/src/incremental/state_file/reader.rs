@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Detail;
+use crate::format::compression::Compression;
 use crate::format::state_file::{
     FOOTER_LEN, Fault, FileIdentity, Footer, HEADER_LEN, Index, StateRecord, check_header,
 };
@@ -26,6 +27,7 @@ pub struct StateFileReader {
     path: PathBuf,
     identity: FileIdentity,
     meta: CheckpointFile,
+    compression: Compression,
     index: Arc<Index>,
 }
 
@@ -33,7 +35,16 @@ pub struct StateFileReader {
 #[derive(Debug, Default)]
 pub struct BlockCache {
     block: Option<usize>,
-    bytes: Vec<u8>,
+    bytes: BlockBytes,
+}
+
+/// Memory for one block.
+#[derive(Debug, Default)]
+pub(super) struct BlockBytes {
+    /// Its records.
+    pub(super) raw: Vec<u8>,
+    /// As it is in the file, where the file's blocks are packed.
+    stored: Vec<u8>,
 }
 
 impl StateFileReader {
@@ -67,8 +78,8 @@ impl StateFileReader {
         identity: FileIdentity,
         meta: &CheckpointFile,
     ) -> Result<Self> {
-        let index = load_index(file.as_ref(), &path, &identity, meta)?;
-        Ok(Self { file, path, identity, meta: meta.clone(), index: Arc::new(index) })
+        let (compression, index) = load_index(file.as_ref(), &path, &identity, meta)?;
+        Ok(Self { file, path, identity, meta: meta.clone(), compression, index: Arc::new(index) })
     }
 
     /// The same open file under the name it has in another directory; for messages only.
@@ -79,6 +90,7 @@ impl StateFileReader {
             path: dir.join(&self.meta.name),
             identity: self.identity,
             meta: self.meta.clone(),
+            compression: self.compression,
             index: Arc::clone(&self.index),
         }
     }
@@ -124,7 +136,7 @@ impl StateFileReader {
             self.read_block(block, &mut cache.bytes)?;
             cache.block = Some(block);
         }
-        let mut rest = cache.bytes.as_slice();
+        let mut rest = cache.bytes.raw.as_slice();
         while !rest.is_empty() {
             let (record, after) = StateRecord::decode(rest).map_err(|f| self.fault(&f, block))?;
             if record.key >= key {
@@ -162,22 +174,27 @@ impl StateFileReader {
         Ok(())
     }
 
-    /// Reads one block into `bytes`, replacing them, and checks its checksum.
-    pub(super) fn read_block(&self, block: usize, bytes: &mut Vec<u8>) -> Result<()> {
-        bytes.clear();
+    /// Reads one block into `bytes`, replacing them, checks its checksum, and unpacks it.
+    pub(super) fn read_block(&self, block: usize, bytes: &mut BlockBytes) -> Result<()> {
+        let BlockBytes { raw, stored } = bytes;
+        raw.clear();
         let Some(entry) = self.index.entry(block) else {
             return Ok(());
         };
         // The index was checked against the length of the file, so this is never more than that.
-        bytes.resize(entry.len as usize, 0);
-        read_exact_at(self.file.as_ref(), bytes, entry.offset)
+        raw.resize(entry.len as usize, 0);
+        read_exact_at(self.file.as_ref(), raw, entry.offset)
             .map_err(|e| read_error(e, &self.path, &self.identity, entry.offset))?;
-        let computed = self.identity.block_crc(entry.offset, bytes);
-        if computed == entry.crc || sabotaged(Sabotage::BlockUnchecked) {
-            return Ok(());
+        let computed = self.identity.block_crc(entry.offset, raw);
+        if computed != entry.crc && !sabotaged(Sabotage::BlockUnchecked) {
+            raw.clear();
+            return Err(self.fault(&Fault::Checksum { what: "block", stored: entry.crc, computed }, block));
         }
-        bytes.clear();
-        Err(self.fault(&Fault::Checksum { what: "block", stored: entry.crc, computed }, block))
+        if self.compression != Compression::None {
+            std::mem::swap(raw, stored);
+            self.compression.unpack(stored, raw).map_err(|fault| self.fault(&fault, block))?;
+        }
+        Ok(())
     }
 
     /// Number of records and first key that the index promises for a block.
@@ -209,7 +226,7 @@ fn load_index(
     path: &Path,
     identity: &FileIdentity,
     meta: &CheckpointFile,
-) -> Result<Index> {
+) -> Result<(Compression, Index)> {
     let fail = |fault: &Fault, at| IncrementalCheckpointError::from_fault(fault, place(path, identity, at));
     let len =
         file.size().map_err(|e| IncrementalCheckpointError::io("could not read the length of", path, e))?;
@@ -221,7 +238,7 @@ fn load_index(
     }
     let mut header = [0; HEADER_LEN];
     read_exact_at(file, &mut header, 0).map_err(|e| read_error(e, path, identity, 0))?;
-    check_header(&header, identity).map_err(|fault| fail(&fault, 0))?;
+    let compression = check_header(&header, identity).map_err(|fault| fail(&fault, 0))?;
 
     let footer_offset = len - FOOTER_LEN as u64;
     let mut footer = [0; FOOTER_LEN];
@@ -239,5 +256,7 @@ fn load_index(
     let mut raw = vec![0; index_len];
     read_exact_at(file, &mut raw, footer.index_offset)
         .map_err(|e| read_error(e, path, identity, footer.index_offset))?;
-    Index::parse(raw, &footer, identity).map_err(|fault| fail(&fault, footer.index_offset))
+    let index = Index::parse(raw, &footer, identity, compression)
+        .map_err(|fault| fail(&fault, footer.index_offset))?;
+    Ok((compression, index))
 }

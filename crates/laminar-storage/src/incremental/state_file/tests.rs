@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::format::compression::Compression;
 use crate::format::state_file::{BLOCK_TARGET_LEN, FileIdentity, StateRecord};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::incremental::error::IncrementalCheckpointError;
@@ -21,9 +22,15 @@ fn identity() -> FileIdentity {
     FileIdentity { store_id: STORE, checkpoint: CheckpointId(5), core: CoreId(1), part: 0 }
 }
 
+const BOTH: [Compression; 2] = [Compression::None, Compression::Lz4];
+
 fn write(disk: &SimDisk, records: &Records) -> CheckpointFile {
+    write_packed(disk, records, Compression::None)
+}
+
+fn write_packed(disk: &SimDisk, records: &Records, compression: Compression) -> CheckpointFile {
     let path = path_of(&CheckpointFile::of(&identity()));
-    let mut writer = StateFileWriter::create(disk, &path, identity()).unwrap();
+    let mut writer = StateFileWriter::create(disk, &path, identity(), compression).unwrap();
     for (key, value) in records {
         writer.push(StateRecord { key, value: value.as_deref() }).unwrap();
     }
@@ -61,9 +68,11 @@ fn comes_back_as_it_was() {
         (vec![2; 65_535], None),
         (vec![3], Some(vec![1])),
     ]);
-    for records in [Records::new(), many(1), many(5000), big] {
+    let states = [Records::new(), many(1), many(5000), big];
+    for (records, compression) in states.into_iter().flat_map(|state| BOTH.map(|kind| (state.clone(), kind)))
+    {
         let disk = SimDisk::new(1);
-        let meta = write(&disk, &records);
+        let meta = write_packed(&disk, &records, compression);
         assert_eq!(read(&disk, &meta).unwrap(), records);
         assert_eq!(meta.records, records.len() as u64);
         assert_eq!(meta.tombstones, records.values().filter(|v| v.is_none()).count() as u64);
@@ -93,7 +102,7 @@ fn a_key_costs_one_block() {
 #[test]
 fn the_writer_refuses_disorder_and_oversize() {
     let disk = SimDisk::new(1);
-    let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity()).unwrap();
+    let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None).unwrap();
     writer.push(StateRecord { key: b"b", value: None }).unwrap();
     for key in [b"a".as_slice(), b"b", &[255; 65_536]] {
         assert!(writer.push(StateRecord { key, value: None }).is_err());
@@ -159,13 +168,21 @@ fn read_all_ways(
 
 #[test]
 fn every_bit_and_every_length() {
-    let records = many(12);
+    every_bit_and_every_length_of(&many(12), Compression::None);
+    // Long enough to be packed.
+    every_bit_and_every_length_of(
+        &(0..8_u8).map(|n| (vec![n], Some(vec![n; 60]))).collect(),
+        Compression::Lz4,
+    );
+}
+
+fn every_bit_and_every_length_of(records: &Records, compression: Compression) {
     let clean = SimDisk::new(1);
-    let meta = write(&clean, &records);
+    let meta = write_packed(&clean, records, compression);
     let path = path_of(&meta);
     for bit in 0..meta.len * 8 {
         clean.flip_bit(&path, bit).unwrap();
-        let error = read_all_ways(&clean, &meta, &records).unwrap_err();
+        let error = read_all_ways(&clean, &meta, records).unwrap_err();
         assert!(
             error.is_corruption() || matches!(error, IncrementalCheckpointError::UnsupportedVersion(_)),
             "bit {bit}: {error}"
@@ -174,7 +191,7 @@ fn every_bit_and_every_length() {
     }
     for len in 0..meta.len {
         let disk = SimDisk::new(1);
-        write(&disk, &records);
+        write_packed(&disk, records, compression);
         disk.truncate(&path, len).unwrap();
         assert!(read(&disk, &meta).unwrap_err().is_corruption(), "length {len}");
         // And when the manifest would agree with the wrong length.
@@ -194,20 +211,23 @@ proptest! {
             0..200,
         )
     ) {
-        let disk = SimDisk::new(1);
-        let meta = write(&disk, &records);
-        prop_assert_eq!(read_all_ways(&disk, &meta, &records).unwrap(), records);
+        for compression in BOTH {
+            let disk = SimDisk::new(1);
+            let meta = write_packed(&disk, &records, compression);
+            prop_assert_eq!(&read_all_ways(&disk, &meta, &records).unwrap(), &records);
+        }
     }
 
     #[test]
     fn any_damage_is_an_error_or_harmless(
         n in 0_u32..2500,
+        compression in prop::sample::select(&BOTH),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let disk = SimDisk::new(1);
         let records = many(n);
-        let meta = write(&disk, &records);
+        let meta = write_packed(&disk, &records, compression);
         let path = path_of(&meta);
         for (at, byte) in changes {
             disk.patch(&path, at.index(meta.len as usize) as u64, &[byte]).unwrap();

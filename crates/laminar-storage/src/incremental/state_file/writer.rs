@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::Detail;
+use crate::format::compression::Compression;
 use crate::format::state_file::{
     BLOCK_TARGET_LEN, FOOTER_LEN, FileIdentity, Footer, IndexEntry, StateRecord, encode_header,
 };
@@ -23,11 +24,14 @@ pub struct StateFileWriter {
     file: Arc<dyn VfsFile>,
     path: PathBuf,
     identity: FileIdentity,
+    compression: Compression,
     /// Closed blocks that are not written yet; they start at `written` in the file.
     out: Vec<u8>,
     written: u64,
     /// The open block, its first key, and its number of records.
     block: Vec<u8>,
+    /// Memory for packing it.
+    packed: Vec<u8>,
     first_key: Vec<u8>,
     block_records: u32,
     last_key: Vec<u8>,
@@ -51,7 +55,12 @@ impl StateFileWriter {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(vfs: &dyn Vfs, path: &Path, identity: FileIdentity) -> Result<Self> {
+    pub fn create(
+        vfs: &dyn Vfs,
+        path: &Path,
+        identity: FileIdentity,
+        compression: Compression,
+    ) -> Result<Self> {
         let file = vfs
             .create_new(path)
             .map_err(|e| IncrementalCheckpointError::io("could not create the state file", path, e))?;
@@ -59,9 +68,11 @@ impl StateFileWriter {
             file,
             path: path.to_path_buf(),
             identity,
-            out: encode_header(&identity).to_vec(),
+            compression,
+            out: encode_header(&identity, compression).to_vec(),
             written: 0,
             block: Vec::with_capacity(BLOCK_TARGET_LEN + (BLOCK_TARGET_LEN >> 2)),
+            packed: Vec::new(),
             first_key: Vec::new(),
             block_records: 0,
             last_key: Vec::new(),
@@ -139,16 +150,18 @@ impl StateFileWriter {
 
     fn close_block(&mut self) -> Result<()> {
         let offset = self.written + self.out.len() as u64;
-        let len = u32::try_from(self.block.len()).map_err(|_| self.misuse("a block is too long"))?;
+        let stored = self.compression.pack(&self.block, &mut self.packed);
+        let len = u32::try_from(stored.len()).unwrap_or(u32::MAX);
         IndexEntry {
             offset,
             len,
             records: self.block_records,
-            crc: self.identity.block_crc(offset, &self.block),
+            crc: self.identity.block_crc(offset, stored),
             first_key: &self.first_key,
         }
         .encode(&mut self.index);
-        self.out.append(&mut self.block);
+        self.out.extend_from_slice(stored);
+        self.block.clear();
         self.block_records = 0;
         self.blocks += 1;
         if self.out.len() >= WRITE_LEN {
