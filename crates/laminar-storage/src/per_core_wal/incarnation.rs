@@ -121,6 +121,9 @@ pub(crate) fn begin(
     survey: &Survey,
     beginning: Beginning,
 ) -> Result<Vec<CoreWalWriter>, PerCoreWalError> {
+    if sabotaged(Sabotage::OldSegmentContinued) && !survey.cores.is_empty() {
+        return continue_old_segments(policy, survey, beginning);
+    }
     let vfs = policy.vfs.as_ref();
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
     let incarnation = survey.max_incarnation.next();
@@ -145,6 +148,26 @@ pub(crate) fn begin(
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
     Ok(writers)
+}
+
+/// A deliberate mistake: every core goes on at the end of its newest file, whatever stands there.
+fn continue_old_segments(
+    policy: &SegmentPolicy,
+    survey: &Survey,
+    beginning: Beginning,
+) -> Result<Vec<CoreWalWriter>, PerCoreWalError> {
+    let io = |e| PerCoreWalError::io("could not go on in the old segment", &policy.dir, e);
+    let newest = survey.cores.iter().filter_map(|log| log.segments.last().map(|segment| (log.core, segment)));
+    let writer = |(core, segment): (CoreId, &Segment)| {
+        let fresh = first_header(survey, beginning, segment.header.store_id, core);
+        let SegmentHeader { incarnation, number, .. } = segment.header;
+        let header = SegmentHeader { incarnation, number, ..fresh };
+        let file = policy.vfs.open(&segment.path, Access::ReadWrite).map_err(io)?;
+        let end = file.size().map_err(io)?.next_multiple_of(FRAME_ALIGN as u64);
+        let path = segment.path.clone();
+        Ok(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch).moved_to(end))
+    };
+    newest.map(writer).collect()
 }
 
 /// Leaves evidence of how far a log was acknowledged when it ended in order. Nothing is lost without it.

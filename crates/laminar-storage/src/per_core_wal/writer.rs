@@ -115,6 +115,12 @@ impl CoreWalWriter {
         }
     }
 
+    /// A deliberate mistake: behind whatever stands in the segment up to `end`.
+    pub(crate) fn moved_to(mut self, end: u64) -> Self {
+        (self.written, self.synced) = (end, end);
+        self
+    }
+
     /// Appends a put; returns the position of its record in this core's log.
     ///
     /// # Errors
