@@ -103,7 +103,11 @@ impl Programs {
         let io = |e: std::io::Error| format!("{}: {e}", program.display());
         let mut command = Command::new(program);
         command.args(tests).args(if tests.is_empty() { &[][..] } else { &["--exact"] });
-        command.current_dir(dir).env("LAMINAR_SABOTAGE", mistake).stdin(Stdio::null());
+        command
+            .current_dir(dir)
+            .env("LAMINAR_SABOTAGE", mistake)
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null());
         command.stderr(Stdio::null()).stdout(std::fs::File::create(&log).map_err(io)?);
         let mut child = command.spawn().map_err(io)?;
         let started = Instant::now();
