@@ -168,8 +168,8 @@ fn scorecard(names: &[String]) -> Result<bool, String> {
         let took = began.elapsed().as_secs_f32();
         let said: String = run.said.chars().take(150).collect();
         let verdict = match run.ended {
-            // A process that dies without a failing test says nothing, either.
-            Ended::Failed if !run.failed.is_empty() => said,
+            // A process that dies without a word says nothing, either.
+            Ended::Failed if !said.is_empty() => said,
             other => {
                 survivors.push(entry.name);
                 format!("NOT NOTICED: {other:?}")
