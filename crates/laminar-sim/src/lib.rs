@@ -12,6 +12,7 @@ pub mod checkpoints;
 pub mod conformance;
 pub mod damage;
 pub mod dice;
+pub mod distinct;
 pub mod driver;
 pub mod faults;
 pub mod fuzz;
@@ -26,6 +27,7 @@ pub mod trail;
 pub mod wal;
 pub mod wire;
 
+pub use distinct::Distinct;
 pub use driver::{Failure, Plan, Report, Scenario, explore, replay};
 pub use faults::{FaultReport, Sweep, sweep_faults};
 pub use log::Log;
