@@ -17,11 +17,11 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 use crate::ring0::KeyHasher;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Capacity of [`StateChangelogBuffer::new`], in entries: 2 MiB.
 pub const DEFAULT_CAPACITY: usize = 1 << 16;
