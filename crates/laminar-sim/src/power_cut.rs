@@ -9,7 +9,7 @@ use crate::commands::Flags;
 
 const USAGE: &str = "usage:
   laminar-sim power-cut [--mounts N] [--jobs N] [--seed N] [--per-recording N] [--fs ext4|xfs]
-                        [--mount-options TEXT] [--dir DIR] [--keep DIR]
+                        [--mount-options TEXT] [--mkfs-options TEXT] [--dir DIR] [--keep DIR]
   laminar-sim power-cut --replay FILE --position N --choice N [--dir DIR]
 Lets stores work on a real file system on a disk that records, and mounts what power cuts leave of it. Needs
 Linux, root, /dev/fuse and loop devices. --dir: an existing directory that each job covers with a file system
@@ -29,6 +29,7 @@ pub fn power_cut(arguments: &[String]) -> Result<bool, String> {
         "--per-recording=",
         "--fs=",
         "--mount-options=",
+        "--mkfs-options=",
         "--dir=",
         "--keep=",
         "--replay=",
@@ -54,6 +55,7 @@ pub fn power_cut(arguments: &[String]) -> Result<bool, String> {
         seed: flags.number("--seed", 1)?,
         kind: flags.text("--fs").unwrap_or("ext4").into(),
         options: flags.text("--mount-options").map(Into::into),
+        make: flags.text("--mkfs-options").unwrap_or_default().into(),
         keep: flags.text("--keep").map_or_else(std::env::temp_dir, Into::into),
         progress_every: Duration::from_secs(20),
     };

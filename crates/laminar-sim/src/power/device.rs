@@ -68,10 +68,7 @@ impl Device {
     pub fn unmount(mut self) -> Result<(), String> {
         // A loop device lets go of its file a moment after the file system on it was unmounted.
         unmount(&self.at)?;
-        self.session
-            .take()
-            .map_or(Ok(()), BackgroundSession::join)
-            .map_err(|e| format!("FUSE: {e}"))
+        self.session.take().map_or(Ok(()), BackgroundSession::join).map_err(|e| format!("FUSE: {e}"))
     }
 }
 

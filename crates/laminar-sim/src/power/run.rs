@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use laminar_storage::ids::Epoch;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub kind: String,
     /// Its mount options; drawn from several when not given.
     pub options: Option<String>,
+    /// More arguments for the program that makes it, between spaces.
+    pub make: String,
     /// Where the recordings of findings are kept.
     pub keep: PathBuf,
     /// Says how far it is, this often.
@@ -69,7 +72,8 @@ pub fn power_cut(plan: &Plan) -> Result<(Tally, Vec<String>), String> {
     let all = |job: u64| {
         let numbers = [mixed(plan.seed, job), share, plan.per_recording].map(|number| number.to_string());
         let mut arguments = numbers.to_vec();
-        arguments.extend([plan.kind.clone(), plan.options.clone().unwrap_or_else(|| "?".into())]);
+        let options = plan.options.clone().unwrap_or_else(|| "?".into());
+        arguments.extend([plan.kind.clone(), plan.make.clone(), options]);
         in_namespace(&plan.dir, &plan.keep, &arguments, |line| {
             let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
             match line.split_once(' ') {
@@ -83,13 +87,16 @@ pub fn power_cut(plan: &Plan) -> Result<(Tally, Vec<String>), String> {
             }
         })
     };
-    std::thread::scope(|scope| {
+    let ends: Vec<Result<(), String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..jobs).map(|job| scope.spawn(move || all(job))).collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".into())))
-    })?;
-    let (tally, findings, _) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let end = |thread: ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
+        };
+        threads.into_iter().map(end).collect()
+    });
+    let (tally, mut findings, _) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // A job that could not go on has not shown anything.
+    findings.extend(ends.into_iter().filter_map(Result::err));
     Ok((tally, findings))
 }
 
@@ -156,12 +163,13 @@ pub fn job(arguments: &[String]) -> Result<(), String> {
             let position = usize::try_from(number(position)?).map_err(|e| e.to_string())?;
             one(&Place::cover(Path::new(dir))?, &recording, position, number(choice)?)
         }
-        [seed, mounts, per_recording, kind, options] => {
+        [seed, mounts, per_recording, kind, make, options] => {
             let job = Job {
                 seed: number(seed)?,
                 mounts: number(mounts)?,
                 per_recording: usize::try_from(number(per_recording)?).map_err(|e| e.to_string())?,
                 kind,
+                make,
                 options: Some(options.as_str()).filter(|options| *options != "?"),
                 keep,
             };
@@ -199,6 +207,7 @@ struct Job<'a> {
     mounts: u64,
     per_recording: usize,
     kind: &'a str,
+    make: &'a str,
     options: Option<&'a str>,
     keep: &'a Path,
 }
@@ -254,21 +263,18 @@ impl Job<'_> {
     /// A new file system of a kind that the dice choose.
     fn fresh(&self, place: &Place, dice: &mut Dice) -> Result<Start, String> {
         // Weaker and stronger than the default, which is each second one.
-        let (features, modes): (&[&[&str]], &[&str]) = match self.kind {
-            "xfs" => (&[&[]], &["nouuid"]),
-            _ => (
-                &[&[], &[], &["-O", "fast_commit"]],
-                &["", "", "", "", "data=writeback", "data=journal", "noauto_da_alloc", "nodelalloc"],
-            ),
+        let modes: &[&str] = match self.kind {
+            "xfs" => &["nouuid"],
+            _ => &["", "", "", "", "data=writeback", "data=journal", "noauto_da_alloc", "nodelalloc"],
         };
-        let arguments = features.get(dice.index(features.len())).copied().unwrap_or_default();
+        let arguments: Vec<&str> = self.make.split_whitespace().collect();
         let drawn = modes.get(dice.index(modes.len())).copied().unwrap_or_default();
         let blank = Recording {
             truth: dice.draw(),
             floor: Epoch::ZERO,
             kind: self.kind.into(),
             options: self.options.unwrap_or(drawn).into(),
-            base: place.make(self.kind, arguments)?,
+            base: place.make(self.kind, &arguments)?,
             records: Vec::new(),
         };
         Ok(Start { blank, expected: None, depth: 0 })
