@@ -103,3 +103,26 @@ impl fmt::Display for Tally {
         f.write_str(&all.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
+    use super::*;
+
+    #[test]
+    fn counts_add_up_and_survive_a_line() {
+        let mut tally = Tally::default();
+        tally.add(Count::Mounts, 5);
+        tally.add(Count::Findings, 1);
+        let mut sum = Tally::from_line(&tally.to_line()).unwrap();
+        assert_eq!(sum, tally);
+        sum.add_all(&tally);
+        assert_eq!((sum.get(Count::Mounts), sum.get(Count::Findings), sum.get(Count::Rounds)), (10, 2, 0));
+        assert!(sum.to_string().contains("10 mounts, "), "{sum}");
+        assert!(sum.to_string().ends_with("2 findings"), "the last name belongs to the last count");
+        assert!(
+            Tally::from_line("1 2 3").is_none()
+                && Tally::from_line(&format!("{} 1", sum.to_line())).is_none()
+        );
+    }
+}
