@@ -108,7 +108,7 @@ impl Place {
 
     fn fresh_image(&self) -> Result<File, String> {
         match std::fs::remove_file(self.image()) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(format!("image: {e}")),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("image: {e}")),
             _ => File::create_new(self.image()).map_err(|e| format!("image: {e}")),
         }
     }
