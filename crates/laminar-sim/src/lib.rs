@@ -19,6 +19,7 @@ pub mod fuzz;
 pub mod log;
 pub mod meter;
 pub mod oracle;
+pub mod power;
 pub mod registry;
 pub mod store;
 pub mod torture;

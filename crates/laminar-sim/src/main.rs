@@ -11,6 +11,8 @@ use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 
 mod allocator;
 mod commands;
+#[cfg(feature = "power-cut")]
+mod power_cut;
 
 const USAGE: &str = "usage:
   laminar-sim list
@@ -96,6 +98,12 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         "fuzz" => commands::fuzz(rest),
         "torture" => commands::torture(rest),
         "torture-child" => commands::torture_child(rest),
+        #[cfg(feature = "power-cut")]
+        "power-cut" => power_cut::power_cut(rest),
+        #[cfg(feature = "power-cut")]
+        laminar_sim::power::run::JOB => laminar_sim::power::run::job(rest).map(|()| true),
+        #[cfg(not(feature = "power-cut"))]
+        "power-cut" => Err("power-cut is in a build with --features power-cut".into()),
         _ => Err(format!("{USAGE}\n{}", commands::USAGE)),
     }
 }
