@@ -11,6 +11,7 @@ use laminar_storage::per_core_wal::{
     CheckpointCoordinator, PerCoreRecoveryManager, PerCoreWalConfig, PerCoreWalEntry, PerCoreWalError,
     PerCoreWalManager, recover_per_core,
 };
+use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::SimDisk;
 use laminar_storage::{CheckpointId, Epoch, Opened, Settings, Store, StoreError};
 
@@ -281,5 +282,47 @@ fn as_many_cores_as_there_can_be() {
             epoch = core.seal_epoch().unwrap();
         }
         store.wait_durable(epoch).unwrap();
+    }
+}
+
+/// A state at its limit had no room for the commit of an epoch with source offsets, nor for the tombstone of a
+/// key: what had been put could neither be sealed nor make room for anything, and was lost.
+#[test]
+fn a_full_state_is_sealed_and_deleted_from_and_goes_on() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { state_limit_bytes: 4 << 20, preallocate_bytes: 0, ..Settings::default() };
+    let open = || Store::builder("/s").settings(settings.clone()).vfs(Arc::new(disk.clone())).open().unwrap();
+    let Opened { store, mut cores, .. } = open();
+    let core = &mut cores[0];
+    let fill = |core: &mut laminar_storage::CoreStore, from: u32, value: &[u8]| {
+        (from..).find(|key| core.put(&key.to_le_bytes(), value).is_err()).unwrap()
+    };
+    let large = fill(core, 0, &[7; 1000]);
+    let last = fill(core, large, b"");
+    let memory = core.memory();
+    assert!(large > 3000 && last > large && memory.live_bytes <= 4 << 20, "{large} {last} {memory:?}");
+    // Longer from epoch to epoch, and often: nothing that is put meanwhile may take the room of the commits.
+    for round in 0..2000_u32 {
+        core.set_source_offset(&format!("in/{}", round % 300), u64::from(round));
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        let error = core.put(&(last + round).to_le_bytes(), &[8; 200]).unwrap_err();
+        assert!(matches!(error, StoreError::StateFull(_)), "{error}");
+    }
+    for key in 0..100_u32 {
+        assert!(core.delete(&key.to_le_bytes()).unwrap());
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        core.put(&key.to_be_bytes(), &[9; 500]).unwrap();
+    }
+    let epoch = core.seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    let keys = core.len();
+    drop((cores, store));
+    for _ in 0..2 {
+        let Opened { store: _store, mut cores, report } = open();
+        assert_eq!((cores[0].len(), report.source_offsets.len()), (keys, 300));
+        assert_eq!(cores[0].get(&99_u32.to_be_bytes()), Some(&[9; 500][..]));
+        assert!(cores[0].delete(&200_u32.to_le_bytes()).unwrap());
     }
 }
