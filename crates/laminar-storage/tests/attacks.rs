@@ -326,3 +326,36 @@ fn a_full_state_is_sealed_and_deleted_from_and_goes_on() {
         assert!(cores[0].delete(&200_u32.to_le_bytes()).unwrap());
     }
 }
+
+/// A store whose directory was renamed went on in whatever had its name by then: acknowledged changes were
+/// written into another store's log, and neither of the two could be opened any more.
+#[test]
+fn a_store_whose_directory_was_renamed_writes_into_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let (path, moved) = (root.path().join("state"), root.path().join("moved"));
+    let settings = Settings { segment_bytes: 8 << 10, preallocate_bytes: 0, ..Settings::default() };
+    let open = |path| Store::builder(path).settings(settings.clone()).open().unwrap();
+    let write = |opened: &mut Opened, epochs: u32| -> Result<(), StoreError> {
+        for n in 0..epochs {
+            opened.cores[0].put(&n.to_le_bytes(), &[1; 1000])?;
+            let epoch = opened.cores[0].seal_epoch()?;
+            opened.store.wait_durable(epoch)?;
+        }
+        Ok(())
+    };
+    let mut first = open(&path);
+    write(&mut first, 2).unwrap();
+    std::fs::rename(&path, &moved).unwrap();
+    let mut second = open(&path);
+    write(&mut second, 30).unwrap();
+    let error = first.store.checkpoint().unwrap_err();
+    assert!(error.to_string().contains("no longer there"), "{error}");
+    let error = write(&mut first, 30).unwrap_err();
+    assert!(error.to_string().contains("is there by now"), "{error}");
+    let acknowledged = first.store.durable_epoch();
+    write(&mut second, 30).unwrap();
+    second.store.checkpoint().unwrap();
+    drop((first, second));
+    assert!(open(&moved).report.recovery_point >= acknowledged);
+    assert_eq!(open(&path).cores[0].len(), 30);
+}
