@@ -359,3 +359,24 @@ fn a_store_whose_directory_was_renamed_writes_into_no_other() {
     assert!(open(&moved).report.recovery_point >= acknowledged);
     assert_eq!(open(&path).cores[0].len(), 30);
 }
+
+/// Each opening that failed on a full disk left behind the segments that it had begun, and took up room that was
+/// missing the next time.
+#[test]
+fn an_opening_that_fails_for_want_of_space_leaves_nothing_behind() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { preallocate_bytes: 1 << 20, ..Settings::default() };
+    let builder = || Store::builder("/s").cores(3).settings(settings.clone()).vfs(Arc::new(disk.clone()));
+    drop(builder().open().unwrap());
+    let wal = std::path::Path::new("/s/wal");
+    let names = || disk.read_dir(wal).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let before = names();
+    for budget in [100, 1000, 500_000, 1_500_000, 2_500_000] {
+        disk.set_capacity(Some(budget));
+        let error = builder().open().unwrap_err();
+        assert!(matches!(error, StoreError::Io(_)), "{error}");
+        assert_eq!(names(), before, "{budget}");
+    }
+    disk.set_capacity(None);
+    builder().open().unwrap();
+}
