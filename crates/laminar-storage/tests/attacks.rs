@@ -380,3 +380,26 @@ fn an_opening_that_fails_for_want_of_space_leaves_nothing_behind() {
     disk.set_capacity(None);
     builder().open().unwrap();
 }
+
+/// A checkpoint that did not fit on the disk stayed there half written until the next opening, so that the log,
+/// for which there would have been room, failed next.
+#[test]
+fn a_checkpoint_that_does_not_fit_leaves_its_room_to_the_log() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+    let open = || Store::builder("/s").settings(settings.clone()).vfs(Arc::new(disk.clone())).open().unwrap();
+    let Opened { store, mut cores, .. } = open();
+    let step = |core: &mut laminar_storage::CoreStore, keys: std::ops::Range<u32>| {
+        keys.for_each(|key| core.put(&key.to_le_bytes(), &[7; 1000]).unwrap());
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+    };
+    step(&mut cores[0], 0..500);
+    disk.set_capacity(Some(300_000));
+    let error = store.checkpoint().unwrap_err();
+    assert!(error.to_string().contains("Free space"), "{error}");
+    step(&mut cores[0], 500..700);
+    drop((cores, store));
+    disk.set_capacity(None);
+    assert_eq!(open().cores[0].len(), 700);
+}
