@@ -403,3 +403,25 @@ fn a_checkpoint_that_does_not_fit_leaves_its_room_to_the_log() {
     disk.set_capacity(None);
     assert_eq!(open().cores[0].len(), 700);
 }
+
+/// A checkpoint that somebody had given the name of another was read, and then looked for under its own: the
+/// store did not open, and the error did not say why. It is as good as damaged.
+#[test]
+fn a_renamed_checkpoint_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = Store::builder(dir.path()).open().unwrap();
+    let mut ids = Vec::new();
+    for key in [b"a", b"b"] {
+        cores[0].put(key, b"v").unwrap();
+        let epoch = cores[0].seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        ids.push(store.checkpoint().unwrap().id);
+    }
+    drop((cores, store));
+    let at = |id: u64| dir.path().join(format!("checkpoints/checkpoint_{id:016x}"));
+    std::fs::rename(at(ids[1].get()), at(0x99)).unwrap();
+    assert_eq!(laminar_storage::StateReader::open(dir.path()).unwrap().len(), 2);
+    let opened = Store::builder(dir.path()).open().unwrap();
+    assert_eq!((opened.cores[0].len(), opened.report.checkpoint), (2, Some(ids[0])));
+    assert_eq!(opened.report.checkpoints_skipped, [CheckpointId::from(0x99)]);
+}
