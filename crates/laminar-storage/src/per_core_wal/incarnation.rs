@@ -130,8 +130,14 @@ pub(crate) fn begin(
     let mut writers = Vec::with_capacity(usize::from(beginning.core_count));
     for core in (0..beginning.core_count).map(CoreId) {
         let header = first_header(survey, beginning, store_id, core);
-        let (path, file) = create_segment(vfs, &policy.dir, &header, policy.preallocation)
-            .map_err(|e| PerCoreWalError::io("could not create a segment", &policy.dir, e))?;
+        let (path, file) = match create_segment(vfs, &policy.dir, &header, policy.preallocation) {
+            Ok(created) => created,
+            Err(error) => {
+                // Whoever opens a store on a full disk again and again must not fill it further.
+                writers.iter().for_each(|writer: &CoreWalWriter| take_back(vfs, writer.path()));
+                return Err(PerCoreWalError::io("could not create a segment", &policy.dir, error));
+            }
+        };
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);

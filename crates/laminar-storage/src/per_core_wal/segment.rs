@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::names::take_back;
 use crate::format::MAX_CORES;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{CoreId, Incarnation, SegmentNumber};
@@ -63,7 +64,7 @@ pub(crate) fn list_segments(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<Segment
 }
 
 /// Creates a segment: header, then zeros up to `preallocation`, all synced. Its directory entry is
-/// not durable yet.
+/// not durable yet. One that could not be completed is removed again: on a full disk it only takes up room.
 pub(crate) fn create_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -72,9 +73,13 @@ pub(crate) fn create_segment(
 ) -> io::Result<(PathBuf, Arc<dyn VfsFile>)> {
     let path = dir.join(SegmentName::of(header).file_name());
     let file = vfs.create_new(&path)?;
-    write_all_at(file.as_ref(), &header.encode(), 0)?;
-    write_zeros(file.as_ref(), SEGMENT_HEADER_LEN as u64, preallocation)?;
-    file.sync_data()?;
+    let filled = write_all_at(file.as_ref(), &header.encode(), 0)
+        .and_then(|()| write_zeros(file.as_ref(), SEGMENT_HEADER_LEN as u64, preallocation))
+        .and_then(|()| file.sync_data());
+    if let Err(error) = filled {
+        take_back(vfs, &path);
+        return Err(error);
+    }
     Ok((path, file))
 }
 

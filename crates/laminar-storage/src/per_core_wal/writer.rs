@@ -18,6 +18,7 @@ use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
 use super::limits;
 use super::names::{self, Names};
+use super::recovery::identity::read_current;
 use super::segment::create_segment;
 use crate::error::Detail;
 use crate::format::MAX_KEY_LEN;
@@ -575,6 +576,13 @@ impl CoreWalWriter {
 
     fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
         let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
+        // Somebody may have renamed the directory, and another log may have its name by now.
+        let established = read_current(vfs.as_ref(), dir).ok().flatten();
+        if established.is_some_and(|current| !current.is_of(&self.header)) {
+            return Err(std::io::Error::other(
+                "another log, or a later opening of this one, is there by now",
+            ));
+        }
         let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
         let skip = sabotaged(Sabotage::RollNotSynced);
         if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {

@@ -18,7 +18,7 @@ pub(crate) const CLOSED: &str = "CLOSED";
 
 /// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
 /// segments, and losing it alone loses nothing.
-pub(super) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
+pub(crate) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
     let path = dir.join(CURRENT);
     let bytes = match read_small_file(vfs, &path, CURRENT_LEN as u64 * 16) {
         Ok(bytes) => bytes,
