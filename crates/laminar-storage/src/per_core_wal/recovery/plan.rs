@@ -294,3 +294,6 @@ impl Plan {
         ))
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
