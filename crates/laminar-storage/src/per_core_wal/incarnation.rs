@@ -217,3 +217,6 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

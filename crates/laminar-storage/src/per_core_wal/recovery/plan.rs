@@ -296,4 +296,4 @@ impl Plan {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::per_core_wal) mod tests;

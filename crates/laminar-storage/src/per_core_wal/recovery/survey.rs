@@ -734,4 +734,63 @@ mod tests {
         assert_eq!(covered(border.0).unwrap().cores[0].segments.len(), 1);
         assert!(covered(border.0 - 1).is_err());
     }
+
+    #[test]
+    fn a_reset_counts_once_current_names_it_or_a_record_stands_in_it() {
+        let disk = SimDisk::new(1);
+        let interrupted = |segment: &Segment, current: Option<Current>| {
+            let covered: Covered<'_> = &|_| Sequence::ZERO;
+            let dir = Path::new("/wal");
+            let walk = Walk { vfs: &disk, dir, current, covered, ends: &[], store_id: None };
+            walk.is_interrupted_reset(segment)
+        };
+        let mut reset = segment(0, 3);
+        (reset.records, reset.header.previous) = (0, Default::default());
+        assert!(interrupted(&reset, current(2)) && interrupted(&reset, None));
+        assert!(!interrupted(&Segment { records: 1, ..reset.clone() }, current(2)));
+        reset.header.incarnation = Incarnation(2);
+        assert!(!interrupted(&reset, current(2)));
+        assert!(!interrupted(&Segment { records: 0, ..segment(0, 3) }, current(2)));
+    }
+
+    #[test]
+    fn a_reset_that_was_interrupted_gives_up_nothing() {
+        let disk = SimDisk::new(1);
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+        let mut manager = PerCoreWalManager::new(config).unwrap();
+        manager.writer(0).append_put(b"key", b"value").unwrap();
+        manager.sync_all().unwrap();
+        let (old, current) = (manager.writer(0).path().to_path_buf(), Path::new("/wal").join(CURRENT));
+        let before = (disk.read_file(&old).unwrap(), disk.read_file(&current).unwrap());
+        manager.reset_all().unwrap();
+        let new = manager.writer(0).path().to_path_buf();
+        drop(manager);
+        // As if the crash had come before `CURRENT` was replaced and anything removed.
+        let file = disk.create_new(&old).unwrap();
+        crate::vfs::write_all_at(file.as_ref(), &before.0, 0).unwrap();
+        assert_eq!(whole(&vfs).unwrap().leftovers, std::slice::from_ref(&old), "the reset took effect");
+        disk.overwrite(&current, &before.1).unwrap();
+        let survey = whole(&vfs).unwrap();
+        assert_eq!(survey.leftovers, std::slice::from_ref(&new));
+        assert_eq!(survey.cores[0].segments[0].path, old);
+        // Alone it is a first start, and nobody's reset.
+        disk.remove(&old).unwrap();
+        disk.remove(&current).unwrap();
+        assert_eq!(whole(&vfs).unwrap().cores[0].segments[0].path, new);
+    }
+
+    #[test]
+    fn zeros_written_ahead_are_a_clean_end_of_a_segment_in_use_only() {
+        let disk = SimDisk::new(1);
+        let (vfs, names) = reopened(&disk);
+        for name in &names {
+            let len = disk.read_file(path_of(*name)).unwrap().len() as u64;
+            let file = vfs.open(&path_of(*name), crate::vfs::Access::ReadWrite).unwrap();
+            crate::vfs::write_all_at(file.as_ref(), &[0; 4096], len).unwrap();
+        }
+        let survey = whole(&vfs).unwrap();
+        let ends: Vec<_> = survey.cores[0].segments.iter().map(|s| (s.case, s.dropped)).collect();
+        assert_eq!(ends, [('A', 0), ('B', 0)]);
+    }
 }

@@ -9,10 +9,10 @@ use crate::format::current::Current;
 use crate::format::segment_header::{Predecessor, SegmentHeader};
 use crate::ids::{Incarnation, SegmentNumber, TimestampNs, WalPosition};
 
-pub(in super::super) const STORE: StoreId = StoreId(77);
+pub(in crate::per_core_wal) const STORE: StoreId = StoreId(77);
 
 /// A segment of a log of two cores that continues an earlier one.
-pub(in super::super) fn segment(core: u16, incarnation: u64) -> Segment {
+pub(in crate::per_core_wal) fn segment(core: u16, incarnation: u64) -> Segment {
     let previous = Predecessor { incarnation: Incarnation(incarnation), number: SegmentNumber(1), len: 256 };
     let header = SegmentHeader {
         store_id: STORE,
@@ -43,7 +43,7 @@ pub(in super::super) fn segment(core: u16, incarnation: u64) -> Segment {
     }
 }
 
-pub(in super::super) fn log_of(segment: Segment) -> CoreLog {
+pub(in crate::per_core_wal) fn log_of(segment: Segment) -> CoreLog {
     CoreLog {
         core: segment.header.core,
         segments: vec![segment],
@@ -55,7 +55,7 @@ pub(in super::super) fn log_of(segment: Segment) -> CoreLog {
     }
 }
 
-pub(in super::super) fn current(core_count: u16) -> Option<Current> {
+pub(in crate::per_core_wal) fn current(core_count: u16) -> Option<Current> {
     Some(Current { store_id: STORE, incarnation: Incarnation(2), core_count })
 }
 
@@ -293,4 +293,14 @@ fn an_epoch_that_a_core_testifies_to_must_be_there_on_all() {
     assert!(error.to_string().contains("as core 1 testifies"), "{error}");
     assert!(error.to_string().contains("ends with epoch 4"), "{error}");
     assert!(check([5, 3]).unwrap_err().is_corruption());
+}
+
+#[test]
+fn who_acknowledged_decides_what_counts() {
+    let vfs: Arc<dyn Vfs> = Arc::new(crate::vfs::sim::SimDisk::new(1));
+    let config = crate::per_core_wal::PerCoreWalConfig::new(dir(), 1).with_vfs(Arc::clone(&vfs));
+    drop(crate::per_core_wal::PerCoreWalManager::new(config).unwrap());
+    let mode = |wanted| Plan::make(&vfs, dir(), None, wanted).unwrap().mode;
+    assert_eq!(mode(Wanted::Acknowledged), RecoveryMode::AllSynced);
+    assert_eq!(mode(Wanted::Mode(RecoveryMode::CompleteEpochs)), RecoveryMode::CompleteEpochs);
 }
