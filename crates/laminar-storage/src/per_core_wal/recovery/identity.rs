@@ -18,10 +18,7 @@ pub(crate) const CLOSED: &str = "CLOSED";
 
 /// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
 /// segments, and losing it alone loses nothing.
-pub(in crate::per_core_wal) fn read_current(
-    vfs: &dyn Vfs,
-    dir: &Path,
-) -> Result<Option<Current>, PerCoreWalError> {
+pub(crate) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
     let path = dir.join(CURRENT);
     let bytes = match read_small_file(vfs, &path, CURRENT_LEN as u64 * 16) {
         Ok(bytes) => bytes,
@@ -41,7 +38,7 @@ pub(in crate::per_core_wal) fn read_current(
 }
 
 /// Reads `CLOSED`. One that is missing, damaged or of another log proves nothing.
-pub(in crate::per_core_wal) fn read_closed(
+pub(crate) fn read_closed(
     vfs: &dyn Vfs,
     dir: &Path,
     store_id: Option<StoreId>,
