@@ -246,3 +246,6 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,7 @@ pub(crate) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>,
 }
 
 /// Reads `CLOSED`. One that is missing, damaged or of another log proves nothing.
-pub(super) fn read_closed(
+pub(crate) fn read_closed(
     vfs: &dyn Vfs,
     dir: &Path,
     store_id: Option<StoreId>,
