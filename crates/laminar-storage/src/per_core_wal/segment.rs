@@ -4,11 +4,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::names::take_back;
+use super::names::{Names, take_back};
 use crate::format::MAX_CORES;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{CoreId, Incarnation, SegmentNumber};
 use crate::vfs::{FileKind, Vfs, VfsFile, write_all_at};
+
+/// How segments of a log are made; the same for all its cores.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentPolicy {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) segment_size: u64,
+    pub(crate) preallocation: u64,
+    /// Shared by all who change names in `dir`.
+    pub(crate) names: Arc<Names>,
+}
 
 /// The ids that a segment's file name is made of: `wal-{core}.{incarnation}.{number}.log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

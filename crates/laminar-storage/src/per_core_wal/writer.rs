@@ -17,9 +17,9 @@ use std::sync::Arc;
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
 use super::limits;
-use super::names::{self, Names};
+use super::names;
 use super::recovery::identity::read_current;
-use super::segment::create_segment;
+use super::segment::{SegmentPolicy, create_segment};
 use crate::error::Detail;
 use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
@@ -33,17 +33,6 @@ use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
 const FLUSH_AT: usize = 1 << 20;
-
-/// How segments of a log are made; the same for all its cores.
-#[derive(Clone, Debug)]
-pub(crate) struct SegmentPolicy {
-    pub(crate) vfs: Arc<dyn Vfs>,
-    pub(crate) dir: PathBuf,
-    pub(crate) segment_size: u64,
-    pub(crate) preallocation: u64,
-    /// Shared by all who change names in `dir`.
-    pub(crate) names: Arc<Names>,
-}
 
 /// A frame whose records are still being added; its header's place in the buffer is kept free.
 #[derive(Debug)]
