@@ -336,3 +336,16 @@ fn without_its_job_only_raw_shows_a_state() {
     }
     assert!(desk.ok(&["export", "--raw"]).starts_with("{\"key_hex\":\"616e6e\",\"value_hex\""));
 }
+
+/// To open a named pipe is to wait for whoever writes to it: the command hung, and neither Ctrl-C nor SIGTERM
+/// ended it.
+#[test]
+fn a_named_pipe_is_refused_and_not_waited_for() {
+    let desk = Desk::new();
+    let made = std::process::Command::new("mkfifo").arg(desk.path("pipe")).status().unwrap();
+    assert!(made.success());
+    for args in [&["--key", "k", "--format", "ndjson"][..], &["--key", "k"], &["--format", "words"]] {
+        let told = desk.fails(2, &[&["run", "pipe"], args].concat());
+        assert!(told.contains("not a regular file"), "{args:?}: {told}");
+    }
+}

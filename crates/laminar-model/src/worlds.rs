@@ -37,7 +37,7 @@ pub const SMALL: [(&str, Bounds); 6] = [
 ];
 
 /// The large ones, by name.
-pub const LARGE: [(&str, Bounds); 4] = [
+pub const LARGE: [(&str, Bounds); 5] = [
     ("full", Bounds { cores: 3, epochs: 3, checkpoints: 2, crashes: 2, coarse: true, ..NONE }),
     ("pair", Bounds { cores: 2, epochs: 3, checkpoints: 2, retained: 1, crashes: 1, ..NONE }),
     ("recovery", Bounds { epochs: 4, checkpoints: 3, crashes: 2, failing_syncs: 1, rotten: 1, ..NONE }),
@@ -45,4 +45,6 @@ pub const LARGE: [(&str, Bounds); 4] = [
         "fault",
         Bounds { cores: 2, epochs: 2, checkpoints: 2, crashes: 2, failing_syncs: 1, coarse: true, ..NONE },
     ),
+    // A checkpoint of the first world goes bad.
+    ("rotting", Bounds { cores: 3, epochs: 3, checkpoints: 2, crashes: 2, rotten: 1, coarse: true, ..NONE }),
 ];

@@ -1,10 +1,13 @@
 //! A global allocator that remembers the largest single allocation of each thread.
+//!
+//! Below it is mimalloc: recoveries on the simulated disk allocate all the time, on all threads.
 #![expect(unsafe_code, reason = "a global allocator that counts")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 
 use laminar_sim::meter::Meter;
+use mimalloc::MiMalloc;
 
 struct Measuring;
 
@@ -23,28 +26,28 @@ fn note(size: usize) {
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: passes everything on to the system's allocator.
+// SAFETY: passes everything on to mimalloc.
 unsafe impl GlobalAlloc for Measuring {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
         // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
+        unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
         // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc_zeroed(layout) }
+        unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, address: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
         // SAFETY: the caller's promise is the same.
-        unsafe { System.realloc(address, layout, size) }
+        unsafe { MiMalloc.realloc(address, layout, size) }
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(address, layout) }
+        unsafe { MiMalloc.dealloc(address, layout) }
     }
 }

@@ -23,14 +23,15 @@ pub const USAGE: &str = "\
   laminar-sim torture [--kills N] [--cores A..B] [--dir DIR] [--workers N] [--seed N]
 damage: of six reference stores, every 61st bit and length of every file, or all of them with --long.
 fuzz: mutates parts of the reference stores; small, frame, record, manifest, segment, directory or ops.
-torture: processes on real files below DIR, each killed at a random moment; what they acknowledged must be there.";
+torture: processes on real files below DIR, each killed at a random moment; what they acknowledged must be there.
+power-cut: only with --features power-cut; cuts the power of real file systems, says more with --help.";
 
 /// Values of `--flags`, in any order.
 pub struct Flags<'a>(&'a [String]);
 
 impl<'a> Flags<'a> {
     /// Refuses what is not in `known`; those ending in `=` have a value.
-    fn parse(arguments: &'a [String], known: &[&str]) -> Result<Self, String> {
+    pub fn parse(arguments: &'a [String], known: &[&str]) -> Result<Self, String> {
         let mut rest = arguments.iter();
         while let Some(flag) = rest.next() {
             if known.contains(&format!("{flag}=").as_str()) {
@@ -42,16 +43,16 @@ impl<'a> Flags<'a> {
         Ok(Self(arguments))
     }
 
-    fn is_set(&self, flag: &str) -> bool {
+    pub fn is_set(&self, flag: &str) -> bool {
         self.0.iter().any(|argument| argument == flag)
     }
 
-    fn text(&self, flag: &str) -> Option<&'a str> {
+    pub fn text(&self, flag: &str) -> Option<&'a str> {
         let at = self.0.iter().position(|argument| argument == flag)?;
         self.0.get(at + 1).map(String::as_str)
     }
 
-    fn number(&self, flag: &str, default: u64) -> Result<u64, String> {
+    pub fn number(&self, flag: &str, default: u64) -> Result<u64, String> {
         self.text(flag).map_or(Ok(default), |text| text.parse().map_err(|e| format!("{flag} {text}: {e}")))
     }
 }

@@ -7,7 +7,9 @@
 //!       recording again: for each snapshot of the recovery …        (to a depth)
 //! ```
 //!
-//! The same image with the same knowledge is recovered once, however many ways lead to it. Crashes
+//! The same image with the same knowledge is recovered once, however many ways lead to it. Many images
+//! differ only in what recovery removes: once it has been judged, and when it left the same disk and the same
+//! knowledge as another one, what follows is the same too, and is done once. Crashes
 //! inside recoveries are more than can be tried: each depth has a number of images to spend, and spends
 //! it evenly over the scenario.
 
@@ -16,12 +18,13 @@ use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use laminar_storage::vfs::sim::{ImagePolicy, SimDisk, Snapshot};
 use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64_with_seed};
 
+use crate::distinct::Distinct;
 use crate::log::{Log, Version};
 use crate::trail::{Crash, Step, Trail};
 
@@ -45,12 +48,28 @@ pub trait Scenario: Sync {
     /// Anything unexpected while no fault was injected.
     fn run(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
 
-    /// Recovers, judges the result by the log, and works on, noting what it learns and does. This is
+    /// Recovers and judges the result by the log, noting what it learns; then lets go of the disk. This is
     /// crashed and recovered in turn, so whatever it notes must hold after a crash from there on.
     ///
     /// # Errors
     /// What is wrong with the recovered state, or why recovery failed.
     fn recover(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
+
+    /// Recovers once more what [`Self::recover`] left, which must give the same, and works on. What it does
+    /// must follow from the disk and the log alone: where both are the same, it is done once.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    fn go_on(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
+
+    /// Both, one after the other.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    fn recover_and_go_on(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String> {
+        self.recover(disk, log)?;
+        self.go_on(disk, log)
+    }
 
     /// On a disk without a free byte: what is there can be read, and an opening that fails for want of space
     /// does no harm. The disk has space again before [`Self::recover`] follows.
@@ -63,12 +82,14 @@ pub trait Scenario: Sync {
 /// Of so many images one is recovered on a disk that is full at first.
 const FULL_ONE_IN: u64 = 64;
 
-/// Recovers what was left; on some images, which their hash decides, after a try without space.
+/// Recovers what was left; on some images, which their hash decides, after a try without space. Then goes
+/// on, if the state of the disk and of the log says so.
 fn recover_image<S: Scenario>(
     scenario: &S,
     disk: &SimDisk,
     image: u64,
     log: &mut Log<S::Model>,
+    goes_on: impl FnOnce(&Log<S::Model>) -> bool,
 ) -> Result<(), String> {
     guarded(|| {
         if (image >> 8).is_multiple_of(FULL_ONE_IN) {
@@ -76,7 +97,8 @@ fn recover_image<S: Scenario>(
             scenario.read_when_full(disk, log).map_err(|e| format!("on a full disk: {e}"))?;
             disk.set_capacity(None);
         }
-        scenario.recover(disk, log)
+        scenario.recover(disk, log)?;
+        if goes_on(log) { scenario.go_on(disk, log) } else { Ok(()) }
     })
 }
 
@@ -99,6 +121,10 @@ pub struct Plan {
     pub images_max: u64,
     /// Says on standard error how far it is, this often.
     pub progress_every: Option<Duration>,
+    /// Begins no recovery after this.
+    pub until: Option<Instant>,
+    /// Counts images over several explorations.
+    pub distinct: Option<Arc<Distinct>>,
 }
 
 impl Default for Plan {
@@ -114,6 +140,8 @@ impl Default for Plan {
             failures_max: 10,
             images_max: u64::MAX,
             progress_every: None,
+            until: None,
+            distinct: None,
         }
     }
 }
@@ -155,6 +183,9 @@ pub struct Report {
     pub kills: u64,
     /// Recoveries that were crashed in turn after each of their operations.
     pub nested: u64,
+    /// Recoveries that left disk and knowledge exactly as an earlier one had, which then went on and was
+    /// judged: these did not go on as well.
+    pub shared: u64,
     /// What went wrong, ordered by trail.
     pub failures: Vec<Failure>,
     /// Wall clock time.
@@ -179,6 +210,7 @@ impl Report {
         self.sampled += other.sampled;
         self.kills += other.kills;
         self.nested += other.nested;
+        self.shared += other.shared;
         self.failures.extend(other.failures.iter().cloned());
         self.elapsed += other.elapsed;
     }
@@ -191,13 +223,14 @@ impl fmt::Display for Report {
         let per_second = recoveries.saturating_mul(1000) / millis.max(1);
         write!(
             f,
-            "{} ops, {} images {:?} + {} duplicates, {} kills, {} recoveries crashed in turn, {} sampled, \
-             {} failures, {millis} ms, {per_second} recoveries/s",
+            "{} ops, {} images {:?} + {} duplicates, {} kills, {} recovered to a state that went on before, \
+             {} recoveries crashed in turn, {} sampled, {} failures, {millis} ms, {per_second} recoveries/s",
             self.ops,
             self.images_total(),
             self.images,
             self.duplicates,
             self.kills,
+            self.shared,
             self.nested,
             self.sampled,
             self.failures.len(),
@@ -224,16 +257,29 @@ pub(crate) fn guarded(step: impl FnOnce() -> Result<(), String>) -> Result<(), S
 
 const SHARDS: usize = 64;
 
+type Shards = Vec<Mutex<HashSet<u64, Xxh3DefaultBuilder>>>;
+
+fn shards() -> Shards {
+    (0..SHARDS).map(|_| Mutex::default()).collect()
+}
+
+fn shard(shards: &Shards, key: u64) -> &Mutex<HashSet<u64, Xxh3DefaultBuilder>> {
+    &shards[usize::try_from(key % SHARDS as u64).unwrap_or_default()]
+}
+
 struct Explorer<'a, S: Scenario> {
     scenario: &'a S,
     seed: u64,
     plan: &'a Plan,
-    seen: Vec<Mutex<HashSet<u64, Xxh3DefaultBuilder>>>,
+    seen: Shards,
     images: Vec<AtomicU64>,
     duplicates: AtomicU64,
     sampled: AtomicU64,
     kills: AtomicU64,
     nested: AtomicU64,
+    /// What recoveries left that went on from there without a failure.
+    went_on: Shards,
+    shared: AtomicU64,
     failures: Mutex<Vec<Failure>>,
     stop: AtomicBool,
     /// Crashes of the scenario itself: those begun, and all there are.
@@ -259,8 +305,7 @@ impl<S: Scenario> Explorer<'_, S> {
     /// Whether this image with this knowledge is new at this depth; what names them, if so.
     fn is_new(&self, image: u64, fingerprint: u64, level: usize) -> Option<u64> {
         let key = xxh3_64_with_seed(&image.to_le_bytes(), fingerprint.wrapping_add(level as u64));
-        let shard = usize::try_from(key % SHARDS as u64).unwrap_or_default();
-        locked(&self.seen[shard]).insert(key).then_some(key)
+        locked(shard(&self.seen, key)).insert(key).then_some(key)
     }
 
     /// Whether a kill that leaves this is tried: of those inside recoveries as many as of the images.
@@ -299,6 +344,9 @@ impl<S: Scenario> Explorer<'_, S> {
             self.sampled.fetch_add(1, Ordering::Relaxed);
         }
         for image in images.by_ref() {
+            if self.plan.until.is_some_and(|until| Instant::now() >= until) {
+                self.stop.store(true, Ordering::Relaxed);
+            }
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
@@ -306,6 +354,9 @@ impl<S: Scenario> Explorer<'_, S> {
                 self.duplicates.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
+            if let Some(distinct) = &self.plan.distinct {
+                distinct.add(image.hash(), level);
+            }
             let count = self.images[level].fetch_add(1, Ordering::Relaxed);
             if count >= self.plan.images_max {
                 self.stop.store(true, Ordering::Relaxed);
@@ -331,10 +382,22 @@ impl<S: Scenario> Explorer<'_, S> {
         if deeper {
             disk.record(true);
         }
-        if let Err(error) = recover_image(self.scenario, disk, image, &mut log) {
+        let mut left = None;
+        let goes_on = |log: &Log<S::Model>| {
+            let key = xxh3_64_with_seed(&disk.state_hash().to_le_bytes(), log.fingerprint());
+            left = Some(key);
+            deeper || !locked(shard(&self.went_on, key)).contains(&key)
+        };
+        if let Err(error) = recover_image(self.scenario, disk, image, &mut log, goes_on) {
             let last = crashed.last_op().map(ToString::to_string);
             self.fail(trail, last.unwrap_or_else(|| "start".into()), error);
             return;
+        }
+        if let Some(key) = left
+            && !locked(shard(&self.went_on, key)).insert(key)
+            && !deeper
+        {
+            self.shared.fetch_add(1, Ordering::Relaxed);
         }
         if !deeper {
             return;
@@ -362,6 +425,7 @@ impl<S: Scenario> Explorer<'_, S> {
             sampled: count(&self.sampled),
             kills: count(&self.kills),
             nested: count(&self.nested),
+            shared: count(&self.shared),
             failures,
             elapsed,
         }
@@ -386,6 +450,9 @@ impl<S: Scenario> Explorer<'_, S> {
                 let begun = self.begun.load(Ordering::Relaxed).min(self.crashes);
                 let report = self.report(0, start.elapsed());
                 eprintln!("  {} crash {begun} of {}: {report}", self.scenario.name(), self.crashes);
+                if let Some(distinct) = &self.plan.distinct {
+                    eprintln!("  so far {distinct}");
+                }
             }
         }
     }
@@ -405,12 +472,14 @@ pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
         scenario,
         seed,
         plan,
-        seen: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        seen: shards(),
         images: (0..levels).map(|_| AtomicU64::new(0)).collect(),
         duplicates: AtomicU64::new(0),
         sampled: AtomicU64::new(0),
         kills: AtomicU64::new(0),
         nested: AtomicU64::new(0),
+        went_on: shards(),
+        shared: AtomicU64::new(0),
         failures: Mutex::default(),
         stop: AtomicBool::new(false),
         begun: AtomicUsize::new(0),
@@ -480,7 +549,7 @@ fn replay_steps<S: Scenario>(
     next.set_tracing(true);
     let known = log.at(step.op);
     let mut log = Log::new(known.model.as_ref().clone());
-    let result = recover_image(scenario, &next, hash, &mut log);
+    let result = recover_image(scenario, &next, hash, &mut log, |_| true);
     match result {
         Err(error) if rest.is_empty() => {
             let lines = next.trace();

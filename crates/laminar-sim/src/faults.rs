@@ -198,7 +198,7 @@ fn sweep_one<S: Scenario>(
     let mut check = |known: &S::Model, what: &str, disk: &SimDisk| {
         let mut log = Log::of_last(known.clone());
         report.recoveries += 1;
-        if let Err(error) = guarded(|| scenario.recover(disk, &mut log)) {
+        if let Err(error) = guarded(|| scenario.recover_and_go_on(disk, &mut log)) {
             failed(what, error);
         }
         log.model().clone()

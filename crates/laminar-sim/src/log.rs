@@ -82,10 +82,16 @@ impl<M: Clone + Hash> Log<M> {
         done
     }
 
-    fn stamp(&mut self, op: u64) {
+    /// Equal for equal models.
+    pub(crate) fn fingerprint(&self) -> u64 {
         let mut hasher = Xxh3Default::new();
         self.model.hash(&mut hasher);
-        let version = Version { op, model: Arc::new(self.model.clone()), fingerprint: hasher.finish() };
+        hasher.finish()
+    }
+
+    fn stamp(&mut self, op: u64) {
+        let fingerprint = self.fingerprint();
+        let version = Version { op, model: Arc::new(self.model.clone()), fingerprint };
         match self.versions.last_mut() {
             Some(last) if last.op == op => *last = version,
             _ => self.versions.push(version),

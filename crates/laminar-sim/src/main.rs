@@ -2,25 +2,30 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use laminar_sim::registry::{AnyScenario, all, find, real};
-use laminar_sim::{FaultReport, Plan, Report, Sweep, Trail};
+use laminar_sim::{Distinct, FaultReport, Plan, Report, Sweep, Trail};
 use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 
 mod allocator;
 mod commands;
+#[cfg(feature = "power-cut")]
+mod power_cut;
 
 const USAGE: &str = "usage:
   laminar-sim list
   laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
+                     [--for MINUTES]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim replay NAME SEED TRAIL
   laminar-sim real   NAME SEED DIRECTORY
 --all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
 --long: all selections of up to 12 pending items, three crashes deep, with millions of images.
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
+--for: one seed after the other until the time is over.
 real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.";
 
@@ -49,18 +54,7 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         }
         "run" => {
             let options = Options::parse(rest)?;
-            let mut total = Report::default();
-            for scenario in options.scenarios()? {
-                for seed in options.seeds() {
-                    let report = scenario.explore(seed, &options.plan);
-                    println!("{} {seed}: {report}", scenario.name());
-                    for failure in &report.failures {
-                        println!("  {failure}");
-                    }
-                    total.add(&report);
-                }
-            }
-            println!("all: {total}");
+            let total = options.run_scenarios()?;
             Ok(total.failures.is_empty())
         }
         "faults" => {
@@ -104,6 +98,12 @@ fn run(arguments: &[String]) -> Result<bool, String> {
         "fuzz" => commands::fuzz(rest),
         "torture" => commands::torture(rest),
         "torture-child" => commands::torture_child(rest),
+        #[cfg(feature = "power-cut")]
+        "power-cut" => power_cut::power_cut(rest),
+        #[cfg(feature = "power-cut")]
+        laminar_sim::power::run::JOB => laminar_sim::power::run::job(rest).map(|()| true),
+        #[cfg(not(feature = "power-cut"))]
+        "power-cut" => Err("power-cut is in a build with --features power-cut".into()),
         _ => Err(format!("{USAGE}\n{}", commands::USAGE)),
     }
 }
@@ -172,9 +172,41 @@ impl Options {
             "threads" => self.plan.threads = small()? as usize,
             "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
             "pairs" => self.sweep.pairs = value,
+            "for" => {
+                let time = Duration::from_secs(value.saturating_mul(60));
+                self.plan.until = Some(Instant::now().checked_add(time).ok_or("--for: too long")?);
+                self.seeds = u64::MAX;
+            }
             _ => return Err(USAGE.into()),
         }
         Ok(())
+    }
+
+    /// Every scenario with every seed, until there are no more or the time is over.
+    fn run_scenarios(&self) -> Result<Report, String> {
+        let (start, mut total) = (Instant::now(), Report::default());
+        let distinct = Arc::new(Distinct::default());
+        let plan = Plan { distinct: Some(Arc::clone(&distinct)), ..self.plan.clone() };
+        let is_over = || plan.until.is_some_and(|until| Instant::now() >= until);
+        let scenarios = self.scenarios()?;
+        let runs = self.seeds().flat_map(|seed| scenarios.iter().map(move |scenario| (scenario, seed)));
+        for (scenario, seed) in runs.take_while(|_| !is_over()) {
+            let report = scenario.explore(seed, &plan);
+            let cut = if is_over() { " (cut short: the time is over)" } else { "" };
+            println!("{} {seed}: {report}{cut}", scenario.name());
+            for failure in &report.failures {
+                println!("  {failure}");
+            }
+            total.add(&report);
+            println!(
+                "  so far {distinct}, {} failures, {} s",
+                total.failures.len(),
+                start.elapsed().as_secs()
+            );
+        }
+        println!("all: {total}");
+        println!("all: {distinct}");
+        Ok(total)
     }
 
     fn seeds(&self) -> std::ops::Range<u64> {

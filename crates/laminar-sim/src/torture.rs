@@ -248,6 +248,7 @@ impl<'a> Victim<'a> {
             cores: self.cores,
             acked: self.acked,
             expected: self.expected,
+            settings: 0,
         };
         let alone = FORKING.write().unwrap_or_else(PoisonError::into_inner);
         let mut child = Command::new(&self.plan.program)

@@ -345,7 +345,10 @@ impl Scenario for WalScenario {
     }
 
     fn recover(&self, disk: &SimDisk, log: &mut Log<WalModel>) -> Result<(), String> {
-        drop(self.reopen(disk, log)?);
+        self.reopen(disk, log).map(drop)
+    }
+
+    fn go_on(&self, disk: &SimDisk, log: &mut Log<WalModel>) -> Result<(), String> {
         let mut open = self.reopen(disk, log).map_err(|e| format!("opened twice: {e}"))?;
         let work = [WalDo::Append(0, 1, 30), WalDo::Commit(99, 9), WalDo::Append(self.cores - 1, 2, 10)];
         for act in work.into_iter().chain([WalDo::SyncAll]) {

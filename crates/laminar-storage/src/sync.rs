@@ -3,7 +3,7 @@
 //! They are those of the standard library. When the tests are built with `--cfg loom` or `--cfg shuttle`, they are
 //! those of these two checkers instead, which then decide which thread goes on at every operation:
 //! `tools/concurrency` has the commands. The ring itself (`rtrb`), memory that is filled ahead and the threads of
-//! `OsVfs` use the standard library in any case.
+//! `OsVfs` use the standard library in any case; `tools/ring` shows the ring to loom with atomics put in from outside.
 //!
 //! In both checkers no time passes: what waits for at most a second waits for ever, so that whoever forgets to
 //! wake somebody is found out.

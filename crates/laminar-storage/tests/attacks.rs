@@ -11,6 +11,7 @@ use laminar_storage::per_core_wal::{
     CheckpointCoordinator, PerCoreRecoveryManager, PerCoreWalConfig, PerCoreWalEntry, PerCoreWalError,
     PerCoreWalManager, recover_per_core,
 };
+use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::SimDisk;
 use laminar_storage::{CheckpointId, Epoch, Opened, Settings, Store, StoreError};
 
@@ -282,4 +283,145 @@ fn as_many_cores_as_there_can_be() {
         }
         store.wait_durable(epoch).unwrap();
     }
+}
+
+/// A state at its limit had no room for the commit of an epoch with source offsets, nor for the tombstone of a
+/// key: what had been put could neither be sealed nor make room for anything, and was lost.
+#[test]
+fn a_full_state_is_sealed_and_deleted_from_and_goes_on() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { state_limit_bytes: 4 << 20, preallocate_bytes: 0, ..Settings::default() };
+    let open = || Store::builder("/s").settings(settings.clone()).vfs(Arc::new(disk.clone())).open().unwrap();
+    let Opened { store, mut cores, .. } = open();
+    let core = &mut cores[0];
+    let fill = |core: &mut laminar_storage::CoreStore, from: u32, value: &[u8]| {
+        (from..).find(|key| core.put(&key.to_le_bytes(), value).is_err()).unwrap()
+    };
+    let large = fill(core, 0, &[7; 1000]);
+    let last = fill(core, large, b"");
+    let memory = core.memory();
+    assert!(large > 3000 && last > large && memory.live_bytes <= 4 << 20, "{large} {last} {memory:?}");
+    // Longer from epoch to epoch, and often: nothing that is put meanwhile may take the room of the commits.
+    for round in 0..2000_u32 {
+        core.set_source_offset(&format!("in/{}", round % 300), u64::from(round));
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        let error = core.put(&(last + round).to_le_bytes(), &[8; 200]).unwrap_err();
+        assert!(matches!(error, StoreError::StateFull(_)), "{error}");
+    }
+    for key in 0..100_u32 {
+        assert!(core.delete(&key.to_le_bytes()).unwrap());
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        core.put(&key.to_be_bytes(), &[9; 500]).unwrap();
+    }
+    let epoch = core.seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    let keys = core.len();
+    drop((cores, store));
+    for _ in 0..2 {
+        let Opened { store: _store, mut cores, report } = open();
+        assert_eq!((cores[0].len(), report.source_offsets.len()), (keys, 300));
+        assert_eq!(cores[0].get(&99_u32.to_be_bytes()), Some(&[9; 500][..]));
+        assert!(cores[0].delete(&200_u32.to_le_bytes()).unwrap());
+    }
+}
+
+/// A store whose directory was renamed went on in whatever had its name by then: acknowledged changes were
+/// written into another store's log, and neither of the two could be opened any more.
+#[test]
+fn a_store_whose_directory_was_renamed_writes_into_no_other() {
+    let root = tempfile::tempdir().unwrap();
+    let (path, moved) = (root.path().join("state"), root.path().join("moved"));
+    let settings = Settings { segment_bytes: 8 << 10, preallocate_bytes: 0, ..Settings::default() };
+    let open = |path| Store::builder(path).settings(settings.clone()).open().unwrap();
+    let write = |opened: &mut Opened, epochs: u32| -> Result<(), StoreError> {
+        for n in 0..epochs {
+            opened.cores[0].put(&n.to_le_bytes(), &[1; 1000])?;
+            let epoch = opened.cores[0].seal_epoch()?;
+            opened.store.wait_durable(epoch)?;
+        }
+        Ok(())
+    };
+    let mut first = open(&path);
+    write(&mut first, 2).unwrap();
+    std::fs::rename(&path, &moved).unwrap();
+    let mut second = open(&path);
+    write(&mut second, 30).unwrap();
+    let error = first.store.checkpoint().unwrap_err();
+    assert!(error.to_string().contains("no longer there"), "{error}");
+    let error = write(&mut first, 30).unwrap_err();
+    assert!(error.to_string().contains("is there by now"), "{error}");
+    let acknowledged = first.store.durable_epoch();
+    write(&mut second, 30).unwrap();
+    second.store.checkpoint().unwrap();
+    drop((first, second));
+    assert!(open(&moved).report.recovery_point >= acknowledged);
+    assert_eq!(open(&path).cores[0].len(), 30);
+}
+
+/// Each opening that failed on a full disk left behind the segments that it had begun, and took up room that was
+/// missing the next time.
+#[test]
+fn an_opening_that_fails_for_want_of_space_leaves_nothing_behind() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { preallocate_bytes: 1 << 20, ..Settings::default() };
+    let builder = || Store::builder("/s").cores(3).settings(settings.clone()).vfs(Arc::new(disk.clone()));
+    drop(builder().open().unwrap());
+    let wal = std::path::Path::new("/s/wal");
+    let names = || disk.read_dir(wal).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let before = names();
+    for budget in [100, 1000, 500_000, 1_500_000, 2_500_000] {
+        disk.set_capacity(Some(budget));
+        let error = builder().open().unwrap_err();
+        assert!(matches!(error, StoreError::Io(_)), "{error}");
+        assert_eq!(names(), before, "{budget}");
+    }
+    disk.set_capacity(None);
+    builder().open().unwrap();
+}
+
+/// A checkpoint that did not fit on the disk stayed there half written until the next opening, so that the log,
+/// for which there would have been room, failed next.
+#[test]
+fn a_checkpoint_that_does_not_fit_leaves_its_room_to_the_log() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+    let open = || Store::builder("/s").settings(settings.clone()).vfs(Arc::new(disk.clone())).open().unwrap();
+    let Opened { store, mut cores, .. } = open();
+    let step = |core: &mut laminar_storage::CoreStore, keys: std::ops::Range<u32>| {
+        keys.for_each(|key| core.put(&key.to_le_bytes(), &[7; 1000]).unwrap());
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+    };
+    step(&mut cores[0], 0..500);
+    disk.set_capacity(Some(300_000));
+    let error = store.checkpoint().unwrap_err();
+    assert!(error.to_string().contains("Free space"), "{error}");
+    step(&mut cores[0], 500..700);
+    drop((cores, store));
+    disk.set_capacity(None);
+    assert_eq!(open().cores[0].len(), 700);
+}
+
+/// A checkpoint that somebody had given the name of another was read, and then looked for under its own: the
+/// store did not open, and the error did not say why. It is as good as damaged.
+#[test]
+fn a_renamed_checkpoint_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = Store::builder(dir.path()).open().unwrap();
+    let mut ids = Vec::new();
+    for key in [b"a", b"b"] {
+        cores[0].put(key, b"v").unwrap();
+        let epoch = cores[0].seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        ids.push(store.checkpoint().unwrap().id);
+    }
+    drop((cores, store));
+    let at = |id: u64| dir.path().join(format!("checkpoints/checkpoint_{id:016x}"));
+    std::fs::rename(at(ids[1].get()), at(0x99)).unwrap();
+    assert_eq!(laminar_storage::StateReader::open(dir.path()).unwrap().len(), 2);
+    let opened = Store::builder(dir.path()).open().unwrap();
+    assert_eq!((opened.cores[0].len(), opened.report.checkpoint), (2, Some(ids[0])));
+    assert_eq!(opened.report.checkpoints_skipped, [CheckpointId::from(0x99)]);
 }

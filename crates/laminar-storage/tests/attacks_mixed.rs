@@ -14,7 +14,7 @@ use laminar_storage::per_core_wal::{
 };
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::SimDisk;
-use laminar_storage::{Epoch, Opened, StateReader, Store};
+use laminar_storage::{Epoch, Opened, Router, StateReader, Store};
 
 fn places(dir: &Path) -> (PathBuf, PathBuf) {
     (dir.join("wal"), dir.join("checkpoints"))
@@ -154,4 +154,38 @@ fn a_log_that_was_reset_opens_any_number_of_times() {
     for _ in 0..3 {
         assert!(Store::builder(dir.path()).open().unwrap().cores[0].is_empty());
     }
+}
+
+/// A plain log that was opened as a store of as many cores kept its keys on the cores whose writers they came
+/// from. The store's program looks where its router says: acknowledged keys were not there, and, put once
+/// more, stood on two cores, so that no other number of cores could open them.
+#[test]
+fn the_keys_of_a_plain_log_go_where_the_router_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = places(dir.path());
+    let mut log = PerCoreWalManager::new(PerCoreWalConfig::new(&wal, 2)).unwrap();
+    let keys: Vec<_> = (0..50).map(|nth| format!("key {nth}")).collect();
+    for key in &keys {
+        log.writer(0).append_put(key.as_bytes(), b"old").unwrap();
+    }
+    let offsets = HashMap::from([("s".to_owned(), 7)]);
+    log.writer(1).append_commit(offsets, None).unwrap();
+    log.sync_all().unwrap();
+    drop(log);
+    let router = Router::default();
+    for (cores, value) in [(2, &b"old"[..]), (2, b"new"), (3, b"new"), (1, b"new")] {
+        let Opened { store, cores: mut opened, report } =
+            Store::builder(dir.path()).cores(cores).open().unwrap();
+        assert_eq!(opened.iter().map(|core| core.len()).sum::<usize>(), keys.len());
+        assert_eq!(report.source_offsets, BTreeMap::from([("s".to_owned(), 7)]));
+        for key in &keys {
+            let core = &mut opened[router.route(key.as_bytes(), cores)];
+            assert_eq!(core.get(key.as_bytes()), Some(value));
+            core.put(key.as_bytes(), b"new").unwrap();
+        }
+        let epoch = opened.iter_mut().map(|core| core.seal_epoch().unwrap()).max().unwrap();
+        store.wait_durable(epoch).unwrap();
+        drop((opened, store));
+    }
+    assert_eq!(StateReader::open(dir.path()).unwrap().len(), keys.len());
 }

@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use laminar_storage::per_core_wal::{
     PerCoreWalConfig, PerCoreWalEntry, PerCoreWalError, PerCoreWalManager, PerCoreWalReader, WalOperation,
     WalReadResult,
 };
+use laminar_storage::vfs::sim::{Duration, Fault, Keep, SimDisk};
 
 fn open(dir: &Path, cores: usize) -> PerCoreWalManager {
     PerCoreWalManager::new(PerCoreWalConfig::new(dir, cores)).unwrap()
@@ -260,4 +262,160 @@ fn open_wants_every_core_and_new_wants_the_same_number() {
     assert!(matches!(other, PerCoreWalError::InvalidCore(_)), "{other}");
     let zero = PerCoreWalManager::new(PerCoreWalConfig::new(dir.path(), 0)).unwrap_err();
     assert!(zero.to_string().contains("num_cores is 0"), "{zero}");
+}
+
+/// The segment files of a core, oldest first.
+fn segments_of(dir: &Path, core: usize) -> Vec<PathBuf> {
+    let of_core = format!("wal-{core}.");
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let mine = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&of_core));
+    let mut paths: Vec<_> = mine.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// A log of one core and at least four segments, each record synced by itself; returns where the frames of
+/// the oldest segment end.
+fn log_of_segments(dir: &Path) -> Vec<u64> {
+    let config = PerCoreWalConfig::new(dir, 1).with_segment_size(4096);
+    let mut manager = PerCoreWalManager::new(config).unwrap();
+    let mut ends = Vec::new();
+    for i in 0..24_u8 {
+        manager.writer(0).append_put(&[i], &[i; 800]).unwrap();
+        manager.sync_all().unwrap();
+        let segments = segments_of(dir, 0);
+        if segments.len() == 1 {
+            ends.push(std::fs::metadata(&segments[0]).unwrap().len());
+        }
+    }
+    assert!(segments_of(dir, 0).len() >= 4 && ends.len() >= 3, "{ends:?}");
+    ends
+}
+
+/// The chain says which segment comes before which: one that is missing in the middle is not the beginning
+/// of a shorter log. Recovery into a store has a second line of defence, the reach of its checkpoints; a log
+/// that is opened for itself has only this one.
+#[test]
+fn a_segment_that_is_missing_in_the_middle_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    log_of_segments(dir.path());
+    let missing = segments_of(dir.path(), 0).remove(1);
+    let bytes = std::fs::read(&missing).unwrap();
+    std::fs::remove_file(&missing).unwrap();
+    let config = PerCoreWalConfig::new(dir.path(), 1);
+    let error = PerCoreWalManager::new(config.clone()).unwrap_err();
+    assert!(matches!(error, PerCoreWalError::SegmentNotFound(_)), "{error}");
+    std::fs::write(&missing, bytes).unwrap();
+    assert_eq!(PerCoreWalManager::new(config).unwrap().merge_segments().unwrap().len(), 24);
+}
+
+/// A closed segment cut at the end of one of its frames looks whole in itself; only its successor knows how
+/// long it was. In a store the digest of the state would notice as well; a plain log has none.
+#[test]
+fn a_closed_segment_that_lost_its_last_frames_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let ends = log_of_segments(dir.path());
+    let oldest = segments_of(dir.path(), 0).remove(0);
+    let whole = std::fs::read(&oldest).unwrap();
+    let config = PerCoreWalConfig::new(dir.path(), 1);
+    // The record behind the last of them announces the successor, whose header was written before it and
+    // does not count it.
+    let (counted, lost) = ends.split_last().unwrap();
+    assert!(*counted < whole.len() as u64);
+    for &end in lost {
+        std::fs::write(&oldest, &whole[..usize::try_from(end).unwrap()]).unwrap();
+        let error = PerCoreWalManager::new(config.clone()).unwrap_err();
+        assert!(error.is_corruption() && error.to_string().contains("case D"), "{error}");
+    }
+    std::fs::write(&oldest, whole).unwrap();
+    assert_eq!(PerCoreWalManager::new(config).unwrap().merge_segments().unwrap().len(), 24);
+}
+
+/// A core without a segment of the newest opening lost what was acknowledged since then: it is neither an
+/// empty core nor one that stopped earlier.
+#[test]
+fn a_core_whose_newest_segment_is_gone_is_an_error() {
+    for openings in 1..=2 {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..openings {
+            let mut manager = open(dir.path(), 2);
+            manager.writer(1).append_put(b"key", &[round]).unwrap();
+            manager.sync_all().unwrap();
+        }
+        let newest = segments_of(dir.path(), 1).pop().unwrap();
+        std::fs::remove_file(newest).unwrap();
+        let error = PerCoreWalManager::new(PerCoreWalConfig::new(dir.path(), 2)).unwrap_err();
+        assert!(matches!(error, PerCoreWalError::SegmentNotFound(_)), "{openings} openings: {error}");
+        assert!(error.to_string().contains("core 1"), "{error}");
+    }
+}
+
+/// What a crash tore stays behind the end of its segment. A record written behind it would never be read
+/// again, so every opening begins a segment of its own and leaves the old one as it is.
+#[test]
+fn what_is_written_after_a_torn_end_is_found_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut torn: Vec<(PathBuf, Vec<u8>)> = Vec::new();
+    for round in 1..=3_u8 {
+        let mut manager = open(dir.path(), 1);
+        assert_eq!(manager.merge_segments().unwrap().len(), usize::from(round) - 1);
+        for (path, bytes) in &torn {
+            let now = std::fs::read(path).unwrap();
+            // Zeros may follow: the end is written again, to be sure of the file's length.
+            let rest = now.strip_prefix(bytes.as_slice()).unwrap();
+            assert!(rest.iter().all(|byte| *byte == 0), "{} was written on", path.display());
+        }
+        manager.writer(0).append_put(b"key", &[round]).unwrap();
+        manager.sync_all().unwrap();
+        let path = manager.writer(0).path().to_path_buf();
+        drop(manager);
+        let bytes = [std::fs::read(&path).unwrap().as_slice(), b"a write that a crash tore"].concat();
+        std::fs::write(&path, &bytes).unwrap();
+        torn.push((path, bytes));
+    }
+    assert_eq!(open(dir.path(), 1).merge_segments().unwrap().len(), 3);
+}
+
+/// Where files or their blocks are used again, whole frames of an earlier life may stand behind the end of a
+/// segment. They are valid where they were written, and nowhere else.
+#[test]
+fn frames_of_an_earlier_life_do_not_count_in_another_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PerCoreWalConfig::new(dir.path(), 1).with_preallocation(4096);
+    let mut manager = PerCoreWalManager::new(config.clone()).unwrap();
+    manager.writer(0).append_put(b"key", b"old").unwrap();
+    manager.sync_all().unwrap();
+    drop(manager);
+    drop(PerCoreWalManager::new(config.clone()).unwrap());
+    let [old, new] = segments_of(dir.path(), 0).try_into().unwrap();
+    let header = std::fs::read(&new).unwrap()[..256].to_vec();
+    let stale = std::fs::read(old).unwrap()[256..].to_vec();
+    assert!(stale.iter().any(|byte| *byte != 0));
+    std::fs::write(new, [header, stale].concat()).unwrap();
+    assert_eq!(PerCoreWalManager::new(config).unwrap().merge_segments().unwrap().len(), 1);
+}
+
+/// After the first failed write or sync a log does nothing any more: a second attempt could succeed without
+/// the bytes of the first. A store would stop by itself; a writer that is used alone must as well.
+#[test]
+fn after_a_failed_write_or_sync_a_log_is_left_alone() {
+    let dropped = Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false };
+    for (fault, operation) in [(Fault::Eio, 1), (Fault::EioAfter, 1), (Fault::Enospc, 1), (dropped, 2)] {
+        let disk = SimDisk::new(1);
+        let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::new(disk.clone()));
+        let mut manager = PerCoreWalManager::new(config).unwrap();
+        let writer = manager.writer(0);
+        writer.append_put(b"first", b"1").unwrap();
+        writer.sync().unwrap();
+        writer.append_put(b"second", b"2").unwrap();
+        disk.fail_op(disk.ops() + operation, fault, Duration::Once);
+        let first = writer.sync().unwrap_err();
+        assert!(matches!(first, PerCoreWalError::Io(_)), "{fault:?}: {first}");
+        let (ops, synced) = (disk.ops(), writer.synced_position());
+        for again in [writer.sync(), writer.append_put(b"third", b"3").map(drop), writer.sync()] {
+            let again = again.unwrap_err();
+            assert!(matches!(again, PerCoreWalError::Poisoned(_)), "{fault:?}: {again}");
+        }
+        assert_eq!((disk.ops(), writer.synced_position()), (ops, synced), "{fault:?}");
+    }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use laminar_storage::vfs::sim::SimDisk;
 use laminar_storage::{
     CoreStore, DigestCheck, Epoch, Health, Opened, Router, Settings, StateReader, Store, StoreError,
 };
@@ -290,4 +291,110 @@ fn a_store_without_a_change_can_be_opened_again_and_again() {
         assert_eq!((report.recovery_point, cores[0].len()), (Epoch(0), 0));
         store.close().unwrap();
     }
+}
+
+/// A core that has not closed the epoch may still change it, so nobody may be told that it is durable.
+#[test]
+fn an_epoch_that_one_core_has_not_closed_is_not_durable() {
+    let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+    let builder = Store::builder("/store").cores(2).settings(settings).vfs(Arc::new(SimDisk::new(1)));
+    let Opened { store, mut cores, .. } = builder.open().unwrap();
+    cores[0].put(b"key", b"value").unwrap();
+    let epoch = cores[0].seal_epoch().unwrap();
+    // On a simulated disk there is no background thread: whoever waits drains and syncs.
+    let error = store.wait_durable(epoch).unwrap_err();
+    assert!(matches!(error, StoreError::Closed(_)), "{error}");
+    assert_eq!(store.durable_epoch(), Epoch(0));
+    cores[1].seal_epoch_to(epoch).unwrap();
+    store.wait_durable(epoch).unwrap();
+}
+
+/// A `put` that finds the ring full waits until there is room; what it accepted is there.
+#[test]
+fn a_put_on_a_full_ring_is_made_and_not_dropped() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { ring_capacity: 64, preallocate_bytes: 0, ..Settings::default() };
+    let builder = Store::builder("/store").settings(settings).vfs(Arc::new(disk));
+    let Opened { store, mut cores, .. } = builder.clone().open().unwrap();
+    // On a simulated disk nobody empties the ring in between.
+    for key in 0..300_u32 {
+        cores[0].put(&key.to_le_bytes(), b"value").unwrap();
+        assert!(cores[0].contains(&key.to_le_bytes()), "{key}");
+    }
+    let epoch = cores[0].seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    drop((store, cores));
+    assert_eq!(builder.open().unwrap().cores[0].len(), 300);
+}
+
+/// Epochs that only one core closed are discarded by the next opening. Their numbers stay used, or two
+/// histories would have the same ones.
+#[test]
+fn the_numbers_of_discarded_epochs_are_not_used_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = open(dir.path(), 2);
+    let durable = seal_all(&mut cores);
+    store.wait_durable(durable).unwrap();
+    cores[0].put(b"key", b"value").unwrap();
+    let discarded = Epoch(durable.get() + 5);
+    cores[0].seal_epoch_to(discarded).unwrap();
+    store.close().unwrap();
+    let Opened { cores, report, .. } = open(dir.path(), 2);
+    assert_eq!(report.recovery_point, durable);
+    for core in &cores {
+        assert!(core.epoch() > discarded, "{} after {discarded}", core.epoch());
+    }
+}
+
+/// The log behind a checkpoint may be gone: the input positions must be in the checkpoint itself.
+#[test]
+fn a_checkpoint_alone_has_offsets_and_watermark() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { store, mut cores, .. } = open(dir.path(), 1);
+    put(&mut cores, "key", "value");
+    cores[0].set_source_offset("orders/0", 1_234);
+    cores[0].set_watermark(-7);
+    let epoch = seal_all(&mut cores);
+    store.wait_durable(epoch).unwrap();
+    store.checkpoint().unwrap();
+    drop(cores);
+    store.close().unwrap();
+    let Opened { report, .. } = open(dir.path(), 1);
+    assert_eq!((report.recovery_point, report.checkpoint.is_some()), (epoch, true));
+    assert_eq!(report.cores[0].replayed, 0, "everything is in the checkpoint");
+    assert_eq!(report.source_offsets, BTreeMap::from([("orders/0".to_owned(), 1_234)]));
+    assert_eq!(report.watermark, Some(-7));
+}
+
+/// The log is kept back to the checkpoint before the newest one, so that one that rots costs nothing.
+#[test]
+fn without_its_newest_checkpoint_a_store_recovers_the_same() {
+    let disk = SimDisk::new(1);
+    let settings =
+        Settings { segment_bytes: 4 << 10, preallocate_bytes: 0, max_retained: 2, ..Settings::default() };
+    let builder = Store::builder("/store").settings(settings).vfs(Arc::new(disk.clone()));
+    let Opened { store, mut cores, .. } = builder.clone().open().unwrap();
+    let mut removed = 0;
+    let mut newest = None;
+    for round in 0..5_u8 {
+        // Every epoch is a segment, and more of them than the log keeps anyway.
+        for part in 0..5_u8 {
+            for key in 0..5_u8 {
+                cores[0].put(&[part, key, round % 3], &[round; 900]).unwrap();
+            }
+            let epoch = seal_all(&mut cores);
+            store.wait_durable(epoch).unwrap();
+        }
+        let receipt = store.checkpoint().unwrap();
+        removed += receipt.wal_bytes_removed;
+        newest = Some(receipt.id);
+    }
+    assert!(removed > 0, "the log was cut");
+    let expected = contents(&cores);
+    drop((store, cores));
+    let newest = newest.unwrap();
+    disk.remove(format!("/store/checkpoints/checkpoint_{:016x}/metadata.json", newest.get())).unwrap();
+    let Opened { cores, report, .. } = builder.open().unwrap();
+    assert_eq!(report.checkpoints_skipped, [newest]);
+    assert_eq!(contents(&cores), expected);
 }

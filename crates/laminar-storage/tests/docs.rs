@@ -145,6 +145,38 @@ fn every_test_and_path_that_the_documents_name_exists() {
     assert!(missing.is_empty(), "{missing:#?}");
 }
 
+/// The scorecard's mistakes are those of the catalogue, each in its row, and the tests that notice them exist.
+#[test]
+fn the_catalogue_has_every_deliberate_mistake() {
+    let document = read("docs/TESTING.md");
+    let catalogue = document.split_once("## The catalogue").unwrap().1;
+    let mut written = BTreeSet::new();
+    for line in catalogue.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let row = line.split(' ').next().unwrap();
+        let mistakes = line.rsplit(" | ").next().unwrap();
+        let names = mistakes.split('`').skip(1).step_by(2);
+        written
+            .extend(names.filter(|name| !name.contains('/')).map(|name| (row.to_owned(), name.to_owned())));
+    }
+    let code: String =
+        sources(&["src", "tests"]).iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let mut made = BTreeSet::new();
+    let list = read("crates/laminar-storage/src/sabotage.rs");
+    let mut lines = list.split_once("\nsabotages! {").unwrap().1.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let mut words = line.split(' ');
+        let (Some(row), Some(name)) = (words.next(), words.next()) else { continue };
+        made.insert((row.to_owned(), name.to_owned()));
+        let test = lines.next().unwrap().split('"').nth(3).unwrap();
+        let test = test.rsplit("::").next().unwrap();
+        let exists = code.contains(&format!("fn {test}(")) || code.contains(&format!("    {test} \""));
+        assert!(exists, "{name}: there is no test {test}");
+    }
+    assert!(made.len() > 50, "{made:?}");
+    let only = |a: &BTreeSet<_>, b: &BTreeSet<_>| a.difference(b).cloned().collect::<Vec<(String, String)>>();
+    assert_eq!((only(&made, &written), only(&written, &made)), (vec![], vec![]), "code, docs/TESTING.md");
+}
+
 #[test]
 fn no_source_file_is_too_long_to_read() {
     let mut offenders = Vec::new();

@@ -5,7 +5,7 @@
 //! grew is the same file. When a job ends before the end of a file, only what it has consumed of
 //! the file stays in the hash: the rest may still be repaired.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -33,8 +33,16 @@ pub struct FileIdentity {
 
 /// Opens an input file.
 pub fn open(path: &Path) -> Result<File> {
-    let file = File::open(path).map_err(|e| CliError::io("open the input file", path, &e))?;
+    let failed = |e| CliError::io("open the input file", path, &e);
+    // Looked at before, too: to open a named pipe is to wait for whoever writes to it.
+    refuse_irregular(path, &path.metadata().map_err(failed)?)?;
+    let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(|e| CliError::io("read the length of", path, &e))?;
+    refuse_irregular(path, &metadata)?;
+    Ok(file)
+}
+
+fn refuse_irregular(path: &Path, metadata: &Metadata) -> Result<()> {
     if metadata.is_dir() {
         return Err(CliError::usage(format!("{} is a directory", path.display()))
             .remedy(format!("Name files, or a pattern in quotes: '{}/*'.", path.display())));
@@ -44,7 +52,7 @@ pub fn open(path: &Path) -> Result<File> {
             "A job must be able to read its input again from any position; write it to a file first.",
         ));
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Length of an open file.

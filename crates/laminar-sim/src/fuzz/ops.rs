@@ -59,7 +59,7 @@ pub(super) fn ops(data: &[u8]) {
         let crashed = images.by_ref().take(1 + image % 16).last();
         let crashed = crashed.map_or_else(|| snapshot.restart(), |image| image.mount());
         crashed.set_tracing(false);
-        result = guarded(|| scenario.recover(&crashed, &mut Log::of_last(model)));
+        result = guarded(|| scenario.recover_and_go_on(&crashed, &mut Log::of_last(model)));
     }
     assert_eq!(result, Ok(()), "{:?}", scenario.script);
 }

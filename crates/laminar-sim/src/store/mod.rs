@@ -96,6 +96,11 @@ impl StoreScenario {
     pub fn router(&self) -> Router {
         self.router.map_or_else(Router::default, Router::new)
     }
+
+    /// How many cores recovery opens the store with.
+    fn cores_to_recover(&self, model: &Model) -> u16 {
+        self.recover_cores.unwrap_or(u16::try_from(model.core_count()).unwrap_or(1))
+    }
 }
 
 /// Small, so that many openings fit into a second.
@@ -181,7 +186,6 @@ impl<'a> Live<'a> {
 
     /// Opens the store again after [`Self::open`] and a crash at once: it must be the same state.
     fn open_again(&mut self, cores: u16) -> Result<(), String> {
-        self.act(Do::Drop)?;
         self.open_with(cores, |_| Ok(())).map_err(|e| format!("opened twice: {e}"))
     }
 
@@ -454,12 +458,20 @@ impl Scenario for StoreScenario {
         live.end()
     }
 
-    /// Opens and judges, crashes and opens again, which must give the same, writes one more epoch, and looks
-    /// whether that would survive a power cut and, of every other epoch, opens once more to find it.
+    /// Opens and judges, and crashes.
     fn recover(&self, disk: &SimDisk, log: &mut Log<Model>) -> Result<(), String> {
-        let cores = self.recover_cores.unwrap_or(u16::try_from(log.model().core_count()).unwrap_or(1));
+        let cores = self.cores_to_recover(log.model());
         let mut live = Live::new(self, disk, log);
         live.open(cores)?;
+        live.act(Do::Drop)
+    }
+
+    /// Opens again, which must give the same, writes one more epoch, and looks whether that would survive a
+    /// power cut and, of every other epoch, opens once more to find it.
+    fn go_on(&self, disk: &SimDisk, log: &mut Log<Model>) -> Result<(), String> {
+        let cores = self.cores_to_recover(log.model());
+        let mut live = Live::new(self, disk, log);
+        live.round = live.log.model().acked().get() * 1000;
         live.open_again(cores)?;
         let open_a_third_time = live.log.model().acked().get() % 2 == 1;
         for act in [Do::Put(0, 3, 20), Do::Offset(0, 77), Do::SealAll, Do::Ack] {
@@ -483,7 +495,7 @@ impl Scenario for StoreScenario {
         if let Some(seen) = look(&vfs, disk)? {
             log.model().check_recovered(&seen_by(&seen))?;
         }
-        let cores = self.recover_cores.unwrap_or(u16::try_from(log.model().core_count()).unwrap_or(1));
+        let cores = self.cores_to_recover(log.model());
         match open_routed(vfs, cores, &self.settings, self.router()) {
             Ok(opened) => log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0),
             Err(StoreError::Io(_)) => Ok(()),

@@ -26,6 +26,23 @@ pub fn settings() -> Settings {
     }
 }
 
+/// Other sizes and times that a number decides; 0 is [`settings`].
+#[must_use]
+pub fn settings_of(variant: u64) -> Settings {
+    if variant == 0 {
+        return settings();
+    }
+    let mut dice = Dice::new(variant);
+    let segment_bytes = [4 << 10, 16 << 10, 256 << 10].get(dice.index(3)).copied().unwrap_or(16 << 10);
+    Settings {
+        segment_bytes,
+        preallocate_bytes: [0, 4 << 10, segment_bytes].get(dice.index(3)).copied().unwrap_or_default(),
+        checkpoint_interval_ms: [0, 3, 20].get(dice.index(3)).copied().unwrap_or_default(),
+        max_retained: 1 + dice.index(3),
+        ..settings()
+    }
+}
+
 /// What a child is told.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
@@ -39,15 +56,19 @@ pub struct Life {
     pub acked: Epoch,
     /// Where a reader saw that opening would land.
     pub expected: Option<Epoch>,
+    /// Decides the settings; 0 for those of [`settings`].
+    pub settings: u64,
 }
 
 impl Life {
     /// As arguments.
     #[must_use]
-    pub fn to_arguments(self) -> [String; 5] {
+    pub fn to_arguments(self) -> [String; 6] {
         let expected = self.expected.map_or("-".into(), |epoch| epoch.get().to_string());
         let acked = self.acked.get();
-        [self.truth.to_string(), self.seed.to_string(), self.cores.to_string(), acked.to_string(), expected]
+        let numbers = [self.truth, self.seed, self.cores as u64, acked].map(|number| number.to_string());
+        let [truth, seed, cores, acked] = numbers;
+        [truth, seed, cores, acked, expected, self.settings.to_string()]
     }
 
     /// From arguments.
@@ -55,13 +76,14 @@ impl Life {
     /// # Errors
     /// What is wrong with them.
     pub fn from_arguments(arguments: &[String]) -> Result<Self, String> {
-        let [truth, seed, cores, acked, expected] = arguments else {
-            return Err("torture-child DIR TRUTH SEED CORES ACKED EXPECTED".into());
+        let [truth, seed, cores, acked, expected, settings] = arguments else {
+            return Err("torture-child DIR TRUTH SEED CORES ACKED EXPECTED SETTINGS".into());
         };
         let number = |text: &String| text.parse::<u64>().map_err(|e| format!("{text}: {e}"));
         let cores = usize::try_from(number(cores)?).map_err(|e| e.to_string())?;
         let expected = if expected == "-" { None } else { Some(Epoch(number(expected)?)) };
-        Ok(Self { truth: number(truth)?, seed: number(seed)?, cores, acked: Epoch(number(acked)?), expected })
+        let (truth, seed, acked) = (number(truth)?, number(seed)?, Epoch(number(acked)?));
+        Ok(Self { truth, seed, cores, acked, expected, settings: number(settings)? })
     }
 }
 
@@ -105,7 +127,7 @@ pub fn check_opened(opened: &Opened, truth: u64, acked: Epoch) -> Result<Epoch, 
 pub fn live(dir: &Path, life: &Life) -> Result<(), String> {
     die_with_parent();
     say("start");
-    let builder = Store::builder(dir).cores(life.cores).settings(settings());
+    let builder = Store::builder(dir).cores(life.cores).settings(settings_of(life.settings));
     let opened = builder.open().map_err(|e| format!("open: {e}"))?;
     let landed = check_opened(&opened, life.truth, life.acked)?;
     if life.expected.is_some_and(|expected| expected != landed) {

@@ -7,6 +7,7 @@
 use super::FORMAT_VERSION;
 use super::checksum::crc32c;
 use super::fields::Fields;
+use super::segment_header::SegmentHeader;
 use crate::ids::{Incarnation, StoreId};
 
 const MAGIC: [u8; 8] = *b"LMNRCURR";
@@ -37,6 +38,11 @@ pub enum CurrentFault {
 }
 
 impl Current {
+    /// Whether it names the incarnation that wrote a segment.
+    pub(crate) fn is_of(&self, header: &SegmentHeader) -> bool {
+        (self.store_id, self.incarnation) == (header.store_id, header.incarnation)
+    }
+
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -243,6 +243,21 @@ mod tests {
         }
     }
 
+    /// A value that changed on the disk is seen before anybody reads it, padding included.
+    #[test]
+    fn every_flipped_bit_of_a_payload_is_seen() {
+        let salt = Salt::new(&[1]);
+        let good = *b"a record of some length\0";
+        let header = FrameHeader { payload_crc: salt.crc(&[&good]), payload_len: 23, ..sample() };
+        assert_eq!(header.check_payload(&salt, &good), Ok(()));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let fault = header.check_payload(&salt, &bad);
+            assert!(matches!(fault, Err(FrameFault::PayloadChecksum { .. })), "bit {bit}: {fault:?}");
+        }
+    }
+
     #[test]
     fn zeros_are_never_a_frame() {
         let zero = [0; FRAME_HEADER_LEN];

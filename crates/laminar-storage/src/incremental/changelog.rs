@@ -17,14 +17,17 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 use crate::ring0::KeyHasher;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Capacity of [`StateChangelogBuffer::new`], in entries: 2 MiB.
 pub const DEFAULT_CAPACITY: usize = 1 << 16;
+
+/// The largest capacity, in entries: 512 MiB.
+pub const MOST_CAPACITY: usize = 1 << 24;
 
 /// What happened to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -397,10 +400,11 @@ impl StateChangelogBuffer {
         Self::with_capacity(DEFAULT_CAPACITY)
     }
 
-    /// A changelog of at least `entries` entries, rounded up to a power of two, at epoch 0.
+    /// A changelog of at least `entries` entries, rounded up to a power of two, at epoch 0. It has
+    /// [`MOST_CAPACITY`] at most.
     #[must_use]
     pub fn with_capacity(entries: usize) -> Self {
-        let (producer, consumer) = RingBuffer::new(entries.next_power_of_two());
+        let (producer, consumer) = RingBuffer::new(entries.min(MOST_CAPACITY).next_power_of_two());
         let drained = Arc::new(Drained::default());
         let producer = ChangelogProducer {
             ring: producer,

@@ -95,6 +95,9 @@ impl IncrementalCheckpointManager {
             // The log's barriers bring the number; otherwise it is counted when it is needed.
             self.live_keys = None;
         }
+        if self.poisoned_by().is_some() {
+            self.give_room_back();
+        }
         Ok(done)
     }
 }

@@ -105,7 +105,7 @@ impl IncrementalCheckpointManager {
         let changes = std::mem::replace(&mut self.overlay, Overlay::new(self.chains.len()));
         let written = self.try_write(id, wal_position, &changes);
         self.frozen = Some(changes);
-        self.poison_on_error(written.map(Written))
+        self.poison_on_error(written.map(Written)).inspect_err(|_| self.give_room_back())
     }
 
     /// Second step: makes everything durable under the temporary name.
@@ -118,7 +118,7 @@ impl IncrementalCheckpointManager {
         let draft = written.0;
         self.check_token(&draft)?;
         let synced = self.try_sync(&draft);
-        self.poison_on_error(synced.map(|()| Synced(draft)))
+        self.poison_on_error(synced.map(|()| Synced(draft))).inspect_err(|_| self.give_room_back())
     }
 
     /// Third step: gives the checkpoint its final name, durably, and reads it back. Old checkpoints

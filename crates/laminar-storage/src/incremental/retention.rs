@@ -208,6 +208,19 @@ impl IncrementalCheckpointManager {
         Ok(())
     }
 
+    /// Removes, as well as that goes, what will never be published because this manager was stopped while writing
+    /// it: on a full disk the log needs the room. What of it the state is read from stays open.
+    pub(super) fn give_room_back(&self) {
+        let (vfs, dir) = (self.vfs.as_ref(), self.config.checkpoint_dir.as_path());
+        let removed = Listing::read(vfs, dir).and_then(|mut listing| {
+            listing.leftovers.retain(|entry| matches!(entry, EntryName::Pending(_)));
+            sweep(vfs, dir, &listing.leftovers)
+        });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "could not remove the checkpoint that failed");
+        }
+    }
+
     fn remove(&self, id: CheckpointId) -> Result<()> {
         let (vfs, parent) = (self.vfs.as_ref(), self.config.checkpoint_dir.as_path());
         let (dir, trash) = (EntryName::Checkpoint(id).path(parent), EntryName::Trash(id).path(parent));
@@ -268,4 +281,20 @@ pub(super) fn check_id(dir: &Path, id: CheckpointId, metadata: &IncrementalCheck
     }
     let what = format!("the manifest is that of checkpoint {}", metadata.id);
     Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(dir.join(MANIFEST_NAME))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_id_counts_leftovers_too() {
+        let ids = |checkpoints: &[u64], leftovers: &[u64]| Listing {
+            checkpoints: checkpoints.iter().copied().map(CheckpointId).collect(),
+            leftovers: leftovers.iter().copied().map(|id| EntryName::Trash(CheckpointId(id))).collect(),
+        };
+        assert_eq!(ids(&[], &[]).highest(), None);
+        assert_eq!(ids(&[2, 5], &[3]).highest(), Some(CheckpointId(5)));
+        assert_eq!(ids(&[2, 5], &[7, 6]).highest(), Some(CheckpointId(7)));
+    }
 }

@@ -105,6 +105,7 @@ impl CheckpointCoordinator {
         let cuts = self.applied.clone();
         let after = |core: CoreId| cut_of(&cuts, core);
         let survey = Survey::up_to(&vfs, self.wal.base_dir(), &after, &self.wal.ends())?;
+        self.wal.truncation_scope().check_is_ours(&survey)?;
         let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: epoch };
         let mut applied = Applied { cuts: self.applied.clone(), ..Applied::default() };
         applied.barriers.resize(applied.cuts.len(), (Epoch::ZERO, None));

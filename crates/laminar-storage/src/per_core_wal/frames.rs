@@ -182,4 +182,115 @@ mod tests {
         assert!(matches!(fault, Some(FrameFault::HeaderChecksum { .. })), "{fault:?}");
         assert!(largest <= head.len() + (1 << 20), "{largest} bytes");
     }
+
+    const SALT: [u64; 1] = [9];
+
+    /// A frame of three records with the given payload, for the given place.
+    fn frame(at: u64, synced_len: u64, epoch: u64, first_sequence: u64, payload: &[u8]) -> Vec<u8> {
+        let salt = Salt::new(&SALT);
+        let mut padded = payload.to_vec();
+        padded.resize(payload.len().next_multiple_of(FRAME_ALIGN), 0);
+        let header = FrameHeader {
+            payload_crc: salt.crc(&[&padded]),
+            payload_len: u32::try_from(payload.len()).unwrap(),
+            core: CoreId(1),
+            records: 3,
+            synced_len,
+            epoch: Epoch(epoch),
+            first_sequence: Sequence(first_sequence),
+            first_timestamp: crate::ids::TimestampNs(1),
+        };
+        [header.encode(&salt, at).as_slice(), &padded].concat()
+    }
+
+    fn reader(parts: &[(u64, &[u8])], offset: u64, limit: u64) -> FrameReader {
+        let disk = SimDisk::new(1);
+        let file = disk.create_new(Path::new("/segment")).unwrap();
+        for (at, bytes) in parts {
+            write_all_at(file.as_ref(), bytes, *at).unwrap();
+        }
+        FrameReader::new(file, Salt::new(&SALT), CoreId(1), offset, limit)
+    }
+
+    fn fault(reader: &mut FrameReader) -> FrameFault {
+        match reader.step().unwrap() {
+            Step::Fault(fault) => fault,
+            Step::Frame(header, _) => panic!("{header:?}"),
+            Step::End => panic!("the end"),
+        }
+    }
+
+    #[test]
+    fn frames_follow_each_other_up_to_the_limit() {
+        let first = frame(0, 0, 1, 1, b"eleven byte");
+        let second = frame(64, 0, 1, 4, &vec![7; CHUNK + 3]);
+        let end = 64 + second.len() as u64;
+        let mut frames = reader(&[(0, &first), (64, &second), (end, &[1; 64])], 0, end);
+        for (len, next) in [(11, 64), (CHUNK + 3, end)] {
+            let Step::Frame(header, payload) = frames.step().unwrap() else { panic!("no frame") };
+            assert_eq!((payload.len(), header.records), (len, 3));
+            assert_eq!(frames.offset(), next);
+        }
+        assert!(matches!(frames.step().unwrap(), Step::End));
+        // One byte less, and the frame does not count, although the file has all of it.
+        let mut frames = reader(&[(0, &first)], 0, 63);
+        assert_eq!(fault(&mut frames), FrameFault::Short);
+        assert_eq!(frames.offset(), 0);
+    }
+
+    #[test]
+    fn nothing_beyond_the_limit_is_looked_at() {
+        let (first, beyond) = (frame(0, 0, 1, 1, b"payload"), frame(88, 64, 9, 9, b""));
+        let limit = first.len() as u64 + 24;
+        let mut frames = reader(&[(0, &first), (88, &beyond)], 0, limit);
+        assert!(matches!(frames.step().unwrap(), Step::Frame(..)));
+        // Twenty-four zeros and then the file goes on: too short for a header, and no space written ahead.
+        assert_eq!(fault(&mut frames), FrameFault::Short);
+        assert_eq!(frames.examine_rest().unwrap(), Rest { bytes: 24, ..Rest::default() });
+    }
+
+    #[test]
+    fn the_rest_is_searched_to_its_end_for_a_witness() {
+        let first = frame(0, 0, 1, 1, b"payload");
+        let bad = first.len() as u64;
+        // Whole in itself, but written before the bad bytes were synced.
+        let near = bad + 64;
+        // Its header lies across the border between two chunks.
+        let across = bad + (CHUNK - FRAME_ALIGN) as u64;
+        let far = across + CHUNK as u64 + 512;
+        let later = [(near, bad, 7, 100), (across, bad + 8, 5, 300), (far, bad + 16, 6, 200)];
+        let bytes = later.map(|(at, synced, epoch, sequence)| (at, frame(at, synced, epoch, sequence, b"")));
+        let parts: Vec<_> = bytes.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
+        let limit = far + FRAME_HEADER_LEN as u64;
+        let mut frames =
+            reader(&[&[(0, first.as_slice()), (bad, &[0xff; 48])], parts.as_slice()].concat(), 0, limit);
+        assert!(matches!(frames.step().unwrap(), Step::Frame(..)));
+        assert!(matches!(fault(&mut frames), FrameFault::HeaderChecksum { .. }));
+        let expected = Rest {
+            bytes: limit - bad,
+            written: true,
+            frames: 3,
+            witness: Some(across),
+            max_epoch: Epoch(7),
+            max_sequence: Sequence(302),
+        };
+        assert_eq!(frames.examine_rest().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_frame_whose_payload_is_torn_is_no_witness_of_itself() {
+        let mut torn = frame(256, 256, 8, 50, b"payload");
+        torn[FRAME_HEADER_LEN] ^= 1;
+        let limit = 256 + torn.len() as u64;
+        let mut frames = reader(&[(256, &torn)], 256, limit);
+        assert!(matches!(fault(&mut frames), FrameFault::PayloadChecksum { .. }));
+        assert_eq!(frames.examine_rest().unwrap(), Rest { bytes: 56, written: true, ..Rest::default() });
+    }
+
+    #[test]
+    fn the_rest_of_an_empty_segment_is_searched_too() {
+        let mut frames = reader(&[(8, &frame(8, 8, 2, 1, b""))], 0, 64);
+        let rest = frames.examine_rest().unwrap();
+        assert_eq!((rest.frames, rest.witness, rest.max_sequence), (1, Some(8), Sequence(3)));
+    }
 }

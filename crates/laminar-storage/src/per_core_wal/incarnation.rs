@@ -12,8 +12,8 @@ use super::error::PerCoreWalError;
 use super::names::take_back;
 use super::recovery::identity::{CLOSED, CURRENT};
 use super::recovery::survey::{CoreLog, Segment, Survey};
-use super::segment::{SegmentName, create_segment, list_segments};
-use super::writer::{CoreWalWriter, SegmentPolicy};
+use super::segment::{SegmentName, SegmentPolicy, create_segment, list_segments};
+use super::writer::CoreWalWriter;
 use crate::error::Detail;
 use crate::format::closed::Closed;
 use crate::format::current::Current;
@@ -121,14 +121,23 @@ pub(crate) fn begin(
     survey: &Survey,
     beginning: Beginning,
 ) -> Result<Vec<CoreWalWriter>, PerCoreWalError> {
+    if sabotaged(Sabotage::OldSegmentContinued) && !survey.cores.is_empty() {
+        return continue_old_segments(policy, survey, beginning);
+    }
     let vfs = policy.vfs.as_ref();
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
     let incarnation = survey.max_incarnation.next();
     let mut writers = Vec::with_capacity(usize::from(beginning.core_count));
     for core in (0..beginning.core_count).map(CoreId) {
         let header = first_header(survey, beginning, store_id, core);
-        let (path, file) = create_segment(vfs, &policy.dir, &header, policy.preallocation)
-            .map_err(|e| PerCoreWalError::io("could not create a segment", &policy.dir, e))?;
+        let (path, file) = match create_segment(vfs, &policy.dir, &header, policy.preallocation) {
+            Ok(created) => created,
+            Err(error) => {
+                // Whoever opens a store on a full disk again and again must not fill it further.
+                writers.iter().for_each(|writer: &CoreWalWriter| take_back(vfs, writer.path()));
+                return Err(PerCoreWalError::io("could not create a segment", &policy.dir, error));
+            }
+        };
         writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
     }
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
@@ -145,6 +154,26 @@ pub(crate) fn begin(
     replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
     Ok(writers)
+}
+
+/// A deliberate mistake: every core goes on at the end of its newest file, whatever stands there.
+fn continue_old_segments(
+    policy: &SegmentPolicy,
+    survey: &Survey,
+    beginning: Beginning,
+) -> Result<Vec<CoreWalWriter>, PerCoreWalError> {
+    let io = |e| PerCoreWalError::io("could not go on in the old segment", &policy.dir, e);
+    let newest = survey.cores.iter().filter_map(|log| log.segments.last().map(|segment| (log.core, segment)));
+    let writer = |(core, segment): (CoreId, &Segment)| {
+        let fresh = first_header(survey, beginning, segment.header.store_id, core);
+        let SegmentHeader { incarnation, number, .. } = segment.header;
+        let header = SegmentHeader { incarnation, number, ..fresh };
+        let file = policy.vfs.open(&segment.path, Access::ReadWrite).map_err(io)?;
+        let end = file.size().map_err(io)?.next_multiple_of(FRAME_ALIGN as u64);
+        let path = segment.path.clone();
+        Ok(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch).moved_to(end))
+    };
+    newest.map(writer).collect()
 }
 
 /// Leaves evidence of how far a log was acknowledged when it ended in order. Nothing is lost without it.
@@ -217,3 +246,6 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,10 +12,12 @@ use super::merge::MergedEntries;
 use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
 use super::recovery::survey::{LogEnd, Survey};
+use super::segment::SegmentPolicy;
 use super::truncate::{Truncation, truncate_segments};
-use super::writer::{CoreWalWriter, SegmentPolicy};
+use super::writer::CoreWalWriter;
 use crate::error::Detail;
-use crate::format::segment_header::WalMode;
+use crate::format::current::Current;
+use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::incremental::Published;
 use crate::vfs::create_dir_durably;
@@ -288,6 +290,7 @@ impl PerCoreWalManager {
         TruncationScope {
             policy: self.policy.clone(),
             core_count: u16::try_from(self.writers.len()).unwrap_or(u16::MAX),
+            header: self.writers.first().map(|writer| *writer.header()),
             store_id: self.store_id(),
             start: self.start,
         }
@@ -350,9 +353,27 @@ impl PerCoreWalManager {
 pub(crate) struct TruncationScope {
     pub(crate) policy: SegmentPolicy,
     pub(crate) core_count: u16,
+    /// Of any segment of this opening.
+    pub(crate) header: Option<SegmentHeader>,
     pub(crate) store_id: StoreId,
     /// Every record of earlier incarnations has a sequence up to this.
     pub(crate) start: Sequence,
+}
+
+impl TruncationScope {
+    /// Refuses what was found where this log was, when somebody has renamed the directory and another log has its
+    /// name by now: neither is it to be read into a checkpoint, nor to be cut.
+    pub(crate) fn check_is_ours(&self, survey: &Survey) -> Result<(), PerCoreWalError> {
+        let opened_later = |current: Current| self.header.is_some_and(|header| !current.is_of(&header));
+        if survey.store_id == Some(self.store_id) && !survey.current.is_some_and(opened_later) {
+            return Ok(());
+        }
+        Err(PerCoreWalError::corrupted(
+            Detail::new("this log is no longer there; the directory was renamed, removed or replaced")
+                .at_path(&self.policy.dir)
+                .remedy("Put the directory back in its place, then open again."),
+        ))
+    }
 }
 
 /// Writes and syncs several writers, the syncs in parallel.

@@ -34,12 +34,12 @@ impl Names {
     }
 }
 
-/// Removes a file whose name could not be made durable, as well as that goes. The system may go on to show a
-/// name that is not on the disk, and count it as clean: who opens the log next would build on it, and lose it
-/// with the next power cut.
+/// Removes a file that could not be completed, or whose name could not be made durable, as well as that goes. The
+/// system may go on to show a name that is not on the disk, and count it as clean: who opens the log next would build
+/// on it, and lose it with the next power cut.
 pub(crate) fn take_back(vfs: &dyn Vfs, path: &Path) {
     if let Err(error) = vfs.remove_file(path) {
-        tracing::warn!(%error, path = %path.display(), "could not remove a file whose name is not durable");
+        tracing::warn!(%error, path = %path.display(), "could not remove a file that is of no use");
     }
 }
 

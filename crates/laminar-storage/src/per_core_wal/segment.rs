@@ -4,10 +4,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::names::{Names, take_back};
 use crate::format::MAX_CORES;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{CoreId, Incarnation, SegmentNumber};
 use crate::vfs::{FileKind, Vfs, VfsFile, write_all_at};
+
+/// How segments of a log are made; the same for all its cores.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentPolicy {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    pub(crate) dir: PathBuf,
+    pub(crate) segment_size: u64,
+    pub(crate) preallocation: u64,
+    /// Shared by all who change names in `dir`.
+    pub(crate) names: Arc<Names>,
+}
 
 /// The ids that a segment's file name is made of: `wal-{core}.{incarnation}.{number}.log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +75,7 @@ pub(crate) fn list_segments(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<Segment
 }
 
 /// Creates a segment: header, then zeros up to `preallocation`, all synced. Its directory entry is
-/// not durable yet.
+/// not durable yet. One that could not be completed is removed again: on a full disk it only takes up room.
 pub(crate) fn create_segment(
     vfs: &dyn Vfs,
     dir: &Path,
@@ -72,9 +84,13 @@ pub(crate) fn create_segment(
 ) -> io::Result<(PathBuf, Arc<dyn VfsFile>)> {
     let path = dir.join(SegmentName::of(header).file_name());
     let file = vfs.create_new(&path)?;
-    write_all_at(file.as_ref(), &header.encode(), 0)?;
-    write_zeros(file.as_ref(), SEGMENT_HEADER_LEN as u64, preallocation)?;
-    file.sync_data()?;
+    let filled = write_all_at(file.as_ref(), &header.encode(), 0)
+        .and_then(|()| write_zeros(file.as_ref(), SEGMENT_HEADER_LEN as u64, preallocation))
+        .and_then(|()| file.sync_data());
+    if let Err(error) = filled {
+        take_back(vfs, &path);
+        return Err(error);
+    }
     Ok((path, file))
 }
 

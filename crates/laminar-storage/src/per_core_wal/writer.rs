@@ -17,8 +17,9 @@ use std::sync::Arc;
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
 use super::limits;
-use super::names::{self, Names};
-use super::segment::create_segment;
+use super::names;
+use super::recovery::identity::read_current;
+use super::segment::{SegmentPolicy, create_segment};
 use crate::error::Detail;
 use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
@@ -32,17 +33,6 @@ use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
 const FLUSH_AT: usize = 1 << 20;
-
-/// How segments of a log are made; the same for all its cores.
-#[derive(Clone, Debug)]
-pub(crate) struct SegmentPolicy {
-    pub(crate) vfs: Arc<dyn Vfs>,
-    pub(crate) dir: PathBuf,
-    pub(crate) segment_size: u64,
-    pub(crate) preallocation: u64,
-    /// Shared by all who change names in `dir`.
-    pub(crate) names: Arc<Names>,
-}
 
 /// A frame whose records are still being added; its header's place in the buffer is kept free.
 #[derive(Debug)]
@@ -113,6 +103,12 @@ impl CoreWalWriter {
             poison: None,
             lock: None,
         }
+    }
+
+    /// A deliberate mistake: behind whatever stands in the segment up to `end`.
+    pub(crate) fn moved_to(mut self, end: u64) -> Self {
+        (self.written, self.synced) = (end, end);
+        self
     }
 
     /// Appends a put; returns the position of its record in this core's log.
@@ -569,6 +565,13 @@ impl CoreWalWriter {
 
     fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
         let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
+        // Somebody may have renamed the directory, and another log may have its name by now.
+        let established = read_current(vfs.as_ref(), dir).ok().flatten();
+        if established.is_some_and(|current| !current.is_of(&self.header)) {
+            return Err(std::io::Error::other(
+                "another log, or a later opening of this one, is there by now",
+            ));
+        }
         let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
         let skip = sabotaged(Sabotage::RollNotSynced);
         if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {

@@ -16,6 +16,19 @@ use super::record::{self, HEADER_LEN, Header, Kind, RecordRef, index};
 use super::region::{Base, Region};
 use super::{KEY_AND_VALUE_FIT, prefetch};
 
+/// Addresses behind the limit of a state, for what a full one needs to go on: tombstones, and the commit of an
+/// epoch, of which the longest fits. A multiple of a huge page.
+pub(super) const BEYOND_LIMIT: usize = if cfg!(miri) { 2 << 20 } else { 20 << 20 };
+
+/// What a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A value that somebody puts: the limit of the state holds.
+    Value,
+    /// What closes an epoch or makes room, and what was in the state already: the limit does not count.
+    Upkeep,
+}
+
 /// A slot that belongs to whoever holds this (R0-4).
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -32,14 +45,18 @@ pub(super) struct Arena {
     free: [u64; CLASSES],
     /// Bytes in free slots.
     free_bytes: usize,
+    /// Bytes that values may take. Behind it are [`BEYOND_LIMIT`] more.
+    limit: usize,
 }
 
 impl Arena {
     pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
+        // The system may have given less than was asked for.
+        let limit = region.len().saturating_sub(BEYOND_LIMIT);
         let mut bump = Bump::new(region, helper);
         // Offset 0 means "none", so nothing may live there.
         bump.take(UNIT * 4)?;
-        Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0 })
+        Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0, limit })
     }
 
     pub(super) fn region(&self) -> &Arc<Region> {
@@ -53,6 +70,22 @@ impl Arena {
 
     pub(super) fn free_bytes(&self) -> usize {
         self.free_bytes
+    }
+
+    /// Whether a slot of the class keeps within the limit.
+    #[inline]
+    pub(super) fn has_room(&self, class: Class) -> bool {
+        self.live_bytes() + class.size() <= self.limit
+    }
+
+    /// Whether everything that is held keeps within the limit.
+    pub(super) fn is_within_limit(&self) -> bool {
+        self.live_bytes() <= self.limit
+    }
+
+    /// What to say when it does not.
+    pub(super) fn full(&self) -> Ring0Error {
+        Ring0Error::StateFull { limit_bytes: self.limit as u64 }
     }
 
     /// The class for a record, once its lengths have been checked.
@@ -80,8 +113,11 @@ impl Arena {
 
     /// A slot that nobody used yet, or, rather than growing past what the state needs, a free one of
     /// a larger class.
-    pub(super) fn fresh(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+    pub(super) fn fresh(&mut self, class: Class, purpose: Purpose) -> Result<Slot, Ring0Error> {
         let size = class.size();
+        if purpose == Purpose::Value && self.bump.used() + size > self.limit {
+            return self.split_larger(class).ok_or(self.full());
+        }
         let much_is_free = self.free_bytes > self.bump.used() / 8;
         if much_is_free
             && !self.bump.has_ready(size)
@@ -91,7 +127,8 @@ impl Arena {
         }
         match self.bump.take(size) {
             Ok(at) => Ok(Slot { at: at as u64, class }),
-            Err(full) => self.split_larger(class).ok_or(full),
+            Err(Ring0Error::StateFull { .. }) => self.split_larger(class).ok_or(self.full()),
+            Err(error) => self.split_larger(class).ok_or(error),
         }
     }
 

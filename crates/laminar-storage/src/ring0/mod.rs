@@ -148,7 +148,8 @@ pub(crate) fn new_state(config: StateConfig) -> Result<(CoreState, CoreDrain), R
 }
 
 fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, CoreDrain), Ring0Error> {
-    let records = Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
+    let with_upkeep = config.reserve_bytes.saturating_add(arena::BEYOND_LIMIT as u64);
+    let records = Arc::new(region::Region::reserve(with_upkeep).map_err(Ring0Error::Memory)?);
     let entries = Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
     let helper = prefault::Prefaulter::of_process();
     let arena = arena::Arena::new(Arc::clone(&records), Arc::clone(&helper))?;

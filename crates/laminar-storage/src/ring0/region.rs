@@ -13,13 +13,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::arena::BEYOND_LIMIT;
+
 /// Size and alignment of a huge page; chunks and the region itself are multiples of it.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 /// Largest chunk. About 2 ms of work for the kernel; filling it takes a core several times as long.
 const CHUNK_MAX: usize = 8 << 20;
 /// A region of at most this many bytes is given memory in small chunks and without huge pages: whoever
 /// sets the lowest limit wants many small stores, or to open one many times.
-const SMALL_REGION: usize = 4 << 20;
+const SMALL_REGION: usize = (4 << 20) + BEYOND_LIMIT;
 const SMALL_CHUNK: usize = 128 << 10;
 /// As many small regions are kept for later, each with at most so many bytes committed.
 const SPARES: usize = 24;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::arena::{Arena, Slot};
+use super::arena::{Arena, Purpose, Slot};
 use super::class::Class;
 use super::hash::KeyHasher;
 use super::index::{Index, Lookup, Place};
@@ -82,7 +82,7 @@ impl CoreState {
         }
         self.reserve_entry()?;
         self.index.reserve_splits(WAITING_MOST)?;
-        let slot = self.allocate(Arena::class_for(key, value)?)?;
+        let slot = self.allocate(Arena::class_for(key, value)?, Purpose::Value)?;
         let at = self.arena.write(slot, Kind::Put, 0, 0, key, value);
         let needle = Needle::new(hash, key);
         self.pending.add(Waiting { needle, at, value_len: value_len(value) });
@@ -203,7 +203,7 @@ impl CoreState {
         self.reserve_entry()?;
         let at = match commit {
             Some(bytes) => {
-                let slot = self.allocate(Arena::class_for(&[], bytes)?)?;
+                let slot = self.allocate(Arena::class_for(&[], bytes)?, Purpose::Upkeep)?;
                 self.arena.write(slot, Kind::Commit, 0, 0, &[], bytes)
             }
             None => 0,
@@ -228,7 +228,7 @@ impl CoreState {
         let replaced = match value {
             Some(value) => {
                 let lookup = self.lookup(&needle, key)?;
-                let slot = self.allocate(Arena::class_for(key, value)?)?;
+                let slot = self.allocate(Arena::class_for(key, value)?, Purpose::Upkeep)?;
                 growth = record_digest(key, value);
                 let at = self.arena.write(slot, Kind::Put, 0, growth, key, value);
                 match lookup {
@@ -256,6 +256,12 @@ impl CoreState {
             unsafe { self.arena.free(old) };
         }
         Ok(growth)
+    }
+
+    /// After loading: whether what was loaded keeps within the limit. On the way there it need not, because the log
+    /// leaves out versions that were replaced soon after, and a record that made room comes later than it was.
+    pub(crate) fn check_limit(&self) -> Result<(), Ring0Error> {
+        if self.arena.is_within_limit() { Ok(()) } else { Err(self.arena.full()) }
     }
 
     /// The changelog's counters.
@@ -315,7 +321,10 @@ impl CoreState {
 
     /// A slot of a class: what the oldest released entry retired if that fits, which is the usual case.
     #[inline]
-    fn allocate(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+    fn allocate(&mut self, class: Class, purpose: Purpose) -> Result<Slot, Ring0Error> {
+        if purpose == Purpose::Value && !self.arena.has_room(class) {
+            self.make_room(class)?;
+        }
         if let Some(retired) = self.retired.take() {
             self.arena.prefetch(self.retired.upcoming(FETCH_AHEAD).at(), FETCH_BYTES);
             if retired != Retired::NOTHING {
@@ -327,15 +336,22 @@ impl CoreState {
         }
         match self.arena.reuse(class) {
             Some(slot) => Ok(slot),
-            None => self.allocate_slowly(class),
+            None => self.allocate_slowly(class, purpose),
         }
     }
 
-    fn allocate_slowly(&mut self, class: Class) -> Result<Slot, Ring0Error> {
+    /// Takes back everything that was released, for a state near its limit.
+    #[cold]
+    fn make_room(&mut self, class: Class) -> Result<(), Ring0Error> {
+        self.reclaim(usize::MAX);
+        if self.arena.has_room(class) { Ok(()) } else { Err(self.arena.full()) }
+    }
+
+    fn allocate_slowly(&mut self, class: Class, purpose: Purpose) -> Result<Slot, Ring0Error> {
         self.reclaim(RECLAIM_MOST);
         match self.arena.reuse(class) {
             Some(slot) => Ok(slot),
-            None => self.arena.fresh(class),
+            None => self.arena.fresh(class, purpose),
         }
     }
 
@@ -347,7 +363,7 @@ impl CoreState {
         key: &[u8],
         value: &[u8],
     ) -> Result<(), Ring0Error> {
-        let slot = self.allocate(Arena::class_for(key, value)?)?;
+        let slot = self.allocate(Arena::class_for(key, value)?, Purpose::Value)?;
         let prev = match lookup {
             Lookup::Found(_, at) => at,
             Lookup::Room(_) => 0,
@@ -363,7 +379,7 @@ impl CoreState {
     }
 
     fn delete_at(&mut self, place: Place, prev: u64, needle: &Needle, key: &[u8]) -> Result<(), Ring0Error> {
-        let slot = self.allocate(Arena::class_for(key, &[])?)?;
+        let slot = self.allocate(Arena::class_for(key, &[])?, Purpose::Upkeep)?;
         let at = self.arena.write(slot, Kind::Tombstone, prev, 0, key, &[]);
         let epoch = self.changelog.epoch();
         self.push(StateChangelogEntry::delete(epoch, needle.hash, at), Retired::with_its_prev(at));

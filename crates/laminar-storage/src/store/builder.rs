@@ -51,7 +51,8 @@ impl StoreBuilder {
         self
     }
 
-    /// The function that routes the program's keys to cores; used when the number of cores changes.
+    /// The function that routes the program's keys to cores; used when the number of cores changes, and for
+    /// what the low-level functions wrote.
     /// Default: [`Router::default`].
     #[must_use]
     pub fn router(mut self, router: Router) -> Self {

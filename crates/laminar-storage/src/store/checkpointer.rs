@@ -110,6 +110,7 @@ impl Checkpointer {
         let cuts = self.applied.cuts.clone();
         let after = |core: CoreId| cut_of(&cuts, core);
         let survey = Survey::up_to(&self.vfs, &self.scope.policy.dir, &after, &cut.ends)?;
+        self.scope.check_is_ours(&survey)?;
         for core in (0..self.scope.core_count).map(CoreId) {
             let sealed = survey.core(core).map_or(Epoch::ZERO, |log| log.sealed_epoch);
             if sealed < cut.epoch {

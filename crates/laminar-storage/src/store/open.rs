@@ -242,6 +242,7 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
         Ok(())
     })?;
     full?;
+    state.check_limit().map_err(memory)?;
     let digest = StateDigest { digest, live_keys: state.len() };
     Ok(Loaded { state, drain, offsets, digest, expected, replayed })
 }

@@ -65,14 +65,18 @@ pub(crate) fn rebuild(
     )?;
     let before = located.metadata().map_or(survey.core_count(), |metadata| metadata.core_count);
     let mut applied = known_so_far(located);
+    // Whoever wrote a plain log need not have known the router, and the store's program looks where it says.
+    let mut astray = false;
     for incarnation in survey.incarnations(|core| plan.span(core).after) {
         let Some(header) = survey.header_of(incarnation) else { continue };
-        reshard(builder, &mut manager, header.core_count)?;
+        let routed = header.mode == WalMode::Epochs;
+        reshard(builder, &mut manager, header.core_count, astray && routed)?;
+        astray = !routed;
         apply_incarnation(vfs, survey, incarnation, |core| plan.span(core), &mut manager, &mut applied)?;
     }
     let from = survey.newest().map_or(before, |header| header.core_count);
     let expected = expected_digest(&applied, plan.point);
-    let digests = match reshard(builder, &mut manager, builder.core_count())? {
+    let digests = match reshard(builder, &mut manager, builder.core_count(), astray)? {
         Some(digests) => digests,
         None => manager.live_digests()?,
     };
@@ -143,24 +147,31 @@ fn known_so_far(located: &Located) -> Applied {
     Applied { changes: 0, barriers: barriers.collect(), cuts }
 }
 
-/// Lays the state out for that many cores, and returns their digests; `None` when it is already.
+/// Lays the state out for that many cores, and returns their digests; `None` when it is already, unless its
+/// keys may be `astray`, on other cores than those the router names.
 fn reshard(
     builder: &StoreBuilder,
     manager: &mut IncrementalCheckpointManager,
     cores: u16,
+    astray: bool,
 ) -> Result<Option<Vec<CoreDigest>>, StoreError> {
-    if manager.core_count() == usize::from(cores) {
+    let same = manager.core_count() == usize::from(cores);
+    if same && (!astray || cores == 1) {
         return Ok(None);
     }
-    let astray = OnceLock::new();
+    let offsets = manager.core_offsets().to_vec();
+    let refused = OnceLock::new();
     let route = |key: &[u8]| {
         builder.router_ref().core(key, cores).unwrap_or_else(|| {
-            astray.get_or_init(|| key.to_vec());
+            refused.get_or_init(|| key.to_vec());
             CoreId::ZERO
         })
     };
     let digests = manager.reshard_with_digests(usize::from(cores), route)?;
-    match astray.into_inner() {
+    if same {
+        manager.set_core_offsets(offsets)?;
+    }
+    match refused.into_inner() {
         None => Ok(Some(digests)),
         Some(key) => Err(StoreError::invalid(
             Detail::new(format!(

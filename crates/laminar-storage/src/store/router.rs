@@ -12,7 +12,8 @@ const VIRTUAL_NODES: u64 = 4096;
 
 type Route = dyn Fn(&[u8], usize) -> usize + Send + Sync;
 
-/// Says which of `n` cores owns a key; used when a store is opened with another number of cores.
+/// Says which of `n` cores owns a key; used when a store is opened with another number of cores, or on
+/// a log that the low-level functions wrote.
 #[derive(Clone)]
 pub struct Router(Option<Arc<Route>>);
 

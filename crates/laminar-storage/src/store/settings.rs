@@ -25,8 +25,8 @@ pub struct Settings {
     /// [`StoreError::Backpressure`]. 0 to 3,600,000; default 30,000.
     pub put_timeout_ms: u64,
     /// Address space reserved for each core's records, in bytes; memory is used only as records need
-    /// it. 4 MiB to 16 TiB; default 64 GiB. All cores together get at most 16 TiB: with 1024 cores each
-    /// has 16 GiB.
+    /// it; sealing and deleting have a little beside it. 4 MiB to 16 TiB; default 64 GiB. All cores
+    /// together get at most 16 TiB: with 1024 cores each has 16 GiB.
     pub state_limit_bytes: u64,
     /// Bytes after which a WAL segment is closed. 4 KiB to 16 GiB; default 64 MiB.
     pub segment_bytes: u64,

@@ -106,3 +106,71 @@ fn a_record_never_reaches_beyond_its_bytes() {
     out[0] = 3;
     assert!(StateRecord::decode(&out).is_err());
 }
+
+/// Whoever recomputes the checksums still cannot make the parts contradict each other.
+#[test]
+fn a_footer_that_contradicts_itself_is_refused() {
+    let good = Footer {
+        index_offset: 84,
+        index_len: 24,
+        records: 2,
+        tombstones: 2,
+        blocks: 2,
+        file_len: 172,
+        index_crc: 0,
+    };
+    let decode = |footer: Footer| Footer::decode(&footer.encode(&ID).0, &ID, 172);
+    decode(good).unwrap();
+    decode(Footer { index_offset: 64, index_len: 44, ..good }).unwrap();
+    decode(Footer { tombstones: 0, blocks: 1, ..good }).unwrap();
+    for bad in [
+        Footer { index_offset: 63, index_len: 45, ..good },
+        Footer { index_len: 23, ..good },
+        Footer { index_len: u64::MAX, ..good },
+        Footer { tombstones: 3, ..good },
+        Footer { blocks: 3, ..good },
+        Footer { file_len: 171, ..good },
+    ] {
+        assert!(matches!(decode(bad), Err(Fault::Damaged(_))), "{bad:?}");
+    }
+}
+
+#[test]
+fn an_index_that_contradicts_itself_or_the_footer_is_refused() {
+    let entry = |offset, len, records, first_key| IndexEntry { offset, len, records, crc: 0, first_key };
+    let parse = |entries: &[IndexEntry<'_>], index_offset: u64, records: u64, blocks: u64| {
+        let mut raw = Vec::new();
+        entries.iter().for_each(|entry| entry.encode(&mut raw));
+        let index_len = raw.len() as u64;
+        let file_len = index_offset + index_len + FOOTER_LEN as u64;
+        let index_crc = ID.index_crc(index_offset, &raw);
+        let footer = Footer { index_offset, index_len, records, tombstones: 0, blocks, file_len, index_crc };
+        Index::parse(raw, &footer, &ID)
+    };
+    let least = u32::try_from(RECORD_HEADER_LEN).unwrap();
+    let most = u32::try_from(MAX_BLOCK_LEN).unwrap();
+    let good = [entry(64, least, 1, b"a".as_slice()), entry(64 + u64::from(least), 3 * least, 3, b"b")];
+    let end = 64 + 4 * u64::from(least);
+    let index = parse(&good, end, 4, 2).unwrap();
+    assert_eq!(
+        (index.blocks(), index.find(b"Z"), index.find(b"a"), index.find(b"bb")),
+        (2, None, Some(0), Some(1))
+    );
+    let [first, second] = good;
+    for (entries, index_offset, records, blocks) in [
+        (vec![first, second], end + 1, 4, 2),
+        (vec![first, second], end, 5, 2),
+        (vec![first, second], end, 4, 3),
+        (vec![first], end, 4, 2),
+        (vec![first, IndexEntry { offset: second.offset + 1, ..second }], end, 4, 2),
+        (vec![first, IndexEntry { records: 0, ..second }], end, 1, 2),
+        (vec![first, IndexEntry { records: 4, ..second }], end, 5, 2),
+        (vec![first, IndexEntry { len: 3 * least - 1, ..second }], end - 1, 4, 2),
+        (vec![first, IndexEntry { len: most + 1, ..second }], 65 + u64::from(least) + u64::from(most), 4, 2),
+        (vec![first, IndexEntry { first_key: b"a", ..second }], end, 4, 2),
+        (vec![IndexEntry { first_key: b"c", ..first }, second], end, 4, 2),
+    ] {
+        let parsed = parse(&entries, index_offset, records, blocks);
+        assert!(matches!(parsed, Err(Fault::Damaged(_))), "{entries:?}");
+    }
+}

@@ -138,3 +138,11 @@ proptest! {
         }
     }
 }
+
+/// The next power of two of the largest number there is was none at all.
+#[cfg(not(miri))]
+#[test]
+fn a_capacity_beyond_the_largest_is_the_largest() {
+    let changelog = StateChangelogBuffer::with_capacity(usize::MAX);
+    assert_eq!(changelog.capacity(), MOST_CAPACITY);
+}

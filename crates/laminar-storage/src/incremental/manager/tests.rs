@@ -9,7 +9,7 @@ use super::*;
 use crate::format::digest::record_digest;
 use crate::ids::WalPosition;
 use crate::incremental::{CheckpointReader, Published, StateMap, validate_checkpoint_in};
-use crate::vfs::sim::{Duration as For, Fault, ImagePolicy, Keep, Short, SimDisk};
+use crate::vfs::sim::{Duration as For, Fault, ImageId, ImagePolicy, Keep, Short, SimDisk};
 use crate::vfs::{Vfs, create_dir_durably};
 
 mod crash;

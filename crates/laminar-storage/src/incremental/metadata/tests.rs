@@ -96,3 +96,37 @@ fn hostile_manifests_are_refused() {
     assert!(matches!(error, IncrementalCheckpointError::UnsupportedVersion(_)));
     assert!(error.to_string().contains("version 2") && error.to_string().contains("version 1"));
 }
+
+#[test]
+fn as_many_cores_as_there_can_be_and_no_more() {
+    let with = |cores: u16, cuts: usize, offsets: usize| {
+        let mut metadata = IncrementalCheckpointMetadata::new(1, 1);
+        metadata.core_count = cores;
+        metadata.bound_to_wal = true;
+        metadata.wal_cuts = vec![WalCut { sequence: 1 }; cuts];
+        metadata.core_offsets = vec![CoreOffsets::default(); offsets];
+        metadata.to_json().is_ok()
+    };
+    let most = u16::try_from(MAX_CORES).unwrap();
+    assert!(with(most, MAX_CORES, MAX_CORES));
+    assert!(with(1, 1, 0));
+    for (cores, cuts, offsets) in
+        [(0, 1, 0), (most + 1, 1, 0), (1, MAX_CORES + 1, 0), (1, 1, MAX_CORES + 1), (1, 0, 0)]
+    {
+        assert!(!with(cores, cuts, offsets), "{cores} {cuts} {offsets}");
+    }
+}
+
+#[test]
+fn a_file_is_listed_once_and_belongs_to_no_later_checkpoint() {
+    let mut twice = sample();
+    twice.files.insert(1, twice.files[0].clone());
+    twice.size_bytes += 200;
+    let mut later = sample();
+    later.id = 8;
+    later.parent_id = None;
+    for mut metadata in [twice, later] {
+        metadata.sst_files = metadata.files.iter().map(|file| file.name.clone()).collect();
+        assert!(metadata.to_json().is_err(), "{:?}", metadata.sst_files);
+    }
+}

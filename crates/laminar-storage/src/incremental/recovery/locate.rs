@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::ids::{CheckpointId, Epoch, Sequence, StoreId};
 use crate::incremental::layout::EntryName;
+use crate::incremental::retention::check_id;
 use crate::incremental::{
     CheckpointReader, IncrementalCheckpointError, IncrementalCheckpointMetadata, Listing,
 };
@@ -72,6 +73,7 @@ where
                 IncrementalCheckpointError::NotFound(d) => IncrementalCheckpointError::Corruption(d),
                 other => other,
             })?;
+            check_id(&dir, *id, reader.metadata())?;
             let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone())?;
             let loaded = load(&located)?;
             Ok((located, loaded))

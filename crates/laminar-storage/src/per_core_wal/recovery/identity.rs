@@ -18,7 +18,7 @@ pub(crate) const CLOSED: &str = "CLOSED";
 
 /// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
 /// segments, and losing it alone loses nothing.
-pub(super) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
+pub(crate) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>, PerCoreWalError> {
     let path = dir.join(CURRENT);
     let bytes = match read_small_file(vfs, &path, CURRENT_LEN as u64 * 16) {
         Ok(bytes) => bytes,
@@ -38,7 +38,7 @@ pub(super) fn read_current(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Current>,
 }
 
 /// Reads `CLOSED`. One that is missing, damaged or of another log proves nothing.
-pub(super) fn read_closed(
+pub(crate) fn read_closed(
     vfs: &dyn Vfs,
     dir: &Path,
     store_id: Option<StoreId>,

@@ -294,3 +294,6 @@ impl Plan {
         ))
     }
 }
+
+#[cfg(test)]
+pub(in crate::per_core_wal) mod tests;

@@ -124,3 +124,58 @@ impl Tally {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::checksum::Salt;
+    use crate::ids::CoreId;
+    use crate::per_core_wal::recovery::plan::tests::segment;
+
+    fn encoded(record: &Record<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        record.encode(0, &mut bytes);
+        bytes
+    }
+
+    fn add(tally: &mut Tally, epoch: u64, sequence: u64, time: u64, record: &Record<'_>) -> bool {
+        let payload = encoded(record);
+        let frame = FrameHeader {
+            payload_crc: Salt::new(&[1]).crc(&[&payload]),
+            payload_len: u32::try_from(payload.len()).unwrap(),
+            core: CoreId(0),
+            records: 1,
+            synced_len: 64,
+            epoch: Epoch(epoch),
+            first_sequence: Sequence(sequence),
+            first_timestamp: TimestampNs(time),
+        };
+        tally.frame(&frame, &payload, Path::new("/wal/segment")).is_ok()
+    }
+
+    const PUT: Record<'_> = Record::Delete { key: b"key" };
+
+    #[test]
+    fn sequence_time_and_epoch_only_grow() {
+        for (epoch, sequence, time, fits) in
+            [(5, 11, 11, true), (6, 11, 11, true), (5, 10, 11, false), (5, 11, 10, false), (4, 11, 11, false)]
+        {
+            let mut tally = Tally::new(&segment(0, 1).header);
+            assert!(add(&mut tally, 5, 10, 10, &PUT));
+            assert_eq!(add(&mut tally, epoch, sequence, time, &PUT), fits, "{epoch} {sequence} {time}");
+        }
+        // The first frame of a segment may have any epoch.
+        let mut tally = Tally::new(&segment(0, 1).header);
+        assert!(add(&mut tally, 0, 1, 1, &PUT));
+        assert_eq!(tally.records, 1);
+    }
+
+    #[test]
+    fn a_confirmation_testifies_like_a_barrier() {
+        let mut tally = Tally::new(&segment(0, 1).header);
+        assert!(add(&mut tally, 5, 1, 1, &Record::Confirm { durable: Epoch(4) }));
+        assert_eq!((tally.acknowledged, tally.sealed_epoch), (Epoch(4), Epoch::ZERO));
+        assert!(add(&mut tally, 5, 2, 2, &Record::Confirm { durable: Epoch(3) }));
+        assert_eq!(tally.acknowledged, Epoch(4));
+    }
+}

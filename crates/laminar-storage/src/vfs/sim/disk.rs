@@ -140,6 +140,22 @@ impl SimDisk {
         self.machine().snapshot(None)
     }
 
+    /// Equal (but for a hash collision) only when everything that decides what later operations do is equal:
+    /// the content, what is pending, clock, random numbers, capacity, and what is open or locked. Planned
+    /// faults and the number of operations are not part of it.
+    #[must_use]
+    pub fn state_hash(&self) -> u64 {
+        let machine = self.machine();
+        let free = machine.free.map_or([0, 0], |free| [1, free]);
+        let on = [machine.power, machine.read_only, machine.number_reads, machine.tree.names_lost];
+        let words = [machine.seed, machine.random, machine.clock, u64::from(machine.tree.next_ino())];
+        let words = words.into_iter().chain(free).chain([machine.tree.journaled]).chain(on.map(u64::from));
+        let open = machine.open.iter().flat_map(|(ino, count)| [u64::from(*ino), u64::from(*count)]);
+        let locks = machine.locks.iter().map(|ino| u64::from(*ino));
+        let mix = |hash, word: u64| xxh3_64_with_seed(&word.to_le_bytes(), hash);
+        words.chain(open).chain([u64::MAX]).chain(locks).fold(machine.snapshot(None).hash(), mix)
+    }
+
     /// Plans a fault for the operation with number `op`; see [`SimDisk::ops`].
     pub fn fail_op(&self, op: u64, fault: Fault, duration: Duration) {
         self.machine().faults.plan(op, fault, duration);

@@ -1,13 +1,12 @@
 //! A disk at one instant, and what a power cut at that instant may leave of it.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::content::{Content, in_memory};
 use super::disk::{CLOCK_START_NS, SimDisk};
+use super::image_id::{ImageId, Picks};
 use super::machine::Machine;
 use super::select::{ImagePolicy, Images};
 use super::trace::Op;
@@ -15,105 +14,6 @@ use super::tree::{DataChange, DirNode, FileNode, Ino, Node, ROOT, SECTOR, Tree};
 
 /// How far apart the clocks of two boots may be: an hour.
 pub const CLOCK_JUMP_NS: u64 = 3_600_000_000_000;
-
-/// A set of pending items by number.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub(super) struct Picks(Vec<u64>);
-
-impl Picks {
-    pub(super) fn none(items: usize) -> Self {
-        Self(vec![0; items.div_ceil(64)])
-    }
-
-    pub(super) fn has(&self, item: usize) -> bool {
-        self.0.get(item / 64).is_some_and(|word| word >> (item % 64) & 1 == 1)
-    }
-
-    pub(super) fn set(&mut self, item: usize, on: bool) {
-        if let Some(word) = self.0.get_mut(item / 64) {
-            let bit = 1 << (item % 64);
-            *word = if on { *word | bit } else { *word & !bit };
-        }
-    }
-}
-
-/// One data atom of which only one side of a byte position arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Torn {
-    pub(super) item: usize,
-    pub(super) cut: usize,
-    /// The bytes before the cut are the new ones; otherwise those after it.
-    pub(super) head: bool,
-}
-
-/// Names one image of a snapshot. `Display` and `FromStr` are inverse, so that a failure can be run
-/// again: `pick:<hex>[,torn:<item>:<cut>:head|tail][,garbage]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub struct ImageId {
-    pub(super) picks: Picks,
-    pub(super) torn: Option<Torn>,
-    pub(super) garbage: bool,
-}
-
-impl ImageId {
-    /// A number that the seed and this name decide.
-    pub(super) fn draw(&self, seed: u64) -> u64 {
-        let torn = self.torn.map_or(0, |torn| ((torn.cut as u64) << 1 | u64::from(torn.head)) + 2);
-        let rest = [torn, u64::from(self.garbage)];
-        let mix = |seed, word: &u64| xxh3_64_with_seed(&word.to_le_bytes(), seed);
-        self.picks.0.iter().chain(&rest).fold(seed, mix)
-    }
-}
-
-impl fmt::Display for ImageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("pick:")?;
-        for word in self.picks.0.iter().rev() {
-            write!(f, "{word:016x}")?;
-        }
-        if let Some(Torn { item, cut, head }) = self.torn {
-            let side = if head { "head" } else { "tail" };
-            write!(f, ",torn:{item}:{cut}:{side}")?;
-        }
-        if self.garbage {
-            f.write_str(",garbage")?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for ImageId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut id = Self::default();
-        for part in text.split(',') {
-            let bad = || format!("cannot read `{part}` in image `{text}`");
-            if let Some(hex) = part.strip_prefix("pick:") {
-                for word in hex.as_bytes().rchunks(16) {
-                    let word = std::str::from_utf8(word).map_err(|_| bad())?;
-                    let word = u64::from_str_radix(word, 16).map_err(|_| bad())?;
-                    id.picks.0.push(word);
-                }
-            } else if let Some(torn) = part.strip_prefix("torn:") {
-                let fields: Vec<&str> = torn.split(':').collect();
-                let [item, cut, side @ ("head" | "tail")] = fields[..] else {
-                    return Err(bad());
-                };
-                id.torn = Some(Torn {
-                    item: item.parse().map_err(|_| bad())?,
-                    cut: cut.parse().map_err(|_| bad())?,
-                    head: side == "head",
-                });
-            } else if part == "garbage" {
-                id.garbage = true;
-            } else {
-                return Err(bad());
-            }
-        }
-        Ok(id)
-    }
-}
 
 /// A pending item of the whole disk.
 #[derive(Clone, Copy, Debug)]
@@ -334,8 +234,8 @@ impl Survey {
                 });
             }
         }
-        let hash = hash_and_prune(&mut tree);
-        Image { tree, id, hash, origin: self.origin }
+        let Hashes { hash, outline } = hash_and_prune(&mut tree);
+        Image { tree, id, hash, outline, origin: self.origin }
     }
 }
 
@@ -349,37 +249,64 @@ fn garbage(offset: u64) -> [u8; 512] {
     bytes
 }
 
-/// Hashes names and contents of everything that has a name, and forgets the rest.
-fn hash_and_prune(tree: &mut Tree) -> u64 {
-    let mut seen = vec![false; tree.nodes.len()];
-    let mut text = Vec::with_capacity(512);
-    let mut scratch = Vec::new();
-    walk(tree, ROOT, &mut seen, &mut text, &mut scratch);
-    let mut seen = seen.into_iter();
-    tree.nodes.retain(|_| seen.next() == Some(true));
-    xxh3_64(&text)
+/// What an image is named by.
+struct Hashes {
+    /// Of names and contents.
+    hash: u64,
+    /// Of names, lengths, and the contents of files up to [`OUTLINED`] bytes.
+    outline: u64,
 }
 
-fn walk(tree: &Tree, ino: Ino, seen: &mut [bool], text: &mut Vec<u8>, scratch: &mut Vec<u8>) {
-    let Ok(at) = tree.nodes.binary_search_by_key(&ino, |n| n.0) else {
-        return;
+/// Files of at most so many bytes belong to the outline of an image with all they hold.
+const OUTLINED: u64 = 64;
+
+/// Hashes everything that has a name, and forgets the rest.
+fn hash_and_prune(tree: &mut Tree) -> Hashes {
+    let mut walk = Walk {
+        seen: vec![false; tree.nodes.len()],
+        text: Vec::with_capacity(512),
+        outline: 0,
+        scratch: Vec::new(),
     };
-    let again = std::mem::replace(&mut seen[at], true);
-    match tree.nodes[at].1.as_ref() {
-        Node::File(file) => {
-            text.push(b'f');
-            text.extend_from_slice(&file.durable.hash(scratch).to_le_bytes());
-        }
-        // Two names of one directory can only come from an impossible selection.
-        Node::Dir(_) if again => text.push(b'?'),
-        Node::Dir(dir) => {
-            text.push(b'(');
-            for (name, child) in dir.durable.iter() {
-                text.extend_from_slice(name.as_bytes());
-                text.push(0);
-                walk(tree, *child, seen, text, scratch);
+    walk.visit(tree, ROOT);
+    let mut seen = walk.seen.into_iter();
+    tree.nodes.retain(|_| seen.next() == Some(true));
+    Hashes { hash: xxh3_64(&walk.text), outline: walk.outline }
+}
+
+struct Walk {
+    seen: Vec<bool>,
+    text: Vec<u8>,
+    outline: u64,
+    scratch: Vec<u8>,
+}
+
+impl Walk {
+    fn visit(&mut self, tree: &Tree, ino: Ino) {
+        let Ok(at) = tree.nodes.binary_search_by_key(&ino, |n| n.0) else {
+            return;
+        };
+        let again = std::mem::replace(&mut self.seen[at], true);
+        match tree.nodes[at].1.as_ref() {
+            Node::File(file) => {
+                let (len, hash) = (file.durable.len(), file.durable.hash(&mut self.scratch));
+                self.text.push(b'f');
+                self.text.extend_from_slice(&hash.to_le_bytes());
+                let outline = if len <= OUTLINED { hash } else { len };
+                self.outline = xxh3_64_with_seed(&outline.to_le_bytes(), self.outline);
             }
-            text.push(b')');
+            // Two names of one directory can only come from an impossible selection.
+            Node::Dir(_) if again => self.text.push(b'?'),
+            Node::Dir(dir) => {
+                self.text.push(b'(');
+                for (name, child) in dir.durable.iter() {
+                    self.text.extend_from_slice(name.as_bytes());
+                    self.text.push(0);
+                    self.outline = xxh3_64_with_seed(name.as_bytes(), self.outline);
+                    self.visit(tree, *child);
+                }
+                self.text.push(b')');
+            }
         }
     }
 }
@@ -472,16 +399,20 @@ impl Snapshot {
                     for content in [&file.durable, &file.cached] {
                         text.extend_from_slice(&content.hash(&mut scratch).to_le_bytes());
                     }
+                    text.extend_from_slice(&(file.pending.len() as u64).to_le_bytes());
                     for item in &file.pending {
                         hash_change(&item.change, &mut text);
                     }
                 }
                 Node::Dir(dir) => {
                     text.push(0);
-                    for (name, child) in dir.durable.iter().chain(dir.cached.iter()) {
-                        text.extend_from_slice(name.as_bytes());
-                        text.push(0);
-                        text.extend_from_slice(&child.to_le_bytes());
+                    for names in [&dir.durable, &dir.cached] {
+                        text.extend_from_slice(&(names.len() as u64).to_le_bytes());
+                        for (name, child) in names.iter() {
+                            text.extend_from_slice(name.as_bytes());
+                            text.push(0);
+                            text.extend_from_slice(&child.to_le_bytes());
+                        }
                     }
                 }
             }
@@ -524,6 +455,7 @@ pub struct Image {
     tree: Tree,
     id: ImageId,
     hash: u64,
+    outline: u64,
     origin: Origin,
 }
 
@@ -559,13 +491,15 @@ impl Image {
     /// A machine with this disk, powered on, with no locks held, no faults planned, not tracing.
     /// Every call gives a disk of its own. Random numbers and the clock follow from the seed and the
     /// content alone, so that the same image behaves the same however it came about; the clock may
-    /// therefore have jumped by up to [`CLOCK_JUMP_NS`] either way.
+    /// therefore have jumped by up to [`CLOCK_JUMP_NS`] either way. Of the content only names, lengths and
+    /// what the smallest files hold count here: images that differ in what a recovery throws away are to
+    /// recover to the same.
     #[must_use]
     pub fn mount(&self) -> SimDisk {
         let seed = self.origin.seed;
-        let clock = CLOCK_START_NS + self.hash % CLOCK_JUMP_NS;
+        let clock = CLOCK_START_NS + self.outline % CLOCK_JUMP_NS;
         let mut machine = Machine::new(self.tree.clone(), seed, clock);
-        machine.random = seed ^ self.hash;
+        machine.random = seed ^ self.outline;
         SimDisk::from_machine(machine)
     }
 }

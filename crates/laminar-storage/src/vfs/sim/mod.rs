@@ -31,6 +31,7 @@ mod damage;
 mod disk;
 mod faults;
 mod image;
+mod image_id;
 mod machine;
 mod select;
 mod trace;
@@ -41,6 +42,7 @@ mod tests;
 
 pub use disk::SimDisk;
 pub use faults::{Duration, Fault, Keep, Short};
-pub use image::{CLOCK_JUMP_NS, Image, ImageId, Snapshot, Torn};
+pub use image::{CLOCK_JUMP_NS, Image, Snapshot};
+pub use image_id::{ImageId, Torn};
 pub use select::{ImagePolicy, Images, Profile};
 pub use trace::{Op, Stats};

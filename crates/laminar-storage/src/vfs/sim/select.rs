@@ -5,7 +5,8 @@ use std::collections::HashSet;
 
 use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64_with_seed};
 
-use super::image::{Image, ImageId, Picks, Survey, Torn, What};
+use super::image::{Image, Survey, What};
+use super::image_id::{ImageId, Picks, Torn};
 use super::tree::DataChange;
 
 /// What the file system promises beyond POSIX.

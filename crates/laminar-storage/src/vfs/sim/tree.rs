@@ -330,7 +330,12 @@ impl Tree {
     /// The inode at a path, `NotFound` when there is none.
     pub(super) fn lookup(&self, path: &Path) -> io::Result<Ino> {
         let mut at = ROOT;
-        for name in path.to_str().ok_or(Errno::INVAL)?.split('/') {
+        let mut rest = path.to_str().ok_or(Errno::INVAL)?;
+        while !rest.is_empty() {
+            // Byte by byte: names are too short for a search that needs a beginning.
+            let end = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
+            let name = rest.get(..end).unwrap_or_default();
+            rest = rest.get(end + 1..).unwrap_or_default();
             match name {
                 "" | "." => {}
                 ".." => return Err(Errno::INVAL.into()),
@@ -365,6 +370,10 @@ impl Tree {
     /// Makes the pending changes of one directory durable, and whatever those need. Returns whether
     /// a name went away.
     pub(super) fn sync_dir(&mut self, dir: Ino) -> bool {
+        if self.dirents.is_empty() {
+            // Most syncs of a directory make sure of what is certain already.
+            return false;
+        }
         let mut items = std::mem::take(Arc::make_mut(&mut self.dirents));
         let mut chosen = vec![false; items.len()];
         for (item, chosen) in items.iter_mut().zip(&mut chosen) {

@@ -97,6 +97,39 @@ fn a_power_cut_after_any_operation_leaves_a_checkpoint() {
     assert!(images > 1000, "{images} images");
 }
 
+/// Whoever was told that a checkpoint was made may cut what it replaces: it is there after a power cut of
+/// which nothing survives that was not synced.
+#[test]
+fn a_checkpoint_that_was_returned_survives_a_power_cut() {
+    let disk = SimDisk::new(3);
+    let mut manager = try_open(&disk).unwrap();
+    for step in 1..=5_u8 {
+        manager.apply_batch(changes(step)).unwrap();
+        manager.set_epoch(u64::from(step));
+        let id = manager.create_checkpoint(0).unwrap().id;
+        check(&disk.snapshot().image(&ImageId::default()).mount(), id, &format!("step {step}"));
+    }
+}
+
+/// Checkpoints that cannot be listed are not none: a manager that began with an empty state would give
+/// their ids to others and, later, remove them.
+#[test]
+fn checkpoints_that_cannot_be_listed_are_an_error() {
+    let disk = SimDisk::new(3);
+    history(&disk, &mut 0).unwrap();
+    let mut refused = 0;
+    for read in 1..40 {
+        let disk = disk.snapshot().restart();
+        disk.number_reads(true);
+        disk.fail_op(disk.ops() + read, Fault::Eio, For::Once);
+        match try_open(&disk) {
+            Ok(manager) => assert_eq!(manager.latest_checkpoint_id(), Some(5), "read {read}"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 5, "{refused}");
+}
+
 /// A process that dies between a rename and its sync leaves a name that is not durable. Whoever
 /// opens next builds upon that checkpoint, so it must not vanish any more.
 #[test]
