@@ -145,7 +145,7 @@ fn an_index_that_contradicts_itself_or_the_footer_is_refused() {
         let file_len = index_offset + index_len + FOOTER_LEN as u64;
         let index_crc = ID.index_crc(index_offset, &raw);
         let footer = Footer { index_offset, index_len, records, tombstones: 0, blocks, file_len, index_crc };
-        Index::parse(raw, &footer, &ID)
+        Index::parse(raw, &footer, &ID, Compression::None)
     };
     let least = u32::try_from(RECORD_HEADER_LEN).unwrap();
     let most = u32::try_from(MAX_BLOCK_LEN).unwrap();
