@@ -103,6 +103,7 @@ mod sync;
 pub mod vfs;
 
 pub use ids::{CheckpointId, CoreId, Epoch};
+pub use incremental::SavepointReceipt;
 pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
 pub use ring0::MemoryStats;
 pub use store::{
