@@ -26,6 +26,7 @@ use super::retention::{Listing, remove_known_and, sweep};
 use crate::error::Detail;
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::{CheckpointId, Epoch};
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs, VfsFile, absolute, dir_kind, parent_of, read_small_file, write_all_at};
 
 /// Added to the name of a savepoint while it is made.
@@ -290,6 +291,9 @@ impl Replica<'_> {
             });
             unsynced.push(written.map_err(io("could not write", &path))?);
         }
+        if sabotaged(Sabotage::SavepointNotSynced) {
+            return Ok(copies);
+        }
         for result in vfs.sync_many(&unsynced) {
             result.map_err(io("could not sync a file of", self.pending))?;
         }
@@ -308,6 +312,9 @@ impl Replica<'_> {
         vfs.rename(self.pending, self.target).map_err(io("could not give its name to", self.target))?;
         *renamed = true;
         let parent = parent_of(self.target);
+        if sabotaged(Sabotage::SavepointNameNotSynced) {
+            return Ok(());
+        }
         vfs.sync_dir(parent).map_err(io("could not sync the directory", parent))
     }
 

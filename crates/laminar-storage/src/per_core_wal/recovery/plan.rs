@@ -186,7 +186,8 @@ impl Plan {
             return Ok(());
         };
         let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
-        if first.mode != WalMode::Epochs || first.previous.exists() || first.void_above <= known {
+        let begins_above = first.mode == WalMode::Epochs && !first.previous.exists() && first.void_above > known;
+        if !begins_above || sabotaged(Sabotage::ForkWithoutSavepoint) {
             return Ok(());
         }
         Err(PerCoreWalError::SegmentNotFound(Box::new(
