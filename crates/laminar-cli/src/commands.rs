@@ -35,7 +35,7 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Verify(args) => verify::verify(args, &mut out),
         Command::Savepoint(args) => savepoint::savepoint(args, &mut out),
         Command::Fork(args) => savepoint::fork(args, &mut out),
-        Command::Diff(args) => diff::diff_states(args, &mut out).map_err(CliError::as_trouble),
+        Command::Diff(args) => diff::diff_states(args, &mut out).map_err(CliError::into_trouble),
         Command::Generate(args) => generate::run(args, &mut out),
         Command::Demo(args) => {
             drop(out);

@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use laminar_storage::StateReader;
-use laminar_storage::incremental::{CheckpointReader, Contents, Difference, IncrementalCheckpointError, diff};
+use laminar_storage::incremental::{
+    CheckpointReader, Contents, Difference, IncrementalCheckpointError, diff,
+};
 use laminar_storage::vfs::OsVfs;
 use serde_json::json;
 
@@ -64,7 +66,11 @@ impl Side {
             Self::Checkpoint(reader) => {
                 let metadata = reader.metadata();
                 let above = dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).join("../..");
-                let home = if Job::path(dir).exists() || !Job::path(&above).exists() { PathBuf::from(dir) } else { above };
+                let home = if Job::path(dir).exists() || !Job::path(&above).exists() {
+                    PathBuf::from(dir)
+                } else {
+                    above
+                };
                 match job_of(&home, &metadata.source_offsets, metadata.key_count)? {
                     Some(job) => Ok(Meaning::Job { plan: job.plan()?, format: job.format }),
                     None => Ok(Meaning::Bytes),
@@ -86,7 +92,12 @@ pub fn diff_states(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
     let (before, after) = (Side::open(&args.before)?, Side::open(&args.after)?);
     let meanings = args
         .list
-        .then(|| Ok::<_, CliError>((before.meaning(&args.before, args.raw)?, after.meaning(&args.after, args.raw)?)))
+        .then(|| {
+            Ok::<_, CliError>((
+                before.meaning(&args.before, args.raw)?,
+                after.meaning(&args.after, args.raw)?,
+            ))
+        })
         .transpose()?;
     let terminal = std::io::stdout().is_terminal();
     let prefix = args.prefix.as_ref().map(|prefix| prefix.as_bytes()).unwrap_or_default();
@@ -100,7 +111,8 @@ pub fn diff_states(args: &DiffArgs, out: &mut dyn Write) -> Result<()> {
             Difference::Changed { .. } => counts.changed += 1,
             Difference::Removed { .. } => counts.removed += 1,
         }
-        let Some(meanings) = meanings.as_ref().filter(|_| args.limit.is_none_or(|limit| listed < limit)) else {
+        let Some(meanings) = meanings.as_ref().filter(|_| args.limit.is_none_or(|limit| listed < limit))
+        else {
             return Ok(());
         };
         listed += 1;
@@ -176,7 +188,8 @@ fn line(meanings: &(Meaning, Meaning), difference: &Difference<'_>) -> Result<St
             let same_columns = before.iter().map(|(name, _)| name).eq(after.iter().map(|(name, _)| name));
             let values = if same_columns {
                 let changed = before.into_iter().zip(after).filter(|(before, after)| before != after);
-                let changed = changed.map(|((name, before), (_, after))| format!("{name}={before} -> {after}"));
+                let changed =
+                    changed.map(|((name, before), (_, after))| format!("{name}={before} -> {after}"));
                 changed.collect::<Vec<_>>().join(" ")
             } else {
                 format!("{} -> {}", all(before), all(after))

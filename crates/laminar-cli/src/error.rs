@@ -71,7 +71,7 @@ impl CliError {
 
     /// As a failure of `diff`, where 1 means a difference: exit code 2.
     #[must_use]
-    pub fn as_trouble(self) -> Self {
+    pub fn into_trouble(self) -> Self {
         if self.kind == Kind::Failure { Self { kind: Kind::Usage, ..self } } else { self }
     }
 

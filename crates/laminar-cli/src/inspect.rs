@@ -50,7 +50,8 @@ impl Parts {
         if let Some(current) = current {
             return Ok(usize::from(current.core_count));
         }
-        let newest = self.checkpoint_dirs()?.pop().and_then(|(_, dir)| read_manifest(&OsVfs::new(), &dir).ok());
+        let newest =
+            self.checkpoint_dirs()?.pop().and_then(|(_, dir)| read_manifest(&OsVfs::new(), &dir).ok());
         Ok(newest.map_or(1, |metadata| usize::from(metadata.core_count)))
     }
 

@@ -37,7 +37,8 @@ pub fn savepoint(args: &SavepointArgs, out: &mut dyn Write) -> Result<()> {
     let receipt = store.savepoint_with(&args.dir, &own_files)?;
     drop(cores);
     store.close()?;
-    let told = if args.json { saved_json(&receipt, job.is_some()) } else { saved_text(&receipt, job.is_some()) };
+    let told =
+        if args.json { saved_json(&receipt, job.is_some()) } else { saved_text(&receipt, job.is_some()) };
     out.write_all(told.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
 }
 
@@ -116,7 +117,11 @@ pub fn fork(args: &ForkArgs, out: &mut dyn Write) -> Result<()> {
         });
         format!("{told}\n")
     } else {
-        let next = if job.is_some() { "`laminar run` with the job's own command line goes on from there" } else { "-" };
+        let next = if job.is_some() {
+            "`laminar run` with the job's own command line goes on from there"
+        } else {
+            "-"
+        };
         let rows = [
             ("state", state.display().to_string()),
             ("from", args.savepoint.display().to_string()),

@@ -74,13 +74,17 @@ fn diff_counts_and_lists_what_is_different() {
     let list = "~ ann  count=1 -> 2 sum:amount=1 -> 1.5\n+ cid  count=1 sum:amount=7\n";
     for after in ["laminar-state", "later"] {
         let ran = desk.run(&["diff", "saved", after, "--list"]);
-        assert_eq!((ran.code, ran.out.as_str()), (Some(1), &*format!("{list}1 added, 1 changed, 0 removed\n")));
+        assert_eq!(
+            (ran.code, ran.out.as_str()),
+            (Some(1), &*format!("{list}1 added, 1 changed, 0 removed\n"))
+        );
         assert_eq!(ran.err, "", "a difference is no failure");
     }
     let back = desk.run(&["diff", "laminar-state", "saved", "--list", "--limit", "1", "--prefix", "c"]);
     assert_eq!(back.out, "- cid  count=1 sum:amount=7\n0 added, 0 changed, 1 removed\n");
     let json = desk.run(&["diff", "saved", "later", "--list", "--json"]).out;
-    let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3, "{json}");
     assert_eq!(lines[0]["before"]["sum:amount"].to_string(), "1");
     assert_eq!((&lines[0]["change"], &lines[0]["after"]["count"]), (&"changed".into(), &2.into()));
@@ -169,7 +173,18 @@ fn a_damaged_savepoint_makes_no_state() {
 fn a_fork_leaves_the_dead_letters_to_its_origin() {
     let desk = Desk::new();
     let run = |state: &str, dead: &str| {
-        desk.run(&["run", "a.ndjson", "--key", "k", "--state", state, "--on-error", "dead-letter", dead, "--quiet"])
+        desk.run(&[
+            "run",
+            "a.ndjson",
+            "--key",
+            "k",
+            "--state",
+            state,
+            "--on-error",
+            "dead-letter",
+            dead,
+            "--quiet",
+        ])
     };
     desk.write("a.ndjson", "{\"k\":\"a\"}\nbad one\n");
     assert_eq!(run("state", "dead").code, Some(0));
@@ -193,9 +208,11 @@ fn a_state_that_a_program_made_has_savepoints_too() {
     let opened = laminar_storage::Store::builder(desk.path("state")).cores(3).open().unwrap();
     let mut cores = opened.cores;
     cores[2].put(b"key", b"\xffvalue").unwrap();
-    cores.iter_mut().for_each(|core| drop(core.seal_epoch().unwrap()));
+    for core in &mut cores {
+        core.seal_epoch().unwrap();
+    }
     let locked = desk.fails(1, &["savepoint", "saved", "--state", "state"]);
-    assert!(locked.contains("in use") && !desk.path("saved").exists(), "{locked}");
+    assert!(locked.contains("another process") && !desk.path("saved").exists(), "{locked}");
     opened.store.close().unwrap();
     drop(cores);
     assert_eq!(desk.json(&["savepoint", "saved", "--state", "state", "--json"])["job"], false);

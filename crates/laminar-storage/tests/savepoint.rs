@@ -13,7 +13,8 @@ use laminar_storage::incremental::{
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImagePolicy, SimDisk};
 use laminar_storage::{
-    CoreStore, DigestCheck, Epoch, Health, Opened, Router, Settings, StateReader, Store, StoreBuilder, StoreError,
+    CoreStore, DigestCheck, Epoch, Health, Opened, Router, Settings, StateReader, Store, StoreBuilder,
+    StoreError,
 };
 
 const STATE: &str = "/state";
@@ -182,7 +183,7 @@ fn a_fork_goes_on_by_itself_with_any_number_of_cores() {
 #[test]
 fn checkpoints_made_without_a_store_can_begin_one() {
     let disk = SimDisk::new(1);
-    let config = CheckpointConfig::new("/c");
+    let config = CheckpointConfig::new(Path::new("/c"));
     let mut manager = IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())).unwrap();
     manager.put(b"a", b"1").unwrap();
     manager.set_epoch(41);
@@ -252,7 +253,8 @@ fn a_fork_that_lost_its_savepoint_is_refused_and_not_empty() {
         opened.cores.clear();
         opened.store.close().unwrap();
         let imported: Vec<_> = disk.files().into_iter().map(|(path, _)| Path::new("/").join(path)).collect();
-        let imported = imported.iter().filter(|path| path.starts_with("/fork/checkpoints/checkpoint_0000000000000003"));
+        let imported =
+            imported.iter().filter(|path| path.starts_with("/fork/checkpoints/checkpoint_0000000000000003"));
         let mut changed = 0;
         for path in imported {
             changed += 1;
@@ -279,7 +281,8 @@ fn a_damaged_savepoint_is_an_error_and_makes_no_store() {
     let disk = SimDisk::new(1);
     let (opened, _, state) = saved(&disk);
     drop(opened);
-    let files: Vec<_> = disk.files().into_iter().map(|(path, len)| (Path::new("/").join(path), len)).collect();
+    let files: Vec<_> =
+        disk.files().into_iter().map(|(path, len)| (Path::new("/").join(path), len)).collect();
     let mut tried = 0;
     for (path, len) in files.iter().filter(|(path, _)| path.starts_with(SAVED)) {
         for byte in 0..*len {
@@ -373,7 +376,11 @@ fn a_power_cut_while_a_fork_is_begun_leaves_a_fork_or_nothing() {
                 let point = opened.report.recovery_point;
                 assert!(point == epoch || point == own, "{place}: {point}");
                 assert!(snapshot.op() < acked || point == own, "{place}: {point}");
-                assert_eq!(contents(&opened.cores), if point == own { after.clone() } else { state.clone() }, "{place}");
+                assert_eq!(
+                    contents(&opened.cores),
+                    if point == own { after.clone() } else { state.clone() },
+                    "{place}"
+                );
                 assert_eq!(opened.report.source_offsets["orders"], 27, "{place}");
                 drop(opened);
                 // And it is there for good.

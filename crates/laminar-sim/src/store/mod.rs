@@ -98,7 +98,8 @@ pub struct StoreScenario {
 impl StoreScenario {
     /// Savepoints that the script makes have smaller numbers than this.
     fn savepoints(&self) -> u8 {
-        let numbers = self.script.iter().filter_map(|act| if let Do::Savepoint(n) = act { Some(n + 1) } else { None });
+        let numbers =
+            self.script.iter().filter_map(|act| if let Do::Savepoint(n) = act { Some(n + 1) } else { None });
         numbers.max().unwrap_or(0)
     }
 

@@ -27,7 +27,10 @@ impl Live<'_> {
                 if let Some(expected) = self.log.model().expected(receipt.epoch) {
                     let expected: State = expected.state.into_iter().flatten().collect();
                     if found != expected {
-                        return Err(format!("savepoint {n} does not hold the state of epoch {}", receipt.epoch));
+                        return Err(format!(
+                            "savepoint {n} does not hold the state of epoch {}",
+                            receipt.epoch
+                        ));
                     }
                 }
                 self.log.note(self.disk, |model| model.saved(n));
@@ -46,13 +49,15 @@ impl Live<'_> {
             return Ok(());
         }
         let saved = self.saved(n)?;
-        let Opened { store, mut cores, .. } = text_of(self.builder(n, cores).from_savepoint(saved_dir(n)).open())?;
+        let Opened { store, mut cores, .. } =
+            text_of(self.builder(n, cores).from_savepoint(saved_dir(n)).open())?;
         if contents(&cores) != saved {
             return Err(format!("fork {n} is not its savepoint"));
         }
         let own = self.router.route(FORKED, cores.len());
         text(cores[own].put(FORKED, b"1"))?;
-        let epochs: Result<Vec<_>, String> = cores.iter_mut().map(|core| text_of(core.seal_epoch())).collect();
+        let epochs: Result<Vec<_>, String> =
+            cores.iter_mut().map(|core| text_of(core.seal_epoch())).collect();
         for epoch in epochs? {
             text(store.wait_durable(epoch))?;
         }

@@ -104,7 +104,8 @@ impl IncrementalCheckpointManager {
             target: &target,
             sealed: true,
         };
-        let copied = replica.remove_leftover(vfs).and_then(|()| replica.make(vfs)).map_err(beside_the_store)?;
+        let copied =
+            replica.remove_leftover(vfs).and_then(|()| replica.make(vfs)).map_err(beside_the_store)?;
         let receipt = SavepointReceipt {
             id: CheckpointId(latest.id),
             epoch: Epoch(latest.epoch),
@@ -248,16 +249,19 @@ impl Replica<'_> {
     fn make(&self, vfs: &dyn Vfs) -> Result<usize> {
         let io = IncrementalCheckpointManager::io;
         vfs.create_dir(self.pending).map_err(io("could not create the directory", self.pending))?;
-        let mut renamed = false;
+        let mut renaming = false;
         let made = self.fill(vfs).and_then(|copies| {
-            self.publish(vfs, &mut renamed)?;
+            self.publish(vfs, &mut renaming)?;
             self.read_back(vfs, &copies)?;
             Ok(copies.len())
         });
         if made.is_err() {
-            // What a crash brings back of it is complete or has the name of something unfinished.
-            let moved = !renamed || vfs.rename(self.target, self.pending).is_ok();
-            let removed = moved.then(|| self.remove_pending(vfs));
+            // What a crash brings back of it is complete or has the name of something unfinished. A renaming
+            // that failed may have taken place.
+            if renaming && matches!(vfs.kind(self.pending), Ok(None)) {
+                let _ = vfs.rename(self.target, self.pending);
+            }
+            let removed = self.remove_pending(vfs);
             tracing::warn!(path = %self.target.display(), ?removed, "gave up what was begun");
         }
         made
@@ -302,15 +306,15 @@ impl Replica<'_> {
     }
 
     /// Gives it its name, durably.
-    fn publish(&self, vfs: &dyn Vfs, renamed: &mut bool) -> Result<()> {
+    fn publish(&self, vfs: &dyn Vfs, renaming: &mut bool) -> Result<()> {
         let io = IncrementalCheckpointManager::io;
         // A rename would silently replace an empty directory.
         if vfs.kind(self.target).map_err(io("could not look at", self.target))?.is_some() {
             let detail = Detail::new("something of this name appeared by another hand").at_path(self.target);
             return Err(IncrementalCheckpointError::AlreadyExists(Box::new(detail)));
         }
+        *renaming = true;
         vfs.rename(self.pending, self.target).map_err(io("could not give its name to", self.target))?;
-        *renamed = true;
         let parent = parent_of(self.target);
         if sabotaged(Sabotage::SavepointNameNotSynced) {
             return Ok(());
@@ -403,7 +407,9 @@ fn beside_the_store(error: IncrementalCheckpointError) -> IncrementalCheckpointE
                 Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                     "Free space on this file system, then make the savepoint again; the store goes on."
                 }
-                _ => "Remove the cause, or choose another place, then make the savepoint again; the store goes on.",
+                _ => {
+                    "Remove the cause, or choose another place, then make the savepoint again; the store goes on."
+                }
             };
             IncrementalCheckpointError::Io(Box::new(detail.remedy(remedy)))
         }

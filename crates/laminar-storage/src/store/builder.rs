@@ -122,7 +122,9 @@ impl StoreBuilder {
                     .remedy("Use one core per thread that owns state."),
             ));
         }
-        if let Some(savepoint) = self.savepoint().filter(|dir| resolved(&self.path).starts_with(resolved(dir))) {
+        if let Some(savepoint) =
+            self.savepoint().filter(|dir| resolved(&self.path).starts_with(resolved(dir)))
+        {
             return Err(StoreError::invalid(
                 Detail::new("a store cannot begin inside the savepoint that it begins with")
                     .at_path(savepoint)

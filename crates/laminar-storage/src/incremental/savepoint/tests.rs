@@ -152,8 +152,7 @@ fn a_power_cut_after_any_operation_leaves_a_savepoint_or_none() {
     for links in [true, false] {
         let disk = SimDisk::new(3);
         disk.record(true);
-        let vfs: Arc<dyn Vfs> =
-            if links { Arc::new(disk.clone()) } else { Arc::new(NoLinks(disk.clone())) };
+        let vfs: Arc<dyn Vfs> = if links { Arc::new(disk.clone()) } else { Arc::new(NoLinks(disk.clone())) };
         let mut done = None;
         history(&disk, vfs, &mut done).unwrap();
         let done = done.unwrap();
@@ -166,7 +165,11 @@ fn a_power_cut_after_any_operation_leaves_a_savepoint_or_none() {
                 let mut manager = open_on(Arc::new(disk.clone())).unwrap_or_else(|e| panic!("{place}: {e}"));
                 leftovers += u64::from(disk.kind(Path::new(UNFINISHED_SAVED)).unwrap().is_some());
                 if disk.kind(Path::new(SAVED)).unwrap().is_some() {
-                    assert_eq!(load(&disk, SAVED).unwrap_or_else(|e| panic!("{place}: {e}")), model, "{place}");
+                    assert_eq!(
+                        load(&disk, SAVED).unwrap_or_else(|e| panic!("{place}: {e}")),
+                        model,
+                        "{place}"
+                    );
                     assert_eq!(disk.read_file("/saved/job.json").unwrap(), b"{\"a\":1}", "{place}");
                     complete += 1;
                 } else {
@@ -174,7 +177,9 @@ fn a_power_cut_after_any_operation_leaves_a_savepoint_or_none() {
                     absent += 1;
                     // The same call makes it.
                     let state = checkpoint(&mut manager, 9).unwrap_or_else(|e| panic!("{place}: {e}"));
-                    manager.savepoint_with(SAVED, &[("job.json", b"2")]).unwrap_or_else(|e| panic!("{place}: {e}"));
+                    manager
+                        .savepoint_with(SAVED, &[("job.json", b"2")])
+                        .unwrap_or_else(|e| panic!("{place}: {e}"));
                     assert_eq!(load(&disk, SAVED).unwrap(), state, "{place}");
                 }
                 checkpoint(&mut manager, 10).unwrap_or_else(|e| panic!("{place}: {e}"));

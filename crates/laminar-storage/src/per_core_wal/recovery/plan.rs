@@ -182,11 +182,13 @@ impl Plan {
     /// the log is not that of the state.
     fn check_beginning(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
         let oldest = self.survey.cores.iter().filter_map(|log| log.segments.first());
-        let Some(first) = oldest.map(|segment| &segment.header).min_by_key(|header| header.incarnation) else {
+        let Some(first) = oldest.map(|segment| &segment.header).min_by_key(|header| header.incarnation)
+        else {
             return Ok(());
         };
         let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
-        let begins_above = first.mode == WalMode::Epochs && !first.previous.exists() && first.void_above > known;
+        let begins_above =
+            first.mode == WalMode::Epochs && !first.previous.exists() && first.void_above > known;
         if !begins_above || sabotaged(Sabotage::ForkWithoutSavepoint) {
             return Ok(());
         }
