@@ -217,9 +217,11 @@ impl Plan {
                 )))
             };
             let Some(oldest) = self.survey.core(core).and_then(|log| log.segments.first()) else {
-                // An interrupted first start leaves some cores without a segment, and no record on any.
-                let bound = self.base.as_ref().is_some_and(|base| base.log.is_some());
-                if self.survey.current.is_none() && !bound && !self.survey.has_records() {
+                // An interrupted first start leaves some cores without a segment, and no record on any. A fork
+                // that was then re-sharded has a checkpoint that is bound to the log and has nothing of it.
+                let covered = self.base.as_ref().map_or(Sequence::ZERO, Base::last_covered);
+                let never_used = covered == Sequence::ZERO && !self.survey.has_records();
+                if self.survey.current.is_none() && never_used {
                     continue;
                 }
                 return missing("this core has no segment at all".to_owned(), Epoch::ZERO);
