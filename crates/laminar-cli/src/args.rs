@@ -77,6 +77,12 @@ pub enum Command {
     /// Read and check everything in a state directory
     #[command(after_help = "Exit code 0 if everything is readable, 1 if anything is damaged.")]
     Verify(InspectArgs),
+    /// Copy a state, by links: a savepoint, which nothing removes and which stands on its own
+    Savepoint(SavepointArgs),
+    /// Begin a new state with a savepoint
+    Fork(ForkArgs),
+    /// Show what is different between two savepoints, checkpoints or states
+    Diff(DiffArgs),
     /// Write an event file to try the command on, and the result that must come out
     Generate(GenerateArgs),
     /// Kill a job again and again, and compare its result with the truth; under 30 seconds
@@ -295,6 +301,90 @@ pub struct ExportArgs {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub state: StateArg,
+}
+
+const SAVEPOINT_HELP: &str = "\
+Example:
+  laminar savepoint ./before-upgrade --state ./laminar-state
+
+The state must not be in use. Its files are linked, not copied, where the file system allows that: it takes
+no time and no room, until the state has changed. Remove a savepoint with rm -r; neither side needs the
+other. `get`, `top`, `scan`, `export`, `verify` and `diff` read a savepoint as they read a state.";
+
+#[derive(Debug, Args)]
+#[command(after_help = SAVEPOINT_HELP)]
+pub struct SavepointArgs {
+    /// Directory to make; must not exist, and not be in the state directory's wal or checkpoints
+    pub dir: PathBuf,
+    /// Directory of the state
+    #[arg(long, short, value_name = "DIR", default_value = "./laminar-state")]
+    pub state: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+const FORK_HELP: &str = "\
+Example:
+  laminar savepoint ./before --state ./totals
+  laminar fork ./before --state ./what-if
+  laminar run events.ndjson --key user.id --agg count,sum:amount --state ./what-if
+
+The new state goes on by itself: with the command line of the job that made the savepoint, `laminar run` reads
+on where that one was. Dead-letter files stay with the old state; name another one.";
+
+#[derive(Debug, Args)]
+#[command(after_help = FORK_HELP)]
+pub struct ForkArgs {
+    /// Directory of the savepoint
+    pub savepoint: PathBuf,
+    /// Directory of the new state; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    pub state: PathBuf,
+    /// The job.json to go on with [default: that of the savepoint]
+    #[arg(long, value_name = "FILE")]
+    pub job: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DIFF_HELP: &str = "\
+Examples:
+  laminar diff ./before ./laminar-state
+  laminar diff ./before ./after --list --limit 20
+  laminar diff ./before ./after --list --json --prefix user-00
+
+Each is the directory of a savepoint, of a checkpoint, or of a state (whose newest recoverable state counts;
+it may be in use). Lines of --list begin with + for a key that only the second has, - for one that only the
+first has, ~ for one whose value changed.
+
+Exit codes, as of diff(1): 0 no difference, 1 a difference, 2 trouble.";
+
+#[derive(Debug, Args)]
+#[command(after_help = DIFF_HELP)]
+pub struct DiffArgs {
+    /// The first directory
+    #[arg(value_name = "A")]
+    pub before: PathBuf,
+    /// The second directory
+    #[arg(value_name = "B")]
+    pub after: PathBuf,
+    /// List the keys that differ, with their values, and not only how many
+    #[arg(long)]
+    pub list: bool,
+    /// List at most so many; all are counted
+    #[arg(long, value_name = "N", requires = "list")]
+    pub limit: Option<usize>,
+    /// Only keys that begin with this; need not be text
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<OsString>,
+    /// Show stored bytes as hexadecimal instead of what the job's aggregates make of them
+    #[arg(long, requires = "list")]
+    pub raw: bool,
+    /// Print JSON: one object per key that is listed, and one with the numbers at the end
+    #[arg(long)]
+    pub json: bool,
 }
 
 const GENERATE_HELP: &str = "\

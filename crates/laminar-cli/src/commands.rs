@@ -14,7 +14,7 @@ use crate::job::Job;
 use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, generate, inspect, output, query, signals, summary, verify};
+use crate::{demo, diff, generate, inspect, output, query, savepoint, signals, summary, verify};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -33,6 +33,9 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Export(args) => export_state::<V>(args, &mut out),
         Command::Info(args) => inspect::info(args, &mut out),
         Command::Verify(args) => verify::verify(args, &mut out),
+        Command::Savepoint(args) => savepoint::savepoint(args, &mut out),
+        Command::Fork(args) => savepoint::fork(args, &mut out),
+        Command::Diff(args) => diff::diff_states(args, &mut out).map_err(CliError::into_trouble),
         Command::Generate(args) => generate::run(args, &mut out),
         Command::Demo(args) => {
             drop(out);

@@ -17,6 +17,8 @@ pub enum Kind {
     Failure,
     /// The command line asks for something that makes no sense: exit code 2.
     Usage,
+    /// `diff` found a difference, and has told it: exit code 1, nothing printed.
+    Different,
     /// Whoever read our output stopped reading: exit code 0, nothing printed.
     BrokenPipe,
 }
@@ -62,6 +64,17 @@ impl CliError {
         Self::failure(format!("could not write to standard output: {source}"))
     }
 
+    /// There is a difference, which is no failure.
+    pub fn different() -> Self {
+        Self { kind: Kind::Different, what: String::new(), remedy: String::new() }
+    }
+
+    /// As a failure of `diff`, where 1 means a difference: exit code 2.
+    #[must_use]
+    pub fn into_trouble(self) -> Self {
+        if self.kind == Kind::Failure { Self { kind: Kind::Usage, ..self } } else { self }
+    }
+
     /// Something that the program's own logic excludes.
     pub fn internal(what: impl fmt::Display) -> Self {
         Self::failure(format!("internal error: {what}")).remedy(
@@ -81,11 +94,16 @@ impl CliError {
         self.kind
     }
 
+    /// What happened, without the remedy.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::BrokenPipe => 0,
-            Kind::Failure => 1,
+            Kind::Failure | Kind::Different => 1,
             Kind::Usage => 2,
         }
     }

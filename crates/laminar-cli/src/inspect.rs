@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
+use laminar_storage::format::current::Current;
 use laminar_storage::incremental::{IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest};
 use laminar_storage::per_core_wal::{PerCoreRecoveryManager, PerCoreWalConfig, SegmentStats};
 use laminar_storage::vfs::OsVfs;
@@ -41,6 +42,17 @@ impl Parts {
         let listing = Listing::read(&OsVfs::new(), &self.checkpoints).map_err(of_library)?;
         let dir = |id: CheckpointId| self.checkpoints.join(format!("checkpoint_{:016x}", id.get()));
         Ok(listing.checkpoints.into_iter().map(|id| (id, dir(id))).collect())
+    }
+
+    /// The number of cores that the state was last used with.
+    pub fn cores(&self) -> Result<usize> {
+        let current = std::fs::read(self.wal.join("CURRENT")).ok().and_then(|b| Current::decode(&b).ok());
+        if let Some(current) = current {
+            return Ok(usize::from(current.core_count));
+        }
+        let newest =
+            self.checkpoint_dirs()?.pop().and_then(|(_, dir)| read_manifest(&OsVfs::new(), &dir).ok());
+        Ok(newest.map_or(1, |metadata| usize::from(metadata.core_count)))
     }
 
     /// All segments of the log, read through.

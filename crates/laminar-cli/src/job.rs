@@ -24,7 +24,6 @@ use crate::input::identity::FileIdentity;
 
 /// Version of the file.
 const JOB_VERSION: u32 = 1;
-const FILE_NAME: &str = "job.json";
 /// What to do when the file is damaged, missing, or that of another state.
 pub const REMEDY: &str = "The results themselves are not touched: `laminar export --raw` still reads them. To run the job \
                           again, restore this file from a copy, or start over with a new --state directory.";
@@ -72,6 +71,9 @@ struct Envelope {
 }
 
 impl Job {
+    /// Its file in a state directory.
+    pub const FILE_NAME: &str = "job.json";
+
     /// A job that has not read anything.
     pub fn new(format: Format, key: &str, plan: &Plan, inputs: &[String]) -> Self {
         Self {
@@ -103,7 +105,7 @@ impl Job {
 
     /// Where the file is in a state directory.
     pub fn path(state: &Path) -> PathBuf {
-        state.join(FILE_NAME)
+        state.join(Self::FILE_NAME)
     }
 
     /// Reads the job of a state directory; `None` if there is none.
@@ -119,6 +121,12 @@ impl Job {
             Err(e) => return Err(CliError::io("read", &path, &e)),
         };
         Self::decode(&text, &path).map(Some)
+    }
+
+    /// Reads a job from any file.
+    pub fn load_file(path: &Path) -> Result<Self> {
+        let text = fs::read(path).map_err(|e| CliError::io("read", path, &e))?;
+        Self::decode(&text, path)
     }
 
     fn decode(text: &[u8], path: &Path) -> Result<Self> {
@@ -153,7 +161,8 @@ impl Job {
         Ok(job)
     }
 
-    fn encode(&self) -> Result<Vec<u8>> {
+    /// The text of the file.
+    pub fn encode(&self) -> Result<Vec<u8>> {
         let inner = serde_json::to_vec(self).map_err(CliError::internal)?;
         let envelope = Envelope { job: self.clone(), xxh3: format!("{:016x}", xxh3_64(&inner)) };
         let mut text = serde_json::to_vec(&envelope).map_err(CliError::internal)?;
@@ -164,7 +173,7 @@ impl Job {
     /// Writes the job so that a crash leaves the old or the new one, and it is on disk afterwards.
     pub fn save(&self, state: &Path) -> Result<()> {
         let path = Self::path(state);
-        let temporary = state.join(format!("{FILE_NAME}.tmp"));
+        let temporary = state.join(format!("{}.tmp", Self::FILE_NAME));
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(&self.encode().map_err(|e| std::io::Error::other(e.to_string()))?)?;
@@ -183,11 +192,12 @@ impl Job {
         for entry in entries {
             let name = entry.map_err(|e| CliError::io("read the state directory", state, &e))?.file_name();
             // A crash while the very first job.json was written leaves its temporary file.
-            if name.to_string_lossy() != format!("{FILE_NAME}.tmp") {
+            if name.to_string_lossy() != format!("{}.tmp", Self::FILE_NAME) {
                 return Err(CliError::failure(format!(
-                    "{} is not empty and was not made by `laminar run`: it has {:?} but no {FILE_NAME}",
+                    "{} is not empty and was not made by `laminar run`: it has {:?} but no {}",
                     state.display(),
-                    name
+                    name,
+                    Self::FILE_NAME
                 ))
                 .remedy("Name another directory with --state."));
             }
@@ -226,6 +236,14 @@ impl Job {
     /// The aggregates.
     pub fn plan(&self) -> Result<Plan> {
         Plan::parse(&self.aggs)
+    }
+
+    /// Gives up the dead-letter files, which go on being those of the state that this one is a fork of: were
+    /// they cut back to where the fork begins, that state would miss records. Their places stay taken.
+    pub fn forget_dead_letters(&mut self) {
+        for path in &mut self.dead_letters {
+            path.push_str(" (before the fork)");
+        }
     }
 
     /// Place of a dead-letter file in the list, where it is added if it is new.

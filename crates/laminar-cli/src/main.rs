@@ -5,6 +5,7 @@ mod args;
 mod belonging;
 mod commands;
 mod demo;
+mod diff;
 mod engine;
 mod error;
 mod export;
@@ -16,6 +17,8 @@ mod output;
 mod pipeline;
 mod progress;
 mod query;
+mod savepoint;
+mod savepoint_dir;
 mod signals;
 mod summary;
 mod verify;
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
     match commands::run::<StoreEngine, StoreView>(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if error.kind() != Kind::BrokenPipe {
+            if !matches!(error.kind(), Kind::BrokenPipe | Kind::Different) {
                 // If even standard error is gone, the exit code still tells.
                 let _ = writeln!(std::io::stderr(), "laminar: {error}");
             }

@@ -23,12 +23,16 @@ use crate::export::Meaning;
 use crate::inspect::{Parts, of_library};
 use crate::job::Job;
 use crate::pipeline::committed::Committed;
+use crate::savepoint_dir::is_savepoint;
 
 /// Name of what was checked, and what was found.
 type Check = (String, Result<String>);
 
 /// `laminar verify`: every check is one line; any that fails makes the whole fail.
 pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
+    if is_savepoint(&args.state) {
+        return tell(args, &check_savepoint(&args.state), out);
+    }
     let parts = Parts::of(&args.state)?;
     let reader = StateReader::open(&args.state).map_err(CliError::from);
     let mut checks: Vec<Check> = Vec::new();
@@ -56,6 +60,23 @@ pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     checks.push(("log".to_owned(), log));
     checks.push(("recovery".to_owned(), reader.and_then(|reader| check_values(&args.state, &reader))));
     tell(args, &checks, out)
+}
+
+/// Every byte of a savepoint, and the job beside it.
+fn check_savepoint(dir: &Path) -> Vec<Check> {
+    let checked = validate_checkpoint(dir).map_err(of_library);
+    let report = checked.as_ref().ok().map(|m| Report {
+        source_offsets: m.source_offsets.clone(),
+        keys: m.key_count,
+        ..Report::default()
+    });
+    let mut checks: Vec<Check> = Vec::new();
+    checks.extend(check_job(dir, report.as_ref()).map(|told| ("job.json".to_owned(), told)));
+    let told = checked.map(|m| {
+        format!("epoch {}, {} keys, {}", m.epoch, HumanCount(m.key_count), HumanBytes(m.size_bytes))
+    });
+    checks.push(("savepoint".to_owned(), told));
+    checks
 }
 
 fn tell(args: &InspectArgs, checks: &[Check], out: &mut dyn Write) -> Result<()> {

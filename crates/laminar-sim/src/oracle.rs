@@ -5,7 +5,7 @@
 //! state of that core as it was then; recovery at epoch R must give the state that every core had
 //! when it sealed R.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -53,6 +53,9 @@ pub struct Recovered {
 pub struct Model {
     cores: Vec<Core>,
     acked: Epoch,
+    /// Savepoints that were returned, and those of them whose fork acknowledged a change.
+    saved: BTreeSet<u8>,
+    forked: BTreeSet<u8>,
 }
 
 impl Model {
@@ -64,7 +67,8 @@ impl Model {
             open: Epoch(1),
             sealed: BTreeMap::from([(Epoch::ZERO, Arc::default())]),
         };
-        Self { cores: vec![core; usize::from(cores)], acked: Epoch::ZERO }
+        let cores = vec![core; usize::from(cores)];
+        Self { cores, acked: Epoch::ZERO, saved: BTreeSet::new(), forked: BTreeSet::new() }
     }
 
     fn core(&mut self, core: CoreId) -> &mut Core {
@@ -159,6 +163,22 @@ impl Model {
     #[must_use]
     pub fn state(&self, core: CoreId) -> &State {
         &self.cores[usize::from(core.get())].now.state
+    }
+
+    /// Savepoint number `n` was returned: it is there from now on.
+    pub fn saved(&mut self, n: u8) {
+        self.saved.insert(n);
+    }
+
+    /// The fork of savepoint number `n` acknowledged its change.
+    pub fn forked(&mut self, n: u8) {
+        self.forked.insert(n);
+    }
+
+    /// Whether savepoint number `n` must be there, and the change of its fork.
+    #[must_use]
+    pub fn has_savepoint(&self, n: u8) -> (bool, bool) {
+        (self.saved.contains(&n), self.forked.contains(&n))
     }
 
     /// What recovery at an epoch must find; `None` when some core has not sealed it.

@@ -45,6 +45,8 @@ scenarios! {
     store_retain_three "store-retain-three"
     store_merging "store-merging"
     store_checkpoint_nothing "store-checkpoint-nothing"
+    store_savepoints "store-savepoints"
+    store_forks "store-forks"
     store_reshard "store-reshard"
     store_reshard_up "store-reshard-up"
     store_reshard_down "store-reshard-down"

@@ -104,6 +104,7 @@ pub mod vfs;
 
 pub use format::compression::Compression;
 pub use ids::{CheckpointId, CoreId, Epoch};
+pub use incremental::SavepointReceipt;
 pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
 pub use ring0::MemoryStats;
 pub use store::{

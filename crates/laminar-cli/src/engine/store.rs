@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use laminar_storage::incremental::{CheckpointReader, StateMap};
+use laminar_storage::vfs::OsVfs;
 use laminar_storage::{CoreStore, RecoveryReport, Settings, StateReader, Store, StoreError};
 
 use super::advice::for_user;
 use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
 use crate::error::{CliError, Result};
 use crate::inspect::Parts;
+use crate::savepoint_dir::is_savepoint;
 
 /// The store's errors say what, where and what to do; the latter to a programmer.
 impl From<StoreError> for CliError {
@@ -125,28 +128,58 @@ impl From<&RecoveryReport> for Report {
     }
 }
 
-/// What opening the store would recover, without opening it.
+/// What opening the store would recover, without opening it; or what a savepoint holds.
 pub struct StoreView {
-    reader: StateReader,
+    source: Source,
     report: Report,
+}
+
+enum Source {
+    Store(StateReader),
+    Savepoint(StateMap),
+}
+
+impl StoreView {
+    fn state(&self) -> &StateMap {
+        match &self.source {
+            Source::Store(reader) => reader.state(),
+            Source::Savepoint(state) => state,
+        }
+    }
+
+    fn of_savepoint(dir: &Path) -> Result<Self> {
+        let reader = CheckpointReader::open(&OsVfs::new(), dir)?;
+        let metadata = reader.metadata();
+        let report = Report {
+            epoch: metadata.epoch,
+            source_offsets: metadata.source_offsets.clone(),
+            checkpoint: Some(metadata.id),
+            keys: metadata.key_count,
+            ..Report::default()
+        };
+        Ok(Self { source: Source::Savepoint(reader.load()?), report })
+    }
 }
 
 impl StateView for StoreView {
     fn open(dir: &Path) -> Result<Self> {
+        if is_savepoint(dir) {
+            return Self::of_savepoint(dir);
+        }
         Parts::of(dir)?;
         let reader = StateReader::open(dir)?;
         let report = Report::from(reader.report());
-        Ok(Self { reader, report })
+        Ok(Self { source: Source::Store(reader), report })
     }
 
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8])) {
-        for (key, value) in self.reader.iter() {
+        for (key, value) in self.state().iter() {
             visit(key, value);
         }
     }
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.reader.get(key)
+        self.state().get(key)
     }
 
     fn report(&self) -> &Report {

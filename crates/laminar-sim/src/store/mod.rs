@@ -6,7 +6,7 @@
 
 use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
-use laminar_storage::{CoreStore, Health, Opened, Router, Settings, Store, StoreError};
+use laminar_storage::{Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError};
 
 use crate::driver::Scenario;
 use crate::log::Log;
@@ -14,6 +14,7 @@ use crate::oracle::{Model, Recovered};
 
 mod check;
 mod random;
+mod savepoints;
 mod scripts;
 
 use check::{look, open_routed, recovered_routed, same_as_reader, seen_by, survives_power_cut};
@@ -55,6 +56,10 @@ pub enum Do {
     Idle,
     /// Makes a checkpoint.
     Checkpoint,
+    /// Makes the savepoint of this number.
+    Savepoint(u8),
+    /// Begins a store of so many cores with the savepoint of this number, changes it and closes it.
+    Fork(u8, u16),
     /// Closes the store.
     Close,
     /// Drops the store and its cores without closing it.
@@ -91,6 +96,13 @@ pub struct StoreScenario {
 }
 
 impl StoreScenario {
+    /// Savepoints that the script makes have smaller numbers than this.
+    fn savepoints(&self) -> u8 {
+        let numbers =
+            self.script.iter().filter_map(|act| if let Do::Savepoint(n) = act { Some(n + 1) } else { None });
+        numbers.max().unwrap_or(0)
+    }
+
     /// Which core has a key.
     #[must_use]
     pub fn router(&self) -> Router {
@@ -115,6 +127,7 @@ pub fn small_settings() -> Settings {
         checkpoint_interval_ms: 0,
         checkpoint_wal_bytes: 0,
         max_retained: 2,
+        compression: Compression::None,
     }
 }
 
@@ -253,6 +266,8 @@ impl<'a> Live<'a> {
             Do::Ack => self.ack(),
             Do::Idle => text(self.store()?.wait_durable(self.log.model().acked())),
             Do::Checkpoint => self.checkpoint(),
+            Do::Savepoint(n) => self.savepoint(n),
+            Do::Fork(n, cores) => self.fork(n, cores),
             Do::Close => self.close(),
             Do::Drop => {
                 self.cores.clear();
@@ -486,6 +501,7 @@ impl Scenario for StoreScenario {
         if open_a_third_time {
             live.open(cores)?;
         }
+        live.check_savepoints()?;
         live.close()?;
         live.end()
     }

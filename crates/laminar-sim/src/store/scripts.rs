@@ -89,6 +89,8 @@ fn checkpointing() -> Vec<StoreScenario> {
         retaining("store-retain-three", 1, 3, true, checkpoints()),
         retaining("store-merging", 1, 2, false, merging()),
         retaining("store-checkpoint-nothing", 2, 2, true, checkpoint_nothing()),
+        retaining("store-savepoints", 2, 1, true, savepoints()),
+        retaining("store-forks", 1, 2, false, forks()),
     ]
 }
 
@@ -223,6 +225,28 @@ fn checkpoint_nothing() -> Vec<Do> {
     let mut script = vec![Do::Checkpoint, Do::SealAll, Do::Ack, Do::Checkpoint, Do::Put(0, 2, 20)];
     script.extend([Do::Checkpoint, Do::SealAll, Do::Ack, Do::Put(1, 4, 20), Do::Seal(0), Do::Checkpoint]);
     script.extend([Do::Checkpoint, Do::Open(0), Do::Checkpoint]);
+    script
+}
+
+/// Savepoints that retention must not touch, of the newest checkpoint and of one that is made for them.
+fn savepoints() -> Vec<Do> {
+    let mut script = vec![Do::Savepoint(0)];
+    script.extend(epoch(0, 30));
+    script.extend([Do::Checkpoint, Do::Savepoint(1)]);
+    script.extend(epoch(2, 40));
+    script.extend([Do::Put(0, 2, 9), Do::Savepoint(2), Do::SealAll, Do::Ack, Do::Checkpoint, Do::Open(0)]);
+    script
+}
+
+/// Stores that begin with savepoints, with the same number of cores and others, while the old one goes on.
+///
+/// Found: a fork whose first start was interrupted, which was then re-sharded and interrupted again before
+/// every core had a segment, was refused for good, because the re-sharded checkpoint counted as one that has
+/// something of the log.
+fn forks() -> Vec<Do> {
+    let mut script = epoch(0, 30);
+    script.extend([Do::Savepoint(0), Do::Fork(0, 1), Do::Put(0, 4, 60), Do::SealAll, Do::Ack]);
+    script.extend([Do::Savepoint(1), Do::Fork(1, 2), Do::Open(0), Do::Put(1, 3, 9), Do::SealAll, Do::Ack]);
     script
 }
 

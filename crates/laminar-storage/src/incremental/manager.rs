@@ -541,4 +541,4 @@ fn check_count(what: &str, count: usize) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

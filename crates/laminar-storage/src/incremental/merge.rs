@@ -153,7 +153,7 @@ impl<'a> Merge<'a> {
         Ok(self.on_key())
     }
 
-    fn step(&mut self) -> Result<()> {
+    pub(super) fn step(&mut self) -> Result<()> {
         for at in self.used.drain(..) {
             if let Some(source) = self.sources.get_mut(at) {
                 source.advance()?;
@@ -176,7 +176,7 @@ impl<'a> Merge<'a> {
     }
 
     /// The record the merge stands on.
-    fn on_key(&mut self) -> Option<StateRecord<'_>> {
+    pub(super) fn on_key(&mut self) -> Option<StateRecord<'_>> {
         // Later sources are newer, and the last one pushed is the latest.
         let newest = self.used.last().copied()?;
         self.sources.get_mut(newest)?.current()

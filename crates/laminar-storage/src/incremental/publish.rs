@@ -9,7 +9,6 @@
 //! The log may be cut only after the last step, and only up to the checkpoint before, which is why
 //! only [`Published`] says how far.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +16,7 @@ use std::sync::atomic::Ordering;
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
 use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
+use super::links::{check_linked, link_or_copy};
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
 use super::metadata::{CheckpointFile, CoreDigest, IncrementalCheckpointMetadata};
@@ -30,10 +30,7 @@ use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::{CheckpointId, CoreId, Epoch, WalPosition};
 use crate::parallel::in_parallel;
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::vfs::{FileKind, Vfs, VfsFile, read_small_file, read_up_to_at, write_all_at};
-
-/// Bytes copied at a time where links are refused.
-const COPY_LEN: usize = 1 << 20;
+use crate::vfs::{read_small_file, write_all_at};
 
 impl IncrementalCheckpointManager {
     /// Makes a checkpoint of everything up to now: durable, read back, and older ones beyond
@@ -272,17 +269,11 @@ impl IncrementalCheckpointManager {
         let name = &file.reader.meta().name;
         let target = spill.dir.join(name);
         let source = latest.checkpoint_path(&self.config.checkpoint_dir).join(name);
-        match self.vfs.hard_link(&source, &target) {
-            Ok(()) => Ok(()),
-            Err(e) if links_are_refused(&e) => {
-                let copy = copy_file(self.vfs.as_ref(), &file.reader, &target)?;
-                if !sabotaged(Sabotage::CopyNotSynced) {
-                    spill.track(name.clone(), copy);
-                }
-                Ok(())
-            }
-            Err(e) => Err(IncrementalCheckpointError::io("could not link the state file", &source, e)),
+        let copy = link_or_copy(self.vfs.as_ref(), &file.reader, &source, &target)?;
+        if let Some(copy) = copy.filter(|_| !sabotaged(Sabotage::CopyNotSynced)) {
+            spill.track(name.clone(), copy);
         }
+        Ok(())
     }
 
     fn describe(
@@ -486,42 +477,4 @@ impl IncrementalCheckpointManager {
 
 fn already_exists(what: String) -> IncrementalCheckpointError {
     IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what)))
-}
-
-fn links_are_refused(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::CrossesDevices
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::Unsupported
-            | io::ErrorKind::TooManyLinks
-    )
-}
-
-fn check_linked(vfs: &dyn Vfs, dir: &Path, meta: &CheckpointFile) -> Result<()> {
-    let path = dir.join(&meta.name);
-    let kind = vfs.kind(&path).map_err(IncrementalCheckpointManager::io("could not look at", &path))?;
-    if kind == Some(FileKind::File { len: meta.len }) {
-        return Ok(());
-    }
-    let what = format!("a linked file of {} bytes reads back as {kind:?}", meta.len);
-    Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)))
-}
-
-/// Copies an open state file; the copy must be synced.
-fn copy_file(vfs: &dyn Vfs, reader: &StateFileReader, target: &Path) -> Result<Arc<dyn VfsFile>> {
-    let copied = || -> io::Result<Arc<dyn VfsFile>> {
-        let copy = vfs.create_new(target)?;
-        let mut buf = vec![0; COPY_LEN];
-        let mut at = 0;
-        loop {
-            let n = read_up_to_at(reader.file(), &mut buf, at)?;
-            if n == 0 {
-                return Ok(copy);
-            }
-            write_all_at(copy.as_ref(), buf.get(..n).unwrap_or_default(), at)?;
-            at += n as u64;
-        }
-    };
-    copied().map_err(IncrementalCheckpointManager::io("could not copy the state file to", target))
 }

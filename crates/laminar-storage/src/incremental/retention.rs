@@ -257,11 +257,16 @@ pub(super) fn sweep(vfs: &dyn Vfs, checkpoint_dir: &Path, leftovers: &[EntryName
 
 /// Removes a directory whose files are all ours; false, and nothing removed, when one is not.
 fn remove_known(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+    remove_known_and(vfs, dir, |_| false)
+}
+
+/// As [`remove_known`], where files of some other names are ours too.
+pub(super) fn remove_known_and(vfs: &dyn Vfs, dir: &Path, also: impl Fn(&str) -> bool) -> Result<bool> {
     let fail = |action| IncrementalCheckpointManager::io(action, dir);
     let entries = vfs.read_dir(dir).map_err(fail("could not list"))?;
     let known = |name: &str, kind: &FileKind| {
         matches!(kind, FileKind::File { .. })
-            && (name == MANIFEST_NAME || parse_state_file_name(name).is_some())
+            && (name == MANIFEST_NAME || parse_state_file_name(name).is_some() || also(name))
     };
     if !entries.iter().all(|(name, kind)| known(name, kind)) {
         return Ok(false);

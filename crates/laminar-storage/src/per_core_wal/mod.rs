@@ -29,7 +29,7 @@ mod merge;
 mod names;
 mod reader;
 pub(crate) mod recovery;
-mod segment;
+pub(crate) mod segment;
 mod stats;
 pub(crate) mod truncate;
 pub(crate) mod writer;

@@ -12,6 +12,7 @@ use super::{Opened, open};
 use crate::error::Detail;
 use crate::format::MAX_CORES;
 use crate::incremental::CheckpointConfig;
+use crate::incremental::savepoint::resolved;
 use crate::per_core_wal::PerCoreWalConfig;
 use crate::vfs::{OsVfs, Vfs, absolute};
 
@@ -23,6 +24,7 @@ pub struct StoreBuilder {
     settings: Settings,
     router: Router,
     vfs: Arc<dyn Vfs>,
+    savepoint: Option<PathBuf>,
 }
 
 impl StoreBuilder {
@@ -34,6 +36,7 @@ impl StoreBuilder {
             settings: Settings::default(),
             router: Router::default(),
             vfs: Arc::new(OsVfs::new()),
+            savepoint: None,
         }
     }
 
@@ -69,12 +72,44 @@ impl StoreBuilder {
         self
     }
 
+    /// Begins a new store with the state of a savepoint: a fork, which goes on by itself from the
+    /// savepoint's epoch, source offsets and watermark, with any number of cores. `dir` is what
+    /// [`crate::Store::savepoint`] made, or a copy of it, or any checkpoint's directory; it stays as it is
+    /// and is not needed afterwards. State files are shared with it by hard link where the file system
+    /// allows that, otherwise copied; the first checkpoint that has something new writes its own.
+    ///
+    /// Opening is refused when there is a state in the store's directory already, except that it may be
+    /// tried again, after a crash or an error, until something was changed in the new store.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let [state, saved, fork] = ["state", "saved", "fork"].map(|name| temporary.path().join(name));
+    /// use laminar_storage::Store;
+    /// let opened = Store::builder(&state).open()?;
+    /// let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    /// core.put(b"key", b"value")?;
+    /// let epoch = core.seal_epoch()?;
+    /// store.wait_durable(epoch)?;
+    /// store.savepoint(&saved)?;
+    ///
+    /// let forked = Store::builder(&fork).cores(4).from_savepoint(&saved).open()?;
+    /// assert_eq!(forked.report.recovery_point, epoch);
+    /// assert_eq!(forked.report.keys, 1);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn from_savepoint(mut self, dir: impl AsRef<Path>) -> Self {
+        self.savepoint = Some(absolute(dir.as_ref()));
+        self
+    }
+
     /// Opens the store, creating the directory when it is missing, and recovers its state.
     ///
     /// # Errors
     /// `InvalidInput` for a setting out of bounds, `Locked` when the store is open elsewhere,
-    /// `Corruption` or `NewerFormat` when what is there cannot be recovered exactly, `Io`, and
-    /// `StateFull` when the state does not fit. Nothing acknowledged is lost then; apart from a
+    /// `Corruption` or `NewerFormat` when what is there (or the savepoint) cannot be recovered exactly, `Io`,
+    /// and `StateFull` when the state does not fit. Nothing acknowledged is lost then; apart from a
     /// re-sharding that was already published, nothing was changed.
     pub fn open(self) -> Result<Opened, StoreError> {
         open::open(&self)
@@ -88,7 +123,20 @@ impl StoreBuilder {
                     .remedy("Use one core per thread that owns state."),
             ));
         }
+        if let Some(savepoint) =
+            self.savepoint().filter(|dir| resolved(&self.path).starts_with(resolved(dir)))
+        {
+            return Err(StoreError::invalid(
+                Detail::new("a store cannot begin inside the savepoint that it begins with")
+                    .at_path(savepoint)
+                    .remedy("Name a new directory outside of the savepoint."),
+            ));
+        }
         self.settings.validate()
+    }
+
+    pub(crate) fn savepoint(&self) -> Option<&Path> {
+        self.savepoint.as_deref()
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -3,6 +3,7 @@
 //!
 //! Ring 0 takes no part in it, and Ring 1 only says where the logs end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::error::StoreError;
 use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
-use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
+use crate::incremental::{CoreDigest, IncrementalCheckpointManager, SavepointReceipt};
 use crate::per_core_wal::TruncationScope;
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::recovery::plan::{Span, cut_of};
@@ -103,6 +104,22 @@ impl Checkpointer {
         tracing::debug!(?receipt, "checkpoint");
         self.newest = Some(receipt.clone());
         Ok(receipt)
+    }
+
+    /// Gives the newest checkpoint a second life at `dir`. Nothing removes it meanwhile: whoever would needs
+    /// this checkpointer.
+    pub(crate) fn savepoint(
+        &self,
+        dir: &Path,
+        own_files: &[(&str, &[u8])],
+    ) -> Result<SavepointReceipt, StoreError> {
+        Ok(self.manager.savepoint_with(dir, own_files)?)
+    }
+
+    /// Whether a savepoint could be made at `dir`.
+    pub(crate) fn check_savepoint(&self, dir: &Path) -> Result<(), StoreError> {
+        self.manager.check_target(dir)?;
+        Ok(())
     }
 
     /// Applies the log up to the durable epoch to the manager.

@@ -10,6 +10,7 @@ mod core_store;
 mod drain;
 mod durable;
 mod error;
+mod fork;
 mod open;
 mod reader;
 mod rebuild;
@@ -35,6 +36,7 @@ pub use stats::{Health, Stats};
 use self::open::StoreLock;
 use self::shared::Shared;
 use crate::ids::Epoch;
+use crate::incremental::SavepointReceipt;
 use crate::report::RecoveryReport;
 use crate::sync::thread::JoinHandle;
 
@@ -146,6 +148,51 @@ impl Store {
     /// write or sync of a checkpoint every further one fails until the store is reopened.
     pub fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
         self.shared.checkpoint()
+    }
+
+    /// Makes a savepoint of the durable epoch in the new directory `dir`: a checkpoint that stands on its
+    /// own and that the store never removes. State files are shared with it by hard link where the file
+    /// system allows that, so that it costs no room until the store has changed; otherwise they are copied.
+    /// The cores are not held up. It can be moved, copied and deleted like any directory, be read with
+    /// [`crate::incremental::CheckpointReader`], compared with [`crate::incremental::diff`], and a new store
+    /// can begin with it ([`StoreBuilder::from_savepoint`]).
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let (state, saved) = (temporary.path().join("state"), temporary.path().join("before-upgrade"));
+    /// # use laminar_storage::Store;
+    /// # let opened = Store::builder(&state).open()?;
+    /// # let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    /// core.put(b"key", b"value")?;
+    /// let epoch = core.seal_epoch()?;
+    /// store.wait_durable(epoch)?;
+    /// let receipt = store.savepoint(&saved)?;
+    /// assert_eq!((receipt.epoch, receipt.keys), (epoch, 1));
+    /// laminar_storage::incremental::validate_checkpoint(&saved)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidInput` when `dir` exists, its parent does not, or it is among the files of the store; and
+    /// as [`Self::checkpoint`]. When only the savepoint fails (`Io`: a full disk, for example), nothing is
+    /// left at `dir`, the store goes on as if nothing had been asked, and the call may be made again.
+    pub fn savepoint(&self, dir: impl AsRef<Path>) -> Result<SavepointReceipt, StoreError> {
+        self.shared.savepoint(dir.as_ref(), &[])
+    }
+
+    /// As [`Self::savepoint`], with small files of the program's own in the same directory, name and
+    /// content of each: what it needs to go on from there, such as its configuration. They are there,
+    /// durable and complete, whenever the savepoint is.
+    ///
+    /// # Errors
+    /// As [`Self::savepoint`]; `InvalidInput` for a name that is no file name, or one of the library's own.
+    pub fn savepoint_with(
+        &self,
+        dir: impl AsRef<Path>,
+        own_files: &[(&str, &[u8])],
+    ) -> Result<SavepointReceipt, StoreError> {
+        self.shared.savepoint(dir.as_ref(), own_files)
     }
 
     /// Is the store in order?

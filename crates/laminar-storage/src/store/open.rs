@@ -12,6 +12,7 @@ use super::checkpointer::Checkpointer;
 use super::core_store::CoreStore;
 use super::drain::Drain;
 use super::error::StoreError;
+use super::fork::Fork;
 use super::rebuild::{Rebuilt, rebuild, wants_rebuild};
 use super::shared::Shared;
 use super::{Opened, Store};
@@ -139,9 +140,13 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
         checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints)?,
     };
     let started = Instant::now();
+    let fork = Fork::begin(builder, &layout)?;
     let mut rebuilt = None;
     let (located, loaded) = loop {
         let load = |located: &Located| {
+            if let Some(fork) = &fork {
+                fork.check_unused(located, &layout)?;
+            }
             if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
                 // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
                 let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());

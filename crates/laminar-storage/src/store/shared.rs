@@ -1,5 +1,6 @@
 //! What the threads of a store share, and the two threads behind it.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::sleeper::Sleeper;
 use super::stats::Counters;
 use crate::error::Detail;
 use crate::ids::{CoreId, Epoch};
+use crate::incremental::SavepointReceipt;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, OnceLock, lock};
@@ -229,12 +231,37 @@ impl Shared {
 
     /// Makes a checkpoint of the durable epoch.
     pub(crate) fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
+        self.with_checkpointer(|checkpointer| self.checkpoint_with(checkpointer))
+    }
+
+    /// Makes a checkpoint of the durable epoch, and a savepoint of it before anybody can remove it.
+    pub(crate) fn savepoint(
+        &self,
+        dir: &Path,
+        own_files: &[(&str, &[u8])],
+    ) -> Result<SavepointReceipt, StoreError> {
+        self.with_checkpointer(|checkpointer| {
+            // A name that cannot be used is not worth a checkpoint.
+            checkpointer.check_savepoint(dir)?;
+            self.checkpoint_with(checkpointer)?;
+            checkpointer.savepoint(dir, own_files)
+        })
+    }
+
+    fn with_checkpointer<T>(
+        &self,
+        work: impl FnOnce(&mut Checkpointer) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         self.durable.check()?;
         let mut checkpointer = lock(&self.checkpointer);
         let Some(checkpointer) = checkpointer.as_mut() else {
             self.check_open()?;
             return Err(StoreError::closed(Detail::new("the store was closed")));
         };
+        work(checkpointer)
+    }
+
+    fn checkpoint_with(&self, checkpointer: &mut Checkpointer) -> Result<CheckpointReceipt, StoreError> {
         let cut = lock(&self.cut).clone();
         let bytes = self.counters.wal_bytes.get();
         let before = checkpointer.newest().map(|newest| newest.id);

@@ -543,7 +543,7 @@ fn links_that_are_refused_become_copies() {
 }
 
 #[derive(Debug)]
-struct NoLinks(SimDisk);
+pub(in crate::incremental) struct NoLinks(pub(in crate::incremental) SimDisk);
 
 impl Vfs for NoLinks {
     fn hard_link(&self, _: &Path, _: &Path) -> std::io::Result<()> {

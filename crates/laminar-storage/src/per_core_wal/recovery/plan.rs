@@ -103,6 +103,7 @@ impl Plan {
         };
         let mut plan = Self { survey, base, mode, point: Epoch::ZERO };
         plan.check_identity(wal_dir)?;
+        plan.check_beginning(wal_dir)?;
         plan.check_coverage(wal_dir)?;
         plan.check_departed()?;
         plan.point = plan.find_point(wal_dir)?;
@@ -176,6 +177,33 @@ impl Plan {
         }
     }
 
+    /// A log that was begun on a checkpoint made without it, as a fork is, has no record of what was there
+    /// before. Its first incarnation says which epoch that was; without such a checkpoint, the beginning of
+    /// the log is not that of the state.
+    fn check_beginning(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
+        let oldest = self.survey.cores.iter().filter_map(|log| log.segments.first());
+        let Some(first) = oldest.map(|segment| &segment.header).min_by_key(|header| header.incarnation)
+        else {
+            return Ok(());
+        };
+        let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
+        let begins_above =
+            first.mode == WalMode::Epochs && !first.previous.exists() && first.void_above > known;
+        if !begins_above || sabotaged(Sabotage::ForkWithoutSavepoint) {
+            return Ok(());
+        }
+        Err(PerCoreWalError::SegmentNotFound(Box::new(
+            Detail::new(format!(
+                "this log was begun on a checkpoint of epoch {}, which is not here",
+                first.void_above
+            ))
+            .at_path(wal_dir)
+            .on_core(first.core)
+            .in_epoch(first.void_above)
+            .remedy("Restore the missing checkpoint; nothing was changed."),
+        )))
+    }
+
     /// Every core's log must reach back to the checkpoint, or to its beginning.
     fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
         for core in (0..self.needed_cores()).map(CoreId) {
@@ -189,9 +217,11 @@ impl Plan {
                 )))
             };
             let Some(oldest) = self.survey.core(core).and_then(|log| log.segments.first()) else {
-                // An interrupted first start leaves some cores without a segment, and no record on any.
-                let bound = self.base.as_ref().is_some_and(|base| base.log.is_some());
-                if self.survey.current.is_none() && !bound && !self.has_records() {
+                // An interrupted first start leaves some cores without a segment, and no record on any. A fork
+                // that was then re-sharded has a checkpoint that is bound to the log and has nothing of it.
+                let covered = self.base.as_ref().map_or(Sequence::ZERO, Base::last_covered);
+                let never_used = covered == Sequence::ZERO && !self.survey.has_records();
+                if self.survey.current.is_none() && never_used {
                     continue;
                 }
                 return missing("this core has no segment at all".to_owned(), Epoch::ZERO);
@@ -224,10 +254,6 @@ impl Plan {
         let behind = |base: &&Base| base.log.is_some() && base.cuts.iter().all(|cut| *cut < last);
         let base_cores = self.base.as_ref().filter(behind).map_or(0, |base| base.core_count);
         self.survey.core_count().max(base_cores)
-    }
-
-    fn has_records(&self) -> bool {
-        self.survey.cores.iter().flat_map(|log| &log.segments).any(|segment| segment.records > 0)
     }
 
     fn find_point(&self, wal_dir: &Path) -> Result<Epoch, PerCoreWalError> {

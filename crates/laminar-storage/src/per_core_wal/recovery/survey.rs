@@ -203,6 +203,11 @@ impl Survey {
         used.map(|segment| segment.header.incarnation).collect()
     }
 
+    /// Whether any record was ever written, as far as the log still reaches.
+    pub(crate) fn has_records(&self) -> bool {
+        self.cores.iter().flat_map(|log| &log.segments).any(|segment| segment.records > 0)
+    }
+
     /// Header of any segment of an incarnation.
     pub(crate) fn header_of(&self, incarnation: Incarnation) -> Option<&SegmentHeader> {
         let mut segments = self.cores.iter().flat_map(|log| &log.segments);
