@@ -35,14 +35,14 @@ impl From<IncrementalCheckpointError> for CliError {
 
 /// One of the two.
 enum Side {
-    Checkpoint(CheckpointReader),
+    Checkpoint(Box<CheckpointReader>),
     State(Box<StateReader>),
 }
 
 impl Side {
     fn open(dir: &Path) -> Result<Self> {
         if is_savepoint(dir) {
-            return Ok(Self::Checkpoint(CheckpointReader::open(&OsVfs::new(), dir)?));
+            return Ok(Self::Checkpoint(Box::new(CheckpointReader::open(&OsVfs::new(), dir)?)));
         }
         if !dir.join("wal").exists() && !dir.join("checkpoints").exists() {
             return Err(CliError::failure(format!("{} is neither a savepoint nor a state", dir.display()))
@@ -53,7 +53,7 @@ impl Side {
 
     fn contents(&self) -> Contents<'_> {
         match self {
-            Self::Checkpoint(reader) => reader.into(),
+            Self::Checkpoint(reader) => reader.as_ref().into(),
             Self::State(reader) => reader.state().into(),
         }
     }

@@ -135,7 +135,7 @@ pub struct StoreView {
 }
 
 enum Source {
-    Store(StateReader),
+    Store(Box<StateReader>),
     Savepoint(StateMap),
 }
 
@@ -169,7 +169,7 @@ impl StateView for StoreView {
         Parts::of(dir)?;
         let reader = StateReader::open(dir)?;
         let report = Report::from(reader.report());
-        Ok(Self { source: Source::Store(reader), report })
+        Ok(Self { source: Source::Store(Box::new(reader)), report })
     }
 
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8])) {

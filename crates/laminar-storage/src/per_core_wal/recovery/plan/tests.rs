@@ -177,10 +177,12 @@ fn half_started(records: u64, established: bool, base: Option<Base>) -> Result<(
 fn a_core_without_a_segment_is_a_first_start_that_was_interrupted_or_a_loss() {
     half_started(0, false, None).unwrap();
     half_started(0, false, Some(unbound(3))).unwrap();
+    // A fork that was re-sharded before its log was established: bound, with nothing of the log.
+    half_started(0, false, Some(bound(3, &[0, 0]))).unwrap();
     for lost in [
         half_started(1, false, None),
         half_started(0, true, None),
-        half_started(0, false, Some(bound(3, &[0, 0]))),
+        half_started(0, false, Some(bound(3, &[0, 2]))),
     ] {
         let error = lost.unwrap_err();
         assert!(matches!(error, PerCoreWalError::SegmentNotFound(_)), "{error}");
