@@ -15,7 +15,7 @@ use super::recovery::survey::{LogEnd, Survey};
 use super::truncate::{Truncation, truncate_segments};
 use super::writer::{CoreWalWriter, SegmentPolicy};
 use crate::error::Detail;
-use crate::format::segment_header::WalMode;
+use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::incremental::Published;
 use crate::vfs::create_dir_durably;
@@ -338,6 +338,11 @@ impl PerCoreWalManager {
     /// Where every core's log ends for readers beside the writers.
     pub(crate) fn ends(&self) -> Vec<LogEnd> {
         self.writers.iter().map(|writer| (writer.header().number, writer.synced_len())).collect()
+    }
+
+    /// Header of the segment in use of every core.
+    pub(crate) fn headers(&self) -> Vec<SegmentHeader> {
+        self.writers.iter().map(|writer| *writer.header()).collect()
     }
 
     pub(crate) fn config(&self) -> &PerCoreWalConfig {

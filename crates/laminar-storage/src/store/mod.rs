@@ -10,6 +10,7 @@ mod core_store;
 mod drain;
 mod durable;
 mod error;
+mod objective;
 mod open;
 mod reader;
 mod rebuild;
@@ -161,7 +162,7 @@ impl Store {
     /// Figures since the store was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.shared.counters, self.durable_epoch())
+        self.shared.stats()
     }
 
     /// Drains and syncs everything that was sealed, and ends the background threads. Cores that are

@@ -7,9 +7,10 @@ use super::checkpointer::{CheckpointReceipt, Checkpointer};
 use super::drain::{Drain, DurableCut};
 use super::durable::Durable;
 use super::error::StoreError;
+use super::objective::{Estimator, Recovered};
 use super::settings::Settings;
 use super::sleeper::Sleeper;
-use super::stats::Counters;
+use super::stats::{Counters, Stats};
 use crate::error::Detail;
 use crate::ids::{CoreId, Epoch};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,6 +44,9 @@ pub(crate) struct Shared {
     bell_gate: Mutex<()>,
     /// WAL bytes when the last checkpoint was taken.
     checkpointed_bytes: AtomicU64,
+    /// How long opening would take, and since when time is counted for it.
+    pub(crate) estimator: Mutex<Estimator>,
+    opened: Instant,
     /// The outside world is a simulation: no threads, the callers do the work.
     inline: bool,
 }
@@ -52,6 +56,7 @@ impl Shared {
         settings: Settings,
         drain: Drain,
         checkpointer: Checkpointer,
+        recovered: &Recovered,
         point: Epoch,
         cores: usize,
         inline: bool,
@@ -63,6 +68,7 @@ impl Shared {
             counters.checkpoint_next.set(newest.id.next().0);
             counters.checkpoint_epoch.set(newest.epoch.0);
         }
+        let estimator = Estimator::new(settings.recovery_objective(), recovered, bytes);
         Self {
             settings,
             durable: Durable::starting_at(point),
@@ -78,6 +84,8 @@ impl Shared {
             bell: Condvar::default(),
             bell_gate: Mutex::default(),
             checkpointed_bytes: AtomicU64::new(bytes),
+            estimator: Mutex::new(estimator),
+            opened: Instant::now(),
             inline,
         }
     }
@@ -123,7 +131,7 @@ impl Shared {
             Ok(turn) => {
                 if let Some(epoch) = turn.durable {
                     self.durable.publish(epoch);
-                    if self.checkpoint_due_by_size() {
+                    if self.checkpoint_due_by_size() | self.checkpoint_due_by_objective() {
                         self.ring_bell();
                     }
                 }
@@ -196,7 +204,7 @@ impl Shared {
         let mut last = Instant::now();
         while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
             let due_by_time = !interval.is_zero() && last.elapsed() >= interval;
-            if due_by_time || self.checkpoint_due_by_size() {
+            if due_by_time || self.checkpoint_due_by_size() || self.checkpoint_due_by_objective() {
                 // A failure is kept for health(), and the next interval tries again.
                 let _ = self.checkpoint();
                 last = Instant::now();
@@ -210,6 +218,8 @@ impl Shared {
             if self.closing.load(Ordering::Acquire) || self.checkpoint_due_by_size() {
                 continue;
             }
+            let pause = lock(&self.estimator).pause(self.opened.elapsed(), self.counters.wal_bytes.get());
+            let wait = pause.map_or(wait, |pause| wait.min(pause));
             let waited = self.bell.wait_timeout(gate, wait.max(Duration::from_millis(1)));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
@@ -220,6 +230,38 @@ impl Shared {
         let since =
             self.counters.wal_bytes.get().saturating_sub(self.checkpointed_bytes.load(Ordering::Relaxed));
         self.settings.checkpoint_wal_bytes != 0 && since >= self.settings.checkpoint_wal_bytes
+    }
+
+    /// Takes note of the log's growth, and says whether the objective wants a checkpoint now.
+    fn checkpoint_due_by_objective(&self) -> bool {
+        if self.settings.recovery_objective_ms == 0 {
+            return false;
+        }
+        let (at, wal_bytes) = (self.opened.elapsed(), self.counters.wal_bytes.get());
+        let mut estimator = lock(&self.estimator);
+        estimator.grew(at, wal_bytes);
+        estimator.is_due(at, wal_bytes)
+    }
+
+    /// Says once that the objective cannot be kept.
+    fn complain(&self) {
+        if let Some((objective, loading)) = lock(&self.estimator).complaint() {
+            tracing::warn!(
+                ?objective,
+                ?loading,
+                "the recovery objective is out of reach: loading the checkpoint takes too much of it"
+            );
+        }
+    }
+
+    /// What opening took beside loading and replaying.
+    pub(crate) fn began_in(&self, begin: Duration) {
+        lock(&self.estimator).began_in(begin);
+        self.complain();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats::of(&self.counters, self.durable.epoch(), &lock(&self.estimator))
     }
 
     fn ring_bell(&self) {
@@ -235,8 +277,9 @@ impl Shared {
             self.check_open()?;
             return Err(StoreError::closed(Detail::new("the store was closed")));
         };
-        let cut = lock(&self.cut).clone();
+        // In this order, so that what is not in the checkpoint is never taken for being there.
         let bytes = self.counters.wal_bytes.get();
+        let cut = lock(&self.cut).clone();
         let before = checkpointer.newest().map(|newest| newest.id);
         let result = checkpointer.checkpoint(&cut);
         self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
@@ -250,9 +293,14 @@ impl Shared {
                 self.counters.checkpoint_next.set(receipt.id.next().0);
                 self.counters.checkpoint_epoch.set(receipt.epoch.0);
                 *lock(&self.checkpoint_failure) = None;
+                if let Some(made) = checkpointer.made() {
+                    lock(&self.estimator).made(self.opened.elapsed(), made);
+                }
+                self.complain();
             }
-            Ok(_) => {}
+            Ok(_) => lock(&self.estimator).nothing_new(self.opened.elapsed()),
             Err(error) => {
+                lock(&self.estimator).failed(self.opened.elapsed());
                 tracing::error!(%error, "no checkpoint could be made");
                 *lock(&self.checkpoint_failure) = Some(error.clone());
             }
