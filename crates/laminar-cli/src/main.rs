@@ -12,6 +12,7 @@ mod generate;
 mod input;
 mod inspect;
 mod job;
+mod opening;
 mod output;
 mod pipeline;
 mod progress;
