@@ -131,7 +131,9 @@ impl Shared {
             Ok(turn) => {
                 if let Some(epoch) = turn.durable {
                     self.durable.publish(epoch);
-                    if self.checkpoint_due_by_size() | self.checkpoint_due_by_objective() {
+                    if self.checkpoint_due_by_size()
+                        | self.objective_asks(|estimator, _, now| estimator.is_needed(now))
+                    {
                         self.ring_bell();
                     }
                 }
@@ -204,7 +206,7 @@ impl Shared {
         let mut last = Instant::now();
         while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
             let due_by_time = !interval.is_zero() && last.elapsed() >= interval;
-            if due_by_time || self.checkpoint_due_by_size() || self.checkpoint_due_by_objective() {
+            if due_by_time || self.checkpoint_due_by_size() || self.objective_asks(Estimator::is_due) {
                 // A failure is kept for health(), and the next interval tries again.
                 let _ = self.checkpoint();
                 last = Instant::now();
@@ -232,15 +234,17 @@ impl Shared {
         self.settings.checkpoint_wal_bytes != 0 && since >= self.settings.checkpoint_wal_bytes
     }
 
-    /// Takes note of the log's growth, and says whether the objective wants a checkpoint now.
-    fn checkpoint_due_by_objective(&self) -> bool {
+    /// Takes note of the log's growth, and asks the estimator, if there is an objective. Ring 1 asks whether a
+    /// checkpoint is needed, and the checkpoint thread, which hears of it at once, whether it is due: were
+    /// it only told when one is due, it would sleep through the end of a pause.
+    fn objective_asks(&self, ask: impl FnOnce(&Estimator, Duration, u64) -> bool) -> bool {
         if self.settings.recovery_objective_ms == 0 {
             return false;
         }
         let (at, wal_bytes) = (self.opened.elapsed(), self.counters.wal_bytes.get());
         let mut estimator = lock(&self.estimator);
         estimator.grew(at, wal_bytes);
-        estimator.is_due(at, wal_bytes)
+        ask(&estimator, at, wal_bytes)
     }
 
     /// Says once that the objective cannot be kept.
