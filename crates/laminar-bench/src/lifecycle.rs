@@ -134,7 +134,7 @@ fn until_killed(run: &Run, plan: Plan, dir: &Path, table: &mut Table) -> Result<
 }
 
 /// A child that is not left behind.
-struct Killed(Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {

@@ -8,6 +8,7 @@ mod durable;
 mod keys;
 mod lifecycle;
 mod machine;
+mod objective;
 mod place;
 mod recovery;
 mod ring0;
@@ -67,11 +68,16 @@ enum What {
     Lifecycle(lifecycle::Options),
     /// Time to open a store from its log alone, and from checkpoint and log
     Recovery,
-    /// All of them
+    /// Kill a store with a recovery objective again and again: what opening was estimated to take, and took
+    Objective(objective::Options),
+    /// All of them but the objective
     All,
     /// The process that is killed
     #[command(hide = true)]
     LifecycleChild(lifecycle::child::Options),
+    /// The process that is killed
+    #[command(hide = true)]
+    ObjectiveChild(objective::ChildOptions),
 }
 
 /// What a measurement is given.
@@ -102,6 +108,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.what {
         What::LifecycleChild(options) => lifecycle::child::run(options).map(|()| 0),
+        What::ObjectiveChild(options) => objective::child(options).map(|()| 0),
         what => measure(what, &cli.common),
     };
     match done {
@@ -147,7 +154,8 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
             lifecycle::run(&run, &lifecycle::Options::default(), &mut report)?;
             recovery::run(&run, &mut report)?;
         }
-        What::LifecycleChild(_) => {}
+        What::Objective(options) => objective::run(&run, options, &mut report)?,
+        What::LifecycleChild(_) | What::ObjectiveChild(_) => {}
     }
     if let Some(path) = &common.json {
         std::fs::write(path, format!("{:#}\n", report.json(&about)))?;

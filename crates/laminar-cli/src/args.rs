@@ -127,6 +127,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub checkpoint_interval: Option<Duration>,
 
+    /// Longest time that recovering should take after a crash; checkpoints are made early enough for
+    /// that. At most 1h [default: none]
+    #[arg(long, value_name = "TIME", value_parser = parse_objective)]
+    pub recovery_objective: Option<Duration>,
+
     /// What to do with a record that cannot be used: stop, skip, or dead-letter FILE
     #[arg(long, value_name = "stop|skip|dead-letter FILE", default_value = "stop", value_parser = parse_on_error)]
     pub on_error: OnError,
@@ -182,6 +187,15 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
     // The store counts milliseconds, and 0 of them would mean never.
     Ok(if interval.is_zero() { interval } else { interval.max(Duration::from_millis(1)) })
+}
+
+fn parse_objective(text: &str) -> Result<Duration, String> {
+    let objective = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    match objective {
+        Duration::ZERO => Err("more than nothing".to_owned()),
+        objective if objective > Duration::from_secs(3600) => Err("at most 1h".to_owned()),
+        objective => Ok(objective.max(Duration::from_millis(1))),
+    }
 }
 
 fn parse_on_error(text: &str) -> Result<OnError, String> {
@@ -532,5 +546,17 @@ mod tests {
         assert_eq!(interval("1us").unwrap(), Some(Duration::from_millis(1)));
         assert_eq!(interval("30days").unwrap(), Some(Duration::from_secs(2_592_000)));
         assert!(interval("31days").unwrap_err().contains("at most 30 days"));
+    }
+
+    #[test]
+    fn an_objective_is_a_time_that_the_store_accepts() {
+        let objective =
+            |text: &str| run_args(&["a", "--recovery-objective", text]).map(|r| r.recovery_objective);
+        assert_eq!(objective("2s").unwrap(), Some(Duration::from_secs(2)));
+        assert_eq!(objective("1us").unwrap(), Some(Duration::from_millis(1)));
+        assert_eq!(objective("1h").unwrap(), Some(Duration::from_secs(3600)));
+        assert!(objective("0s").unwrap_err().contains("more than nothing"));
+        assert!(objective("61m").unwrap_err().contains("at most 1h"));
+        assert_eq!(run_args(&["a"]).unwrap().recovery_objective, None);
     }
 }

@@ -11,6 +11,7 @@ use crate::error::{CliError, Result};
 use crate::export::{self, Meaning, Reader};
 use crate::input::source::BATCH_LEN;
 use crate::job::Job;
+use crate::opening::Watched;
 use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
@@ -59,6 +60,8 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         cores,
         epoch: args.epoch,
         checkpoint_interval: args.checkpoint_interval,
+        recovery_objective: args.recovery_objective,
+        opening: Watched::unless(args.json || args.json_stream || args.quiet),
         on_error: args.on_error.clone(),
         follow: args.follow,
         batch_len: BATCH_LEN,
@@ -82,7 +85,7 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let finished = outcome.finished;
     let mut exported = None;
     if let (true, Some(path)) = (finished, &args.output) {
-        let view = V::open(&settings.state)?;
+        let view = V::open_watched(&settings.state, settings.opening)?;
         let meaning = Meaning::of(&settings.state, false, view.report())?;
         exported = Some(export::to_file(&view, &meaning, export::format_of(path), path)?);
     }
@@ -126,7 +129,7 @@ fn export_state<V: StateView>(args: &ExportArgs, out: &mut dyn Write) -> Result<
         let job = if args.state.raw { Job::load(state).ok().flatten() } else { Job::load(state)? };
         output::check_with_job(path, job.as_ref(), state)?;
     }
-    let view = V::open(state)?;
+    let view = V::open_watched(state, Watched::unless(false))?;
     let meaning = Meaning::of(state, args.state.raw, view.report())?;
     let format = args.format.or(args.output.as_deref().map(export::format_of));
     let format = format.unwrap_or(ExportFormat::Ndjson);

@@ -276,7 +276,13 @@ mod tests {
 
     fn exported(entries: &[(&[u8], &[u8])], format: ExportFormat, reader: Reader) -> String {
         let dir = tempfile::tempdir().unwrap();
-        let options = OpenOptions { dir: dir.path().to_owned(), cores: 1, checkpoint_interval: None };
+        let options = OpenOptions {
+            dir: dir.path().to_owned(),
+            cores: 1,
+            checkpoint_interval: None,
+            recovery_objective: None,
+            opening: crate::opening::Watched::No,
+        };
         let mut opened = fake::FakeEngine::open(&options).unwrap();
         for (key, value) in entries {
             opened.cores[0].update(key, |_| Some(value)).unwrap();

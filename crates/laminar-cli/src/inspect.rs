@@ -9,14 +9,16 @@ use laminar_storage::format::current::Current;
 use laminar_storage::incremental::{IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest};
 use laminar_storage::per_core_wal::{PerCoreRecoveryManager, PerCoreWalConfig, SegmentStats};
 use laminar_storage::vfs::OsVfs;
-use laminar_storage::{CheckpointId, RecoveryReport, StateReader};
+use laminar_storage::{CheckpointId, RecoveryReport};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
 use crate::belonging::job_of;
 use crate::engine::advice::for_user;
+use crate::engine::store::read;
 use crate::error::{CliError, Result};
 use crate::job::Job;
+use crate::opening::Watched;
 use crate::progress::millis;
 use crate::summary::table;
 
@@ -74,7 +76,7 @@ pub fn of_library(error: impl std::fmt::Display) -> CliError {
 /// `laminar info`.
 pub fn info(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let parts = Parts::of(&args.state)?;
-    let reader = StateReader::open(&args.state)?;
+    let reader = read(&args.state, Watched::unless(args.json))?;
     let report = reader.report();
     let job = job_of(&args.state, &report.source_offsets, report.keys)?;
     let segments = parts.segments()?;

@@ -13,6 +13,7 @@ mod generate;
 mod input;
 mod inspect;
 mod job;
+mod opening;
 mod output;
 mod pipeline;
 mod progress;

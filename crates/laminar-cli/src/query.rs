@@ -15,13 +15,14 @@ use crate::engine::StateView;
 use crate::error::{CliError, Result};
 use crate::export::{Meaning, sorted};
 use crate::input::sink::shown;
+use crate::opening::Watched;
 use crate::visible;
 
 type Entry<'a> = (&'a [u8], &'a [u8]);
 
 /// `laminar get`.
 pub fn get<V: StateView>(args: &GetArgs, out: &mut dyn Write) -> Result<()> {
-    let view = V::open(&args.state.state)?;
+    let view = V::open_watched(&args.state.state, Watched::unless(args.json))?;
     let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let key = args.key.as_bytes();
     let Some(value) = view.get(key) else {
@@ -34,7 +35,7 @@ pub fn get<V: StateView>(args: &GetArgs, out: &mut dyn Write) -> Result<()> {
 
 /// `laminar scan`.
 pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
-    let view = V::open(&args.state.state)?;
+    let view = V::open_watched(&args.state.state, Watched::unless(args.json))?;
     let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let mut entries = sorted(&view);
     if let Some(prefix) = &args.prefix {
@@ -46,7 +47,7 @@ pub fn scan<V: StateView>(args: &ScanArgs, out: &mut dyn Write) -> Result<()> {
 
 /// `laminar top`.
 pub fn top<V: StateView>(args: &TopArgs, out: &mut dyn Write) -> Result<()> {
-    let view = V::open(&args.state.state)?;
+    let view = V::open_watched(&args.state.state, Watched::unless(args.json))?;
     let meaning = Meaning::of(&args.state.state, args.state.raw, view.report())?;
     let Meaning::Job { plan, .. } = &meaning else {
         return Err(CliError::usage(

@@ -92,6 +92,7 @@ pub mod ids;
 pub mod incremental;
 mod parallel;
 pub mod per_core_wal;
+mod progress;
 pub mod report;
 mod ring0;
 #[cfg(not(feature = "sabotage"))]
@@ -105,6 +106,7 @@ pub mod vfs;
 pub use format::compression::Compression;
 pub use ids::{CheckpointId, CoreId, Epoch};
 pub use incremental::SavepointReceipt;
+pub use progress::{RecoveryPhase, RecoveryProgress};
 pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
 pub use ring0::MemoryStats;
 pub use store::{

@@ -41,6 +41,8 @@ pub struct CoreReport {
     pub core: CoreId,
     /// Changes replayed from the log.
     pub replayed: u64,
+    /// Bytes of the log that they and the records beside them took.
+    pub replayed_bytes: u64,
     /// Bytes cut off the end of the log because a crash tore them; they were never acknowledged.
     pub dropped_bytes: u64,
     /// Last epoch that this core had closed; epochs above the recovery point were discarded.

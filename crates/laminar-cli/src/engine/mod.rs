@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::opening::Watched;
 
 pub mod advice;
 #[cfg(test)]
@@ -59,6 +60,10 @@ pub struct OpenOptions {
     pub cores: usize,
     /// Longest time between two automatic checkpoints; `None` is the store's default.
     pub checkpoint_interval: Option<Duration>,
+    /// Longest time that the next opening should take; `None` for no such objective.
+    pub recovery_objective: Option<Duration>,
+    /// Is a bar to be seen while it is opened?
+    pub opening: Watched,
 }
 
 /// What recovery found.
@@ -166,6 +171,10 @@ pub trait CoreEngine: Send {
 pub trait StateView: Sized {
     /// Reads the state of a directory.
     fn open(dir: &Path) -> Result<Self>;
+    /// As [`Self::open`], with a bar to be seen meanwhile.
+    fn open_watched(dir: &Path, _: Watched) -> Result<Self> {
+        Self::open(dir)
+    }
     /// Calls `visit` for every key and value, in any order.
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8]));
     /// The value of a key.

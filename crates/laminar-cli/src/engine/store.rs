@@ -10,6 +10,7 @@ use super::advice::for_user;
 use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
 use crate::error::{CliError, Result};
 use crate::inspect::Parts;
+use crate::opening::{self, Watched};
 use crate::savepoint_dir::is_savepoint;
 
 /// The store's errors say what, where and what to do; the latter to a programmer.
@@ -42,7 +43,14 @@ impl Engine for StoreEngine {
         if let Some(interval) = options.checkpoint_interval {
             settings.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         }
-        let opened = Store::builder(&options.dir).cores(options.cores).settings(settings).open()?;
+        let mut builder = Store::builder(&options.dir).cores(options.cores).settings(settings);
+        if let Some(objective) = options.recovery_objective {
+            builder = builder.recovery_objective(objective);
+        }
+        if options.opening == Watched::Yes {
+            builder = builder.on_progress(opening::bar());
+        }
+        let opened = builder.open()?;
         let route = laminar_storage::Router::default();
         let cores = options.cores;
         Ok(Opened {
@@ -128,6 +136,14 @@ impl From<&RecoveryReport> for Report {
     }
 }
 
+/// Reads a state, with a bar for whoever watches.
+pub fn read(dir: &Path, watched: Watched) -> Result<StateReader> {
+    Ok(match watched {
+        Watched::Yes => StateReader::open_with_progress(dir, opening::bar())?,
+        Watched::No => StateReader::open(dir)?,
+    })
+}
+
 /// What opening the store would recover, without opening it; or what a savepoint holds.
 pub struct StoreView {
     source: Source,
@@ -163,11 +179,15 @@ impl StoreView {
 
 impl StateView for StoreView {
     fn open(dir: &Path) -> Result<Self> {
+        Self::open_watched(dir, Watched::No)
+    }
+
+    fn open_watched(dir: &Path, watched: Watched) -> Result<Self> {
         if is_savepoint(dir) {
             return Self::of_savepoint(dir);
         }
         Parts::of(dir)?;
-        let reader = StateReader::open(dir)?;
+        let reader = read(dir, watched)?;
         let report = Report::from(reader.report());
         Ok(Self { source: Source::Store(Box::new(reader)), report })
     }

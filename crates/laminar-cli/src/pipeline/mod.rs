@@ -42,6 +42,7 @@ use crate::input::plan::{ReadUpTo, forget_unread};
 use crate::input::source::{Position, Source};
 use crate::input::{Format, sink::OnBad};
 use crate::job::Job;
+use crate::opening::Watched;
 use committed::Committed;
 use dead_letter::DeadLetter;
 use live::Live;
@@ -71,6 +72,9 @@ pub struct Settings {
     /// Time between two marks.
     pub epoch: Duration,
     pub checkpoint_interval: Option<Duration>,
+    pub recovery_objective: Option<Duration>,
+    /// Is a bar to be seen while the store is opened?
+    pub opening: Watched,
     pub on_error: OnError,
     pub follow: bool,
     /// Bytes per batch.
@@ -152,6 +156,8 @@ pub fn run<E: Engine>(
         dir: settings.state.clone(),
         cores: settings.cores,
         checkpoint_interval: settings.checkpoint_interval,
+        recovery_objective: settings.recovery_objective,
+        opening: settings.opening,
     })?;
     let Owned { mut job, before, told } = claim.settle(settings, &opened.report)?;
     let dead_letter = open_dead_letter(settings, &mut job, &before)?;

@@ -44,6 +44,8 @@ impl Bench {
             cores: 2,
             epoch: Duration::ZERO,
             checkpoint_interval: None,
+            recovery_objective: None,
+            opening: crate::opening::Watched::No,
             on_error: OnError::Stop,
             follow: false,
             batch_len: 64,

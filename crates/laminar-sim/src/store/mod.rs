@@ -126,6 +126,7 @@ pub fn small_settings() -> Settings {
         preallocate_bytes: 0,
         checkpoint_interval_ms: 0,
         checkpoint_wal_bytes: 0,
+        recovery_objective_ms: 0,
         max_retained: 2,
         compression: Compression::None,
     }

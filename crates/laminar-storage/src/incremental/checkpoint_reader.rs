@@ -15,7 +15,11 @@ use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::format::state_file::StateRecord;
 use crate::ids::{CoreId, StoreId};
 use crate::parallel::in_parallel;
+use crate::progress::Watch;
 use crate::vfs::{Vfs, read_small_file};
+
+/// Keys after which a listener hears of them.
+const KEYS_AT_A_TIME: usize = 4096;
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 
@@ -61,10 +65,15 @@ impl CheckpointReader {
     /// As [`read_manifest`]; `Corruption` and `ChecksumMismatch`, naming the file, when one of the
     /// files is missing or not exactly the one the manifest lists.
     pub fn open(vfs: &dyn Vfs, dir: &Path) -> Result<Self> {
+        Self::open_watched(vfs, dir, &Watch::default())
+    }
+
+    /// As [`Self::open`], counting the blocks that are read later.
+    pub(crate) fn open_watched(vfs: &dyn Vfs, dir: &Path, watch: &Watch) -> Result<Self> {
         let metadata = read_manifest(vfs, dir)?;
         let mut cores: Vec<Vec<_>> = (0..metadata.core_count).map(|_| Vec::new()).collect();
         for file in &metadata.files {
-            let reader = StateFileReader::open(vfs, dir, file, StoreId(metadata.store_id))?;
+            let reader = StateFileReader::open(vfs, dir, file, StoreId(metadata.store_id))?.watched(watch);
             // The manifest was checked: no file belongs to a core that there is not.
             if let Some(chain) = cores.get_mut(usize::from(file.core)) {
                 chain.push(Arc::new(reader));
@@ -94,6 +103,11 @@ impl CheckpointReader {
     #[must_use]
     pub fn files(&self, core: CoreId) -> &[Arc<StateFileReader>] {
         self.cores.get(core.index()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Bytes of the blocks of all files.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        self.cores.iter().flatten().map(|file| file.block_bytes()).sum()
     }
 
     /// Every record of one core, file by file from the oldest to the newest, and in key order within
@@ -141,12 +155,21 @@ impl CheckpointReader {
     /// # Errors
     /// As [`Self::for_each_record`].
     pub fn load(&self) -> Result<StateMap> {
-        let mut state = StateMap::new();
+        self.load_watched(&Watch::default())
+    }
+
+    /// As [`Self::load`], telling now and then how many keys there are.
+    pub(crate) fn load_watched(&self, watch: &Watch) -> Result<StateMap> {
+        let (mut state, mut keys) = (StateMap::new(), 0);
         for core in self.cores() {
             self.for_each_live(core, |key, value| {
                 state.apply(key, Some(value));
+                if state.len().is_multiple_of(KEYS_AT_A_TIME) {
+                    watch.keys(&mut keys, state.len() as u64);
+                }
                 Ok::<_, IncrementalCheckpointError>(())
             })?;
+            watch.keys(&mut keys, state.len() as u64);
         }
         Ok(state)
     }

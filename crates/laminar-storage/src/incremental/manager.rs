@@ -33,6 +33,7 @@ use super::validate::wal_size_in;
 use crate::error::Detail;
 use crate::format::{MAX_CORES, MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId};
+use crate::progress::Watch;
 use crate::vfs::Vfs;
 
 pub(super) type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
@@ -257,6 +258,13 @@ impl IncrementalCheckpointManager {
             }
         }
         Ok(CoreId::ZERO)
+    }
+
+    /// Counts what is read of the files that it has now.
+    pub(crate) fn watch(&mut self, watch: &Watch) {
+        for file in self.chains.iter_mut().flatten() {
+            file.reader = Arc::new(file.reader.again().watched(watch));
+        }
     }
 
     /// The cores there are.

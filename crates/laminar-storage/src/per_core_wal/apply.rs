@@ -4,20 +4,23 @@
 //! This is `wal.replay(last checkpoint ..) ─▶ apply_batch`, the one way in which changes get into a
 //! checkpoint, whether a `Store`, a coordinator or a re-sharding recovery makes it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::entry::WalOperation;
 use super::error::PerCoreWalError;
 use super::merge::MergedEntries;
-use super::recovery::cursor::CoreCursor;
+use super::recovery::cursor::{CoreCursor, Reached, Stretch};
 use super::recovery::plan::Span;
-use super::recovery::survey::{CoreLog, Survey};
+use super::recovery::survey::{LogEnd, Survey};
+use super::recovery::tail::Place;
 use crate::format::digest::StateDigest;
 use crate::format::record::Record;
-use crate::format::segment_header::WalMode;
+use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
 use crate::incremental::lanes::Lane;
 use crate::incremental::{CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager};
+use crate::progress::Watch;
 use crate::vfs::Vfs;
 
 /// What applying a log came to.
@@ -29,6 +32,8 @@ pub(crate) struct Applied {
     pub(crate) cuts: Vec<Sequence>,
     /// Per core, its last barrier: the epoch and the digest that the writer knew.
     pub(crate) barriers: Vec<(Epoch, Option<StateDigest>)>,
+    /// Per core, how far its log was read.
+    pub(crate) reached: Vec<Reached>,
 }
 
 impl Applied {
@@ -37,14 +42,37 @@ impl Applied {
         self.barriers.iter().map(|(_, digest)| *digest).collect()
     }
 
-    fn at(&mut self, core: CoreId) -> (&mut Sequence, &mut (Epoch, Option<StateDigest>)) {
-        if self.cuts.len() <= core.index() {
-            self.cuts.resize(core.index() + 1, Sequence::ZERO);
-            self.barriers.resize(core.index() + 1, (Epoch::ZERO, None));
+    /// Bytes of the frames that were applied.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.reached.iter().map(|core| core.bytes).sum()
+    }
+
+    /// Did this core close `epoch`? One that has frames of later epochs has closed all before.
+    pub(crate) fn closed(&self, core: CoreId, epoch: Epoch) -> bool {
+        self.barriers.get(core.index()).is_some_and(|(last, _)| *last >= epoch)
+            || self.reached.get(core.index()).is_some_and(|reached| reached.beyond)
+    }
+
+    /// Adds what was read of a core.
+    fn note(&mut self, core: CoreId, followed: &Followed) {
+        let len = core.index() + 1;
+        self.reached.resize_with(self.reached.len().max(len), Reached::default);
+        if let Some(reached) = self.reached.get_mut(core.index()) {
+            reached.place = followed.reached.place.or(reached.place);
+            reached.bytes += followed.reached.bytes;
+            reached.beyond |= followed.reached.beyond;
         }
-        let index = core.index();
-        // Both were just made long enough.
-        (&mut self.cuts[index], &mut self.barriers[index])
+        if followed.last == Sequence::ZERO {
+            return;
+        }
+        self.cuts.resize(self.cuts.len().max(len), Sequence::ZERO);
+        self.barriers.resize(self.barriers.len().max(len), (Epoch::ZERO, None));
+        if let Some(cut) = self.cuts.get_mut(core.index()) {
+            *cut = (*cut).max(followed.last);
+        }
+        if let Some(barrier) = self.barriers.get_mut(core.index()) {
+            *barrier = followed.barrier.unwrap_or(*barrier);
+        }
     }
 }
 
@@ -54,6 +82,7 @@ struct Followed {
     changes: u64,
     last: Sequence,
     barrier: Option<(Epoch, Option<StateDigest>)>,
+    reached: Reached,
     /// Its source offsets and watermark after the last commit.
     offsets: CoreOffsets,
 }
@@ -67,7 +96,7 @@ impl Followed {
         mut apply: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), IncrementalCheckpointError>,
     ) -> Result<Self, PerCoreWalError> {
         let mut all = Self { offsets, ..Self::default() };
-        all.changes = cursor.replay(|record, at| {
+        let replayed = cursor.replay(|record, at| {
             all.last = all.last.max(Sequence(at.sequence));
             match record {
                 Record::Put { key, value } => apply(key, Some(value)).map_err(checkpoint_error)?,
@@ -82,17 +111,16 @@ impl Followed {
             }
             Ok(())
         })?;
+        (all.changes, all.reached) = (replayed.changes, replayed.reached);
         Ok(all)
     }
 
     /// Adds it to what is known of the core.
     fn note(self, core: CoreId, applied: &mut Applied, offsets: &mut Vec<CoreOffsets>) {
+        applied.note(core, &self);
         if self.last == Sequence::ZERO {
             return;
         }
-        let (cut, barrier) = applied.at(core);
-        *cut = (*cut).max(self.last);
-        *barrier = self.barrier.unwrap_or(*barrier);
         if offsets.len() <= core.index() {
             offsets.resize_with(core.index() + 1, CoreOffsets::default);
         }
@@ -111,22 +139,56 @@ pub(crate) fn apply_incarnation(
     span: impl Fn(CoreId) -> Span + Sync,
     manager: &mut IncrementalCheckpointManager,
     applied: &mut Applied,
+    watch: &Watch,
 ) -> Result<(), PerCoreWalError> {
-    let cursor =
-        |log: &CoreLog| CoreCursor::of_incarnation(vfs, survey, log.core, span(log.core), incarnation);
+    let cores: Vec<_> = survey.cores.iter().map(|log| log.core).collect();
+    let cursor = |core| CoreCursor::of_incarnation(vfs, survey, core, span(core), incarnation).watched(watch);
+    apply_cores(survey.header_of(incarnation), &cores, cursor, manager, applied)
+}
+
+/// Applies what was appended to a growing log since these places, one per core, up to `ends` and to the
+/// end of the epoch `up_to`.
+pub(crate) fn apply_tail(
+    vfs: &Arc<dyn Vfs>,
+    dir: &Path,
+    places: &[Place],
+    ends: &[LogEnd],
+    up_to: Epoch,
+    manager: &mut IncrementalCheckpointManager,
+    applied: &mut Applied,
+) -> Result<(), PerCoreWalError> {
+    let stretches = places.iter().zip(ends).map(|(place, end)| place.up_to(vfs, dir, *end));
+    let stretches: Vec<Vec<Stretch>> = stretches.collect::<Result<_, _>>()?;
+    let cores: Vec<_> = (0..).map(CoreId).take(stretches.len()).collect();
+    let cursor = |core: CoreId| {
+        let after = places.get(core.index()).map_or(Sequence::ZERO, |place| place.sequence);
+        let stretches = stretches.get(core.index()).into_iter().flatten().cloned();
+        CoreCursor::over(vfs, stretches, Span { after, from_epoch: Epoch::ZERO, up_to })
+    };
+    let header = places.first().map(|place| &place.segment);
+    apply_cores(header, &cores, cursor, manager, applied)
+}
+
+/// Applies what the cursors of one incarnation's cores come upon; `header` is that of one of its segments.
+fn apply_cores(
+    header: Option<&SegmentHeader>,
+    cores: &[CoreId],
+    cursor: impl Fn(CoreId) -> CoreCursor + Sync,
+    manager: &mut IncrementalCheckpointManager,
+    applied: &mut Applied,
+) -> Result<(), PerCoreWalError> {
     let offsets_before = manager.core_offsets().to_vec();
     let mut offsets = offsets_before.clone();
-    let header = survey.header_of(incarnation);
     let mode = header.map_or(WalMode::Plain, |header| header.mode);
     // A coordinator's manager has one lane, whatever log it is given.
     let has_lanes = header.is_some_and(|header| usize::from(header.core_count) == manager.core_count());
     let before = |core: CoreId| offsets_before.get(core.index()).cloned().unwrap_or_default();
     if mode == WalMode::Epochs && has_lanes {
-        let follow = |lane: &mut Lane<'_>| match survey.core(lane.core()) {
-            Some(log) => {
-                Followed::of(cursor(log), mode, before(log.core), |key, value| lane.apply(key, value))
+        let follow = |lane: &mut Lane<'_>| match lane.core() {
+            core if cores.contains(&core) => {
+                Followed::of(cursor(core), mode, before(core), |key, value| lane.apply(key, value))
             }
-            None => Ok(Followed::default()),
+            _ => Ok(Followed::default()),
         };
         let followed = manager.with_lanes(follow).map_err(checkpoint_error)??;
         for (core, followed) in (0..).map(CoreId).zip(followed) {
@@ -134,14 +196,10 @@ pub(crate) fn apply_incarnation(
             followed.note(core, applied, &mut offsets);
         }
     } else {
-        for log in &survey.cores {
-            Followed::of(cursor(log), mode, before(log.core), |_, _| Ok(()))?.note(
-                log.core,
-                applied,
-                &mut offsets,
-            );
+        for &core in cores {
+            Followed::of(cursor(core), mode, before(core), |_, _| Ok(()))?.note(core, applied, &mut offsets);
         }
-        applied.changes += apply_merged(survey.cores.iter().map(cursor).collect(), manager)?;
+        applied.changes += apply_merged(cores.iter().copied().map(cursor).collect(), manager)?;
     }
     manager.set_core_offsets(offsets).map_err(checkpoint_error)
 }

@@ -12,6 +12,7 @@ use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::{
     CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, IncrementalCheckpointMetadata,
 };
+use crate::progress::Watch;
 
 /// Makes checkpoints of a log: closes an epoch on all cores, syncs them, applies their records in
 /// order to the state, publishes the checkpoint, and only then cuts the log.
@@ -110,7 +111,8 @@ impl CheckpointCoordinator {
         let mut applied = Applied { cuts: self.applied.clone(), ..Applied::default() };
         applied.barriers.resize(applied.cuts.len(), (Epoch::ZERO, None));
         for incarnation in survey.incarnations(after) {
-            apply_incarnation(&vfs, &survey, incarnation, span, &mut self.checkpoints, &mut applied)?;
+            let (checkpoints, watch) = (&mut self.checkpoints, &Watch::default());
+            apply_incarnation(&vfs, &survey, incarnation, span, checkpoints, &mut applied, watch)?;
         }
         self.applied.clone_from(&applied.cuts);
         Ok(applied)

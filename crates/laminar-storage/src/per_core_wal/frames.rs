@@ -103,10 +103,14 @@ impl FrameReader {
         if self.buffer.len().saturating_sub(start) < len {
             let left = usize::try_from(self.limit - self.offset).unwrap_or(usize::MAX);
             let wanted = len.max(CHUNK).min(left);
-            self.buffer.resize(wanted, 0);
-            let got = read_up_to_at(self.file.as_ref(), &mut self.buffer, self.offset)?;
-            self.buffer.truncate(got);
+            // What is there of it already is not read again: a frame is about as long as a chunk.
+            self.buffer.drain(..start.min(self.buffer.len()));
             self.buffer_at = self.offset;
+            let have = self.buffer.len();
+            self.buffer.resize(wanted.max(have), 0);
+            let rest = self.buffer.get_mut(have..).unwrap_or_default();
+            let got = read_up_to_at(self.file.as_ref(), rest, self.offset.saturating_add(have as u64))?;
+            self.buffer.truncate(have + got);
             return Ok(self.buffer.get(..len));
         }
         Ok(self.buffer.get(start..start + len))

@@ -343,6 +343,11 @@ impl PerCoreWalManager {
         self.writers.iter().map(|writer| (writer.header().number, writer.synced_len())).collect()
     }
 
+    /// Header of the segment in use of every core.
+    pub(crate) fn headers(&self) -> Vec<SegmentHeader> {
+        self.writers.iter().map(|writer| *writer.header()).collect()
+    }
+
     pub(crate) fn config(&self) -> &PerCoreWalConfig {
         &self.config
     }

@@ -25,6 +25,11 @@ impl MergedEntries {
         Self { cursors, heads: BinaryHeap::new(), hungry }
     }
 
+    /// Bytes of the frames that were handed out so far, per cursor.
+    pub(crate) fn bytes(&self) -> Vec<u64> {
+        self.cursors.iter().map(CoreCursor::bytes).collect()
+    }
+
     fn advance(&mut self) -> Result<Option<PerCoreWalEntry>, PerCoreWalError> {
         while let Some(index) = self.hungry.pop() {
             let Some(cursor) = self.cursors.get_mut(index) else { continue };

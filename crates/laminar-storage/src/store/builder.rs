@@ -1,7 +1,8 @@
 //! How a store is opened.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::error::StoreError;
@@ -14,6 +15,7 @@ use crate::format::MAX_CORES;
 use crate::incremental::CheckpointConfig;
 use crate::incremental::savepoint::resolved;
 use crate::per_core_wal::PerCoreWalConfig;
+use crate::progress::{Listener, RecoveryProgress, Watch};
 use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Collects what a store is opened with; made by [`crate::Store::builder`].
@@ -25,6 +27,17 @@ pub struct StoreBuilder {
     router: Router,
     vfs: Arc<dyn Vfs>,
     savepoint: Option<PathBuf>,
+    listener: Option<Heard>,
+}
+
+/// Who hears of the progress of opening.
+#[derive(Clone)]
+struct Heard(Arc<Mutex<Listener>>);
+
+impl fmt::Debug for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Heard")
+    }
 }
 
 impl StoreBuilder {
@@ -37,6 +50,7 @@ impl StoreBuilder {
             router: Router::default(),
             vfs: Arc::new(OsVfs::new()),
             savepoint: None,
+            listener: None,
         }
     }
 
@@ -104,6 +118,51 @@ impl StoreBuilder {
         self
     }
 
+    /// Sets the longest time that opening should take after a crash, to the millisecond:
+    /// [`Settings::recovery_objective_ms`]. The checkpoint thread makes checkpoints early enough for that.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), laminar_storage::StoreError> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path();
+    /// use std::time::Duration;
+    /// let opened = laminar_storage::Store::builder(path).recovery_objective(Duration::from_secs(2)).open()?;
+    /// assert!(opened.store.stats().estimated_recovery < Duration::from_secs(2));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn recovery_objective(mut self, objective: Duration) -> Self {
+        // An objective below a millisecond is not none.
+        let millis = objective.as_nanos().div_ceil(1_000_000);
+        self.settings.recovery_objective_ms = u64::try_from(millis).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Tells `listener` how far opening has come: about every 50 ms while there is anything to load, and
+    /// once at the end. It is called on the threads that load, one call at a time, and holds one of
+    /// them up while it runs.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), laminar_storage::StoreError> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path();
+    /// use laminar_storage::{RecoveryPhase, Store};
+    /// let opened = Store::builder(path)
+    ///     .on_progress(|progress| {
+    ///         if let Some(total) = progress.bytes_total {
+    ///             eprintln!("{:?}: {} of {total} bytes", progress.phase, progress.bytes_done);
+    ///         }
+    ///         assert!(progress.phase != RecoveryPhase::Done || progress.remaining.is_some());
+    ///     })
+    ///     .open()?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn on_progress(mut self, listener: impl FnMut(RecoveryProgress) + Send + 'static) -> Self {
+        self.listener = Some(Heard(Arc::new(Mutex::new(listener))));
+        self
+    }
+
     /// Opens the store, creating the directory when it is missing, and recovers its state.
     ///
     /// # Errors
@@ -153,6 +212,11 @@ impl StoreBuilder {
 
     pub(crate) fn router_ref(&self) -> &Router {
         &self.router
+    }
+
+    /// Counts for the listener, from now on.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch::new(self.listener.as_ref().map(|heard| &heard.0))
     }
 
     pub(crate) fn vfs_ref(&self) -> &Arc<dyn Vfs> {

@@ -2,6 +2,13 @@
 //! from the log, applied, written, published, and only then is the log cut.
 //!
 //! Ring 0 takes no part in it, and Ring 1 only says where the logs end.
+//!
+//! # What is read
+//! What was appended since the last checkpoint, once: the checkpointer knows the place in every core's log up
+//! to which it has applied it, and reads on from there. The first checkpoint after opening also reads what
+//! recovery replayed, from where the survey found it to begin. When anything there is not as it must be,
+//! the log is surveyed from the newest segment back, as recovery would, and that decides: it finds the log
+//! in order, or says what is wrong with it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,15 +16,18 @@ use std::time::{Duration, Instant};
 
 use super::drain::DurableCut;
 use super::error::StoreError;
+use super::objective::Made;
 use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager, SavepointReceipt};
-use crate::per_core_wal::TruncationScope;
-use crate::per_core_wal::apply::{Applied, apply_incarnation};
+use crate::per_core_wal::apply::{Applied, apply_incarnation, apply_tail};
 use crate::per_core_wal::recovery::plan::{Span, cut_of};
 use crate::per_core_wal::recovery::survey::Survey;
+use crate::per_core_wal::recovery::tail::Place;
 use crate::per_core_wal::truncate::truncate_segments;
+use crate::per_core_wal::{PerCoreWalError, TruncationScope};
+use crate::progress::Watch;
 use crate::vfs::Vfs;
 
 /// What [`crate::Store::checkpoint`] did.
@@ -38,6 +48,21 @@ pub struct CheckpointReceipt {
     pub time: Duration,
 }
 
+/// What the log was when the store was opened.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What recovery surveyed.
+    pub(crate) survey: Survey,
+    /// What the manager has of it, per core.
+    pub(crate) cuts: Vec<Sequence>,
+    /// The digests of the cores at the recovery point.
+    pub(crate) digests: Vec<StateDigest>,
+    /// The recovery point.
+    pub(crate) point: Epoch,
+    /// Where every core's log goes on.
+    pub(crate) starts: Vec<Place>,
+}
+
 /// Makes checkpoints of one log.
 #[derive(Debug)]
 pub(crate) struct Checkpointer {
@@ -46,18 +71,25 @@ pub(crate) struct Checkpointer {
     vfs: Arc<dyn Vfs>,
     /// What the manager has of the log.
     applied: Applied,
+    /// What recovery surveyed, until it is applied.
+    recovered: Option<Survey>,
+    /// The recovery point.
+    point: Epoch,
+    /// Where the logs of this incarnation begin.
+    starts: Vec<Place>,
     newest: Option<CheckpointReceipt>,
+    /// What the newest one was like, if it was made since the opening.
+    made: Option<Made>,
 }
 
 impl Checkpointer {
-    /// Goes on from a recovered state: `cuts` is what the manager has, `digests` that of the cores.
+    /// Goes on from a recovered state.
     pub(crate) fn new(
         manager: IncrementalCheckpointManager,
         scope: TruncationScope,
-        cuts: Vec<Sequence>,
-        digests: &[StateDigest],
-        point: Epoch,
+        found: Found,
     ) -> Result<Self, StoreError> {
+        let Found { survey, cuts, digests, point, starts } = found;
         let barriers = digests.iter().map(|digest| (point, Some(*digest))).collect();
         let newest = manager.find_latest_checkpoint()?.map(|metadata| CheckpointReceipt {
             id: CheckpointId(metadata.id),
@@ -68,12 +100,18 @@ impl Checkpointer {
             time: Duration::ZERO,
         });
         let vfs = Arc::clone(&scope.policy.vfs);
-        Ok(Self { manager, scope, vfs, applied: Applied { changes: 0, cuts, barriers }, newest })
+        let applied = Applied { cuts, barriers, ..Applied::default() };
+        Ok(Self { manager, scope, vfs, applied, recovered: Some(survey), point, starts, newest, made: None })
     }
 
     /// The newest checkpoint.
     pub(crate) fn newest(&self) -> Option<&CheckpointReceipt> {
         self.newest.as_ref()
+    }
+
+    /// What the newest checkpoint was like, if it was made since the opening.
+    pub(crate) fn made(&self) -> Option<Made> {
+        self.made
     }
 
     /// Makes a checkpoint of the durable epoch; none when there is no new one.
@@ -89,6 +127,7 @@ impl Checkpointer {
         }
         let started = Instant::now();
         let changes = self.apply(cut)?;
+        let applying = started.elapsed();
         let id = self.manager.next_checkpoint_id()?;
         let position = WalPosition(cut.ends.iter().map(|(_, len)| *len).sum());
         let published = self.manager.create_checkpoint_as(id, position)?;
@@ -102,6 +141,13 @@ impl Checkpointer {
             time: started.elapsed(),
         };
         tracing::debug!(?receipt, "checkpoint");
+        self.made = Some(Made {
+            position: self.places().iter().map(Place::position).sum(),
+            checkpoint_bytes: published.metadata().size_bytes,
+            log_bytes: self.applied.bytes(),
+            applying,
+            took: receipt.time,
+        });
         self.newest = Some(receipt.clone());
         Ok(receipt)
     }
@@ -124,6 +170,68 @@ impl Checkpointer {
 
     /// Applies the log up to the durable epoch to the manager.
     fn apply(&mut self, cut: &DurableCut) -> Result<u64, StoreError> {
+        let applied = match self.read_on(cut) {
+            Ok(applied) if self.is_whole(&applied, cut) => applied,
+            Err(error) if !error.is_corruption() => return Err(error.into()),
+            odd => {
+                if let Err(error) = odd {
+                    tracing::warn!(%error, "the log does not go on as it was left; surveying it");
+                }
+                self.read_again(cut)?
+            }
+        };
+        // Only what is applied to the end counts: after a failure the same records are applied again,
+        // the offsets among them.
+        self.applied = applied;
+        self.recovered = None;
+        self.manager.set_epoch(cut.epoch.0);
+        self.manager.set_wal_cuts(&self.applied.cuts)?;
+        if let Some(digests) = self.applied.digests() {
+            let digests = digests.iter().map(|d| CoreDigest { digest: d.digest, live_keys: d.live_keys });
+            self.manager.set_digests(digests.collect())?;
+        }
+        Ok(self.applied.changes)
+    }
+
+    /// What is known already, to add to.
+    fn known(&self) -> Applied {
+        let (cuts, barriers) = (self.applied.cuts.clone(), self.applied.barriers.clone());
+        Applied { cuts, barriers, ..Applied::default() }
+    }
+
+    /// The place in every core's log up to which the manager has it.
+    fn places(&self) -> Vec<Place> {
+        let here = |(start, core): (&Place, usize)| {
+            let place = self.applied.reached.get(core).and_then(|reached| reached.place);
+            // What earlier incarnations have lies before the beginning of this one.
+            place.filter(|place| place.segment.incarnation == start.segment.incarnation).unwrap_or(*start)
+        };
+        self.starts.iter().zip(0..).map(here).collect()
+    }
+
+    /// Applies what was appended since the last checkpoint, and before the first one what recovery replayed.
+    fn read_on(&mut self, cut: &DurableCut) -> Result<Applied, PerCoreWalError> {
+        let mut applied = self.known();
+        let places = self.places();
+        if let Some(survey) = &self.recovered {
+            let cuts = self.applied.cuts.clone();
+            let after = |core: CoreId| cut_of(&cuts, core);
+            let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: self.point };
+            let (manager, watch) = (&mut self.manager, &Watch::default());
+            for incarnation in survey.incarnations(after) {
+                apply_incarnation(&self.vfs, survey, incarnation, span, manager, &mut applied, watch)?;
+            }
+            // What recovery discarded lies beyond, and says nothing about what was written since.
+            applied.reached.iter_mut().for_each(|reached| reached.beyond = false);
+        }
+        let dir = &self.scope.policy.dir;
+        apply_tail(&self.vfs, dir, &places, &cut.ends, cut.epoch, &mut self.manager, &mut applied)?;
+        self.keep_places(&mut applied);
+        Ok(applied)
+    }
+
+    /// Surveys the log as far as no checkpoint has it, and applies what it finds.
+    fn read_again(&mut self, cut: &DurableCut) -> Result<Applied, StoreError> {
         let cuts = self.applied.cuts.clone();
         let after = |core: CoreId| cut_of(&cuts, core);
         let survey = Survey::up_to(&self.vfs, &self.scope.policy.dir, &after, &cut.ends)?;
@@ -140,21 +248,28 @@ impl Checkpointer {
                 ));
             }
         }
-        // Only what is applied to the end counts: after a failure the same records are applied again,
-        // the offsets among them.
-        let mut applied = self.applied.clone();
+        let mut applied = self.known();
         let span = |core| Span { after: after(core), from_epoch: Epoch::ZERO, up_to: cut.epoch };
+        let (manager, watch) = (&mut self.manager, &Watch::default());
         for incarnation in survey.incarnations(after) {
-            apply_incarnation(&self.vfs, &survey, incarnation, span, &mut self.manager, &mut applied)?;
+            apply_incarnation(&self.vfs, &survey, incarnation, span, manager, &mut applied, watch)?;
         }
-        let changes = applied.changes - self.applied.changes;
-        self.applied = applied;
-        self.manager.set_epoch(cut.epoch.0);
-        self.manager.set_wal_cuts(&self.applied.cuts)?;
-        if let Some(digests) = self.applied.digests() {
-            let digests = digests.iter().map(|d| CoreDigest { digest: d.digest, live_keys: d.live_keys });
-            self.manager.set_digests(digests.collect())?;
+        self.keep_places(&mut applied);
+        Ok(applied)
+    }
+
+    /// Did every core close the durable epoch, in what was read?
+    fn is_whole(&self, applied: &Applied, cut: &DurableCut) -> bool {
+        (0..self.scope.core_count).map(CoreId).all(|core| applied.closed(core, cut.epoch))
+    }
+
+    /// A core without anything new is still where it was.
+    fn keep_places(&self, applied: &mut Applied) {
+        let places = self.places();
+        applied.reached.resize_with(applied.reached.len().max(places.len()), Default::default);
+        for (reached, place) in applied.reached.iter_mut().zip(places) {
+            let here = |new: &Place| new.segment.incarnation == place.segment.incarnation;
+            reached.place = reached.place.filter(here).or(Some(place));
         }
-        Ok(changes)
     }
 }

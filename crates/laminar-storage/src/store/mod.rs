@@ -11,6 +11,7 @@ mod drain;
 mod durable;
 mod error;
 mod fork;
+mod objective;
 mod open;
 mod reader;
 mod rebuild;
@@ -208,7 +209,7 @@ impl Store {
     /// Figures since the store was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::of(&self.shared.counters, self.durable_epoch())
+        self.shared.stats()
     }
 
     /// Drains and syncs everything that was sealed, and ends the background threads. Cores that are

@@ -5,14 +5,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::builder::StoreBuilder;
-use super::checkpointer::Checkpointer;
+use super::checkpointer::{Checkpointer, Found};
 use super::core_store::CoreStore;
 use super::drain::Drain;
 use super::error::StoreError;
 use super::fork::Fork;
+use super::objective::Recovered;
 use super::rebuild::{Rebuilt, rebuild, wants_rebuild};
 use super::shared::Shared;
 use super::{Opened, Store};
@@ -29,9 +30,11 @@ use crate::incremental::{
 use crate::parallel::in_parallel;
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
-use crate::per_core_wal::recovery::cursor::CoreCursor;
+use crate::per_core_wal::recovery::cursor::{CoreCursor, Replayed};
 use crate::per_core_wal::recovery::plan::{Base, Wanted};
+use crate::per_core_wal::recovery::tail::Place;
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
+use crate::progress::Watch;
 use crate::report::{DigestCheck, PhaseTimes, RecoveryReport};
 use crate::ring0::{CoreDrain, CoreState, StateConfig, new_state};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -121,7 +124,10 @@ struct Loaded {
     digest: StateDigest,
     /// The digest that was stored with the recovery point, if one was.
     expected: Option<StateDigest>,
-    replayed: u64,
+    replayed: Replayed,
+    /// Time spent on the checkpoint and on the log.
+    loading: Duration,
+    replaying: Duration,
 }
 
 /// Opens a store.
@@ -141,24 +147,29 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     };
     let started = Instant::now();
     let fork = Fork::begin(builder, &layout)?;
+    let watch = builder.watch();
     let mut rebuilt = None;
-    let (located, loaded) = loop {
+    let (located, loaded, time) = loop {
+        let looked = Instant::now();
         let load = |located: &Located| {
             if let Some(fork) = &fork {
                 fork.check_unused(located, &layout)?;
             }
             if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
                 // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
+                // It reads the checkpoint twice then: to look, and to distribute it.
+                let (checkpoint, log) = (located.checkpoint_bytes(), located.plan.survey.uncovered());
+                watch.resharding(checkpoint.saturating_mul(2), log);
                 let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());
                 located.checkpoint.as_ref().map_or(Ok(()), verify)?;
                 return Ok(None);
             }
-            load_cores(builder, located).map(Some)
+            load_cores(builder, located, &watch).map(Some)
         };
-        let found = locate(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, load);
+        let found = locate(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, &watch, load);
         match found.map_err(StoreError::from)? {
-            (located, Some(loaded)) => break (located, loaded),
-            (located, None) => rebuilt = Some(rebuild(builder, &layout, &located, &locks)?),
+            (located, Some(loaded)) => break (located, loaded, looked.elapsed()),
+            (located, None) => rebuilt = Some(rebuild(builder, &layout, &located, &locks, &watch)?),
         }
     };
     if first_epoch(&located) > Epoch::LAST {
@@ -171,8 +182,11 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     }
     let found = Instant::now();
     let report = describe(builder, &located, &loaded, rebuilt.as_ref())?;
-    let (store, cores) = begin(builder, &layout, &located, loaded, locks)?;
+    let measured = measured(&located, &loaded, time);
+    let (store, cores) = begin(builder, &layout, &located, loaded, measured, locks)?;
     let phases = PhaseTimes { recover: found - started, begin: found.elapsed() };
+    store.shared.began_in(phases.begin);
+    watch.done(report.keys);
     tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");
     Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
 }
@@ -192,12 +206,20 @@ fn lock_store(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<StoreLock, StoreErr
 }
 
 /// Fills every core from checkpoint and log, in parallel.
-fn load_cores(builder: &StoreBuilder, located: &Located) -> Result<Vec<Loaded>, LoadFailure> {
+fn load_cores(builder: &StoreBuilder, located: &Located, watch: &Watch) -> Result<Vec<Loaded>, LoadFailure> {
+    watch.loading(located.checkpoint_bytes(), located.plan.survey.uncovered());
     let cores = (0..builder.core_count()).map(CoreId);
-    in_parallel(builder.vfs_ref().as_ref(), cores, |core| load_core(builder, located, core))
+    in_parallel(builder.vfs_ref().as_ref(), cores, |core| load_core(builder, located, core, watch))
 }
 
-fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<Loaded, LoadFailure> {
+fn load_core(
+    builder: &StoreBuilder,
+    located: &Located,
+    core: CoreId,
+    watch: &Watch,
+) -> Result<Loaded, LoadFailure> {
+    let started = Instant::now();
+    let mut keys = 0;
     let memory = |e| LoadFailure::Store(StoreError::of_ring0(&e, core));
     let (mut state, drain) = new_state(StateConfig {
         core,
@@ -211,17 +233,26 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     // Of what is in memory now, added up on the way there.
     let mut digest = 0_u64;
     if let Some(reader) = &located.checkpoint {
-        reader.for_each_record(core, |record| {
-            let growth = state.load(record.key, record.value).map_err(memory)?;
-            digest = digest.wrapping_add(growth);
-            Ok::<_, LoadFailure>(())
-        })?;
+        for file in reader.files(core) {
+            let mut cursor = file.cursor();
+            while cursor.advance()? {
+                if let Some(record) = cursor.current() {
+                    let growth = state.load(record.key, record.value).map_err(memory)?;
+                    digest = digest.wrapping_add(growth);
+                }
+                if cursor.ends_block() {
+                    watch.keys(&mut keys, state.len());
+                }
+            }
+        }
         let metadata = reader.metadata();
         offsets = CoreOffsets::of(&metadata.core_offsets, core, builder.core_count());
         let digest = metadata.digests.get(core.index());
         expected = digest.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
     }
+    let loading = started.elapsed();
     let cursor = CoreCursor::new(builder.vfs_ref(), &located.plan.survey, core, located.plan.span(core));
+    let cursor = cursor.watched(watch);
     let mut full = Ok(());
     let replayed = cursor.replay(|record, _| {
         let loaded = match record {
@@ -235,6 +266,7 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
             }
             Record::Barrier { digest, .. } => {
                 expected = *digest;
+                watch.keys(&mut keys, state.len());
                 Ok(0)
             }
             _ => Ok(0),
@@ -249,7 +281,24 @@ fn load_core(builder: &StoreBuilder, located: &Located, core: CoreId) -> Result<
     full?;
     state.check_limit().map_err(memory)?;
     let digest = StateDigest { digest, live_keys: state.len() };
-    Ok(Loaded { state, drain, offsets, digest, expected, replayed })
+    let replaying = started.elapsed().saturating_sub(loading);
+    Ok(Loaded { state, drain, offsets, digest, expected, replayed, loading, replaying })
+}
+
+/// How fast this recovery was. The cores did not all work at the same time: what it took as a whole, apart
+/// from the survey, is divided as the work of the cores divides.
+fn measured(located: &Located, loaded: &[Loaded], recover: Duration) -> Recovered {
+    let whole = recover.saturating_sub(located.surveying);
+    let loading: Duration = loaded.iter().map(|core| core.loading).sum();
+    let replaying: Duration = loaded.iter().map(|core| core.replaying).sum();
+    let share = loading.as_secs_f64() / (loading + replaying).as_secs_f64().max(f64::MIN_POSITIVE);
+    let loading = whole.mul_f64(share.clamp(0.0, 1.0));
+    Recovered {
+        checkpoint_bytes: located.checkpoint_bytes(),
+        loading,
+        log_bytes: loaded.iter().map(|core| core.replayed.reached.bytes).sum(),
+        replaying: whole.saturating_sub(loading).saturating_add(located.surveying),
+    }
 }
 
 /// Address space for all cores together, 32 TiB: a quarter of what a process has, so that thousands of regions
@@ -279,7 +328,8 @@ fn describe(
 ) -> Result<RecoveryReport, StoreError> {
     let mut report = RecoveryReport::of(located);
     for (core, loaded) in report.cores.iter_mut().zip(loaded) {
-        core.replayed = loaded.replayed;
+        core.replayed = loaded.replayed.changes;
+        core.replayed_bytes = loaded.replayed.reached.bytes;
     }
     let total = loaded.iter().fold(StateDigest::default(), |sum, core| sum.plus(core.digest));
     let cores: Option<Vec<_>> = loaded.iter().map(|core| core.expected).collect();
@@ -329,6 +379,7 @@ fn begin(
     layout: &Layout,
     located: &Located,
     loaded: Vec<Loaded>,
+    measured: Recovered,
     locks: Locks,
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
     let vfs = builder.vfs_ref();
@@ -356,8 +407,14 @@ fn begin(
         .map(CoreId)
         .map(|core| located.plan.base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)));
     manager.set_core_offsets(loaded.iter().map(|core| core.offsets.clone()).collect())?;
-    let digests: Vec<_> = loaded.iter().map(|core| core.digest).collect();
-    let checkpointer = Checkpointer::new(manager, wal.truncation_scope(), cuts.collect(), &digests, point)?;
+    let found = Found {
+        survey: located.plan.survey.clone(),
+        cuts: cuts.collect(),
+        digests: loaded.iter().map(|core| core.digest).collect(),
+        point,
+        starts: wal.headers().into_iter().map(Place::beginning).collect(),
+    };
+    let checkpointer = Checkpointer::new(manager, wal.truncation_scope(), found)?;
     let mut drains = Vec::with_capacity(loaded.len());
     let mut halves = Vec::with_capacity(loaded.len());
     for mut core in loaded {
@@ -368,7 +425,8 @@ fn begin(
     let drain = Drain::new(drains, wal.into_writers(), point);
     let inline = !vfs.parallel();
     let settings = builder.settings_ref().clone();
-    let shared = Arc::new(Shared::new(settings, drain, checkpointer, point, halves.len(), inline));
+    let shared = Shared::new(settings, drain, checkpointer, &measured, point, halves.len(), inline);
+    let shared = Arc::new(shared);
     let threads = shared.start().map_err(|e| {
         StoreError::Io(Box::new(io_detail("could not start the background threads", &layout.dir, e)))
     })?;

@@ -1,7 +1,7 @@
 //! Looking at a store without opening it.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::error::StoreError;
@@ -10,6 +10,7 @@ use crate::error::Detail;
 use crate::incremental::recovery::locate::Failure;
 use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{RecoveredState, StateMap};
+use crate::progress::{Listener, RecoveryProgress, Watch};
 use crate::report::RecoveryReport;
 use crate::vfs::{OsVfs, Vfs, absolute};
 
@@ -47,12 +48,33 @@ impl StateReader {
         Self::open_with(dir, Arc::new(OsVfs::new()))
     }
 
+    /// As [`Self::open`], telling `listener` how far it has come, as [`crate::StoreBuilder::on_progress`]
+    /// does.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_progress(
+        dir: impl AsRef<Path>,
+        listener: impl FnMut(RecoveryProgress) + Send + 'static,
+    ) -> Result<Self, StoreError> {
+        let listener: Arc<Mutex<Listener>> = Arc::new(Mutex::new(listener));
+        Self::open_watched(
+            dir.as_ref(),
+            &(Arc::new(OsVfs::new()) as Arc<dyn Vfs>),
+            &Watch::new(Some(&listener)),
+        )
+    }
+
     /// As [`Self::open`], on another outside world.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(dir: impl AsRef<Path>, vfs: Arc<dyn Vfs>) -> Result<Self, StoreError> {
-        let layout = Layout::of(&absolute(dir.as_ref()));
+        Self::open_watched(dir.as_ref(), &vfs, &Watch::default())
+    }
+
+    fn open_watched(dir: &Path, vfs: &Arc<dyn Vfs>, watch: &Watch) -> Result<Self, StoreError> {
+        let layout = Layout::of(&absolute(dir));
         let kind = |path: &Path| {
             vfs.kind(path)
                 .map_err(|e| StoreError::Io(Box::new(crate::error::io_detail("could not look at", path, e))))
@@ -65,8 +87,11 @@ impl StateReader {
         layout.refuse_links(vfs.as_ref())?;
         let mut attempt = 1;
         loop {
-            match recover_acknowledged(&vfs, &layout.checkpoints, &layout.wal) {
-                Ok(recovered) => return Ok(Self { recovered }),
+            match recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch) {
+                Ok(recovered) => {
+                    watch.done(recovered.report.keys);
+                    return Ok(Self { recovered });
+                }
                 // The owner may have moved on between two looks at the directory.
                 Err(_) if attempt < ATTEMPTS && vfs.parallel() => {
                     attempt += 1;

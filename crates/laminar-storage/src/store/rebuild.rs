@@ -18,6 +18,7 @@ use crate::incremental::recovery::locate::Located;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::incarnation::make_durable;
+use crate::progress::Watch;
 use crate::report::{CoreReport, RecoveryReport};
 use crate::sabotage::{Sabotage, sabotaged};
 
@@ -53,6 +54,7 @@ pub(crate) fn rebuild(
     layout: &Layout,
     located: &Located,
     locks: &Locks,
+    watch: &Watch,
 ) -> Result<Rebuilt, StoreError> {
     let vfs = builder.vfs_ref();
     let (plan, survey) = (&located.plan, &located.plan.survey);
@@ -63,6 +65,8 @@ pub(crate) fn rebuild(
         base,
         Arc::clone(&locks.checkpoints),
     )?;
+    // What is read of it from now on; what is written is not counted.
+    manager.watch(watch);
     let before = located.metadata().map_or(survey.core_count(), |metadata| metadata.core_count);
     let mut applied = known_so_far(located);
     // Whoever wrote a plain log need not have known the router, and the store's program looks where it says.
@@ -72,7 +76,8 @@ pub(crate) fn rebuild(
         let routed = header.mode == WalMode::Epochs;
         reshard(builder, &mut manager, header.core_count, astray && routed)?;
         astray = !routed;
-        apply_incarnation(vfs, survey, incarnation, |core| plan.span(core), &mut manager, &mut applied)?;
+        let span = |core| plan.span(core);
+        apply_incarnation(vfs, survey, incarnation, span, &mut manager, &mut applied, watch)?;
     }
     let from = survey.newest().map_or(before, |header| header.core_count);
     let expected = expected_digest(&applied, plan.point);
@@ -144,7 +149,7 @@ fn known_so_far(located: &Located) -> Applied {
         metadata.digests.get(index).map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys })
     };
     let barriers = (0..cuts.len()).map(|index| (Epoch(metadata.epoch), digest(index)));
-    Applied { changes: 0, barriers: barriers.collect(), cuts }
+    Applied { barriers: barriers.collect(), cuts, ..Applied::default() }
 }
 
 /// Lays the state out for that many cores, and returns their digests; `None` when it is already, unless its

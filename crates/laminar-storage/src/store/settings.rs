@@ -37,6 +37,13 @@ pub struct Settings {
     pub checkpoint_interval_ms: u64,
     /// WAL bytes written since the last checkpoint that trigger one; 0 for none by size. Default 256 MiB.
     pub checkpoint_wal_bytes: u64,
+    /// Milliseconds that opening should take at most after a crash; 0 for no such objective. Checkpoints are
+    /// made as early as that needs, going by how fast loading and replaying were measured, beside those
+    /// by time and by size. Loading the newest checkpoint is part of it: when that alone takes more than
+    /// three quarters, the objective is out of reach, which is said once as a warning and in
+    /// [`crate::Stats::recovery_objective_out_of_reach`]; replaying is then kept to a quarter.
+    /// 0 to 3,600,000; default 0.
+    pub recovery_objective_ms: u64,
     /// Checkpoints kept, at least 1; the WAL is kept back to the second newest. Default 3.
     pub max_retained: usize,
     /// How the state files of new checkpoints are compressed; `"none"` or `"lz4"`. Can be changed at any
@@ -54,6 +61,7 @@ impl Default for Settings {
             preallocate_bytes: 4 << 20,
             checkpoint_interval_ms: 60_000,
             checkpoint_wal_bytes: 256 << 20,
+            recovery_objective_ms: 0,
             max_retained: 3,
             compression: Compression::None,
         }
@@ -73,7 +81,12 @@ impl Settings {
         within("preallocate_bytes", self.preallocate_bytes, 0, self.segment_bytes)?;
         within("checkpoint_interval_ms", self.checkpoint_interval_ms, 0, 30 * 24 * 3_600_000)?;
         within("checkpoint_wal_bytes", self.checkpoint_wal_bytes, 0, 1 << 50)?;
+        within("recovery_objective_ms", self.recovery_objective_ms, 0, 3_600_000)?;
         within("max_retained", self.max_retained as u64, 1, 10_000)
+    }
+
+    pub(crate) fn recovery_objective(&self) -> Option<Duration> {
+        (self.recovery_objective_ms != 0).then(|| Duration::from_millis(self.recovery_objective_ms))
     }
 
     pub(crate) fn put_timeout(&self) -> Duration {
@@ -102,6 +115,9 @@ mod tests {
         assert!(error.to_string().contains("settings.max_retained is 0, must be 1..=10000"), "{error}");
         let bad = Settings { preallocate_bytes: 65 << 20, ..Settings::default() };
         assert!(bad.validate().is_err());
+        let error =
+            Settings { recovery_objective_ms: 3_600_001, ..Settings::default() }.validate().unwrap_err();
+        assert!(error.to_string().contains("settings.recovery_objective_ms is 3600001"), "{error}");
     }
 
     #[test]

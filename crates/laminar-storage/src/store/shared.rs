@@ -8,9 +8,10 @@ use super::checkpointer::{CheckpointReceipt, Checkpointer};
 use super::drain::{Drain, DurableCut};
 use super::durable::Durable;
 use super::error::StoreError;
+use super::objective::{Estimator, Recovered};
 use super::settings::Settings;
 use super::sleeper::Sleeper;
-use super::stats::Counters;
+use super::stats::{Counters, Stats};
 use crate::error::Detail;
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::SavepointReceipt;
@@ -45,6 +46,9 @@ pub(crate) struct Shared {
     bell_gate: Mutex<()>,
     /// WAL bytes when the last checkpoint was taken.
     checkpointed_bytes: AtomicU64,
+    /// How long opening would take, and since when time is counted for it.
+    pub(crate) estimator: Mutex<Estimator>,
+    opened: Instant,
     /// The outside world is a simulation: no threads, the callers do the work.
     inline: bool,
 }
@@ -54,6 +58,7 @@ impl Shared {
         settings: Settings,
         drain: Drain,
         checkpointer: Checkpointer,
+        recovered: &Recovered,
         point: Epoch,
         cores: usize,
         inline: bool,
@@ -65,6 +70,7 @@ impl Shared {
             counters.checkpoint_next.set(newest.id.next().0);
             counters.checkpoint_epoch.set(newest.epoch.0);
         }
+        let estimator = Estimator::new(settings.recovery_objective(), recovered, bytes);
         Self {
             settings,
             durable: Durable::starting_at(point),
@@ -80,6 +86,8 @@ impl Shared {
             bell: Condvar::default(),
             bell_gate: Mutex::default(),
             checkpointed_bytes: AtomicU64::new(bytes),
+            estimator: Mutex::new(estimator),
+            opened: Instant::now(),
             inline,
         }
     }
@@ -125,7 +133,9 @@ impl Shared {
             Ok(turn) => {
                 if let Some(epoch) = turn.durable {
                     self.durable.publish(epoch);
-                    if self.checkpoint_due_by_size() {
+                    if self.checkpoint_due_by_size()
+                        | self.objective_asks(|estimator, _, now| estimator.is_needed(now))
+                    {
                         self.ring_bell();
                     }
                 }
@@ -198,7 +208,7 @@ impl Shared {
         let mut last = Instant::now();
         while !self.closing.load(Ordering::Acquire) && self.durable.check().is_ok() {
             let due_by_time = !interval.is_zero() && last.elapsed() >= interval;
-            if due_by_time || self.checkpoint_due_by_size() {
+            if due_by_time || self.checkpoint_due_by_size() || self.objective_asks(Estimator::is_due) {
                 // A failure is kept for health(), and the next interval tries again.
                 let _ = self.checkpoint();
                 last = Instant::now();
@@ -212,6 +222,8 @@ impl Shared {
             if self.closing.load(Ordering::Acquire) || self.checkpoint_due_by_size() {
                 continue;
             }
+            let pause = lock(&self.estimator).pause(self.opened.elapsed(), self.counters.wal_bytes.get());
+            let wait = pause.map_or(wait, |pause| wait.min(pause));
             let waited = self.bell.wait_timeout(gate, wait.max(Duration::from_millis(1)));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
@@ -222,6 +234,40 @@ impl Shared {
         let since =
             self.counters.wal_bytes.get().saturating_sub(self.checkpointed_bytes.load(Ordering::Relaxed));
         self.settings.checkpoint_wal_bytes != 0 && since >= self.settings.checkpoint_wal_bytes
+    }
+
+    /// Takes note of the log's growth, and asks the estimator, if there is an objective. Ring 1 asks whether a
+    /// checkpoint is needed, and the checkpoint thread, which hears of it at once, whether it is due: were
+    /// it only told when one is due, it would sleep through the end of a pause.
+    fn objective_asks(&self, ask: impl FnOnce(&Estimator, Duration, u64) -> bool) -> bool {
+        if self.settings.recovery_objective_ms == 0 {
+            return false;
+        }
+        let (at, wal_bytes) = (self.opened.elapsed(), self.counters.wal_bytes.get());
+        let mut estimator = lock(&self.estimator);
+        estimator.grew(at, wal_bytes);
+        ask(&estimator, at, wal_bytes)
+    }
+
+    /// Says once that the objective cannot be kept.
+    fn complain(&self) {
+        if let Some((objective, loading)) = lock(&self.estimator).complaint() {
+            tracing::warn!(
+                ?objective,
+                ?loading,
+                "the recovery objective is out of reach: loading the checkpoint takes too much of it"
+            );
+        }
+    }
+
+    /// What opening took beside loading and replaying.
+    pub(crate) fn began_in(&self, begin: Duration) {
+        lock(&self.estimator).began_in(begin);
+        self.complain();
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats::of(&self.counters, self.durable.epoch(), &lock(&self.estimator))
     }
 
     fn ring_bell(&self) {
@@ -262,8 +308,9 @@ impl Shared {
     }
 
     fn checkpoint_with(&self, checkpointer: &mut Checkpointer) -> Result<CheckpointReceipt, StoreError> {
-        let cut = lock(&self.cut).clone();
+        // In this order, so that what is not in the checkpoint is never taken for being there.
         let bytes = self.counters.wal_bytes.get();
+        let cut = lock(&self.cut).clone();
         let before = checkpointer.newest().map(|newest| newest.id);
         let result = checkpointer.checkpoint(&cut);
         self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
@@ -277,9 +324,14 @@ impl Shared {
                 self.counters.checkpoint_next.set(receipt.id.next().0);
                 self.counters.checkpoint_epoch.set(receipt.epoch.0);
                 *lock(&self.checkpoint_failure) = None;
+                if let Some(made) = checkpointer.made() {
+                    lock(&self.estimator).made(self.opened.elapsed(), made);
+                }
+                self.complain();
             }
-            Ok(_) => {}
+            Ok(_) => lock(&self.estimator).nothing_new(self.opened.elapsed()),
             Err(error) => {
+                lock(&self.estimator).failed(self.opened.elapsed());
                 tracing::error!(%error, "no checkpoint could be made");
                 *lock(&self.checkpoint_failure) = Some(error.clone());
             }

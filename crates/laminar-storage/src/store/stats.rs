@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::ids::{CheckpointId, Epoch};
 use crate::store::StoreError;
+use crate::store::objective::Estimator;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -63,21 +64,33 @@ pub struct Stats {
     pub last_checkpoint_bytes: u64,
     /// How long it took.
     pub last_checkpoint_time: Duration,
+    /// Bytes of log that opening would replay if the process died now: those since the newest checkpoint.
+    pub wal_bytes_behind: u64,
+    /// How long opening would take if the process died now, as far as can be told from what the last
+    /// opening and the checkpoints took: loading the newest checkpoint, and replaying that log.
+    pub estimated_recovery: Duration,
+    /// [`crate::Settings::recovery_objective_ms`] cannot be kept, because loading the checkpoint alone takes
+    /// more than three quarters of it. It was also said once, as a warning.
+    pub recovery_objective_out_of_reach: bool,
 }
 
 impl Stats {
-    pub(crate) fn of(counters: &Counters, durable_epoch: Epoch) -> Self {
+    pub(crate) fn of(counters: &Counters, durable_epoch: Epoch, estimator: &Estimator) -> Self {
+        let wal_bytes = counters.wal_bytes.get();
         Self {
             durable_epoch,
             changes_drained: counters.drained.get(),
             changes_logged: counters.logged.get(),
             syncs: counters.syncs.get(),
-            wal_bytes: counters.wal_bytes.get(),
+            wal_bytes,
             checkpoints: counters.checkpoints.get(),
             last_checkpoint: counters.checkpoint_next.get().checked_sub(1).map(CheckpointId),
             last_checkpoint_epoch: Epoch(counters.checkpoint_epoch.get()),
             last_checkpoint_bytes: counters.checkpoint_bytes.get(),
             last_checkpoint_time: Duration::from_nanos(counters.checkpoint_nanos.get()),
+            wal_bytes_behind: estimator.behind(wal_bytes),
+            estimated_recovery: estimator.recovery(wal_bytes),
+            recovery_objective_out_of_reach: estimator.is_out_of_reach(),
         }
     }
 }

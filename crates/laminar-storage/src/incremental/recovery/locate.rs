@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::ids::{CheckpointId, Epoch, Sequence, StoreId};
 use crate::incremental::layout::EntryName;
@@ -11,6 +12,7 @@ use crate::incremental::{
 };
 use crate::per_core_wal::PerCoreWalError;
 use crate::per_core_wal::recovery::plan::{Base, Plan, Wanted};
+use crate::progress::Watch;
 use crate::vfs::Vfs;
 
 /// Where a state is, and what to replay on it. Nothing was changed to find this out.
@@ -22,11 +24,18 @@ pub(crate) struct Located {
     pub(crate) plan: Plan,
     /// Newer checkpoints that are damaged.
     pub(crate) skipped: Vec<CheckpointId>,
+    /// How long the survey took.
+    pub(crate) surveying: Duration,
 }
 
 impl Located {
     pub(crate) fn metadata(&self) -> Option<&IncrementalCheckpointMetadata> {
         self.checkpoint.as_ref().map(CheckpointReader::metadata)
+    }
+
+    /// Bytes of the checkpoint's blocks: what loading reads of it.
+    pub(crate) fn checkpoint_bytes(&self) -> u64 {
+        self.checkpoint.as_ref().map_or(0, CheckpointReader::block_bytes)
     }
 }
 
@@ -57,6 +66,7 @@ pub(crate) fn locate<T, E>(
     checkpoint_dir: &Path,
     wal_dir: &Path,
     wanted: Wanted,
+    watch: &Watch,
     mut load: impl FnMut(&Located) -> Result<T, E>,
 ) -> Result<(Located, T), E>
 where
@@ -68,13 +78,14 @@ where
     for id in listing.checkpoints.iter().rev() {
         let dir = EntryName::Checkpoint(*id).path(checkpoint_dir);
         let attempt = (|| {
-            let reader = CheckpointReader::open(vfs.as_ref(), &dir).map_err(|error| match error {
-                // The directory is there, so a manifest that is not is damage.
-                IncrementalCheckpointError::NotFound(d) => IncrementalCheckpointError::Corruption(d),
-                other => other,
-            })?;
+            let reader =
+                CheckpointReader::open_watched(vfs.as_ref(), &dir, watch).map_err(|error| match error {
+                    // The directory is there, so a manifest that is not is damage.
+                    IncrementalCheckpointError::NotFound(d) => IncrementalCheckpointError::Corruption(d),
+                    other => other,
+                })?;
             check_id(&dir, *id, reader.metadata())?;
-            let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone())?;
+            let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone(), watch)?;
             let loaded = load(&located)?;
             Ok((located, loaded))
         })();
@@ -94,7 +105,7 @@ where
             }
         }
     }
-    let attempt = plan(vfs, wal_dir, wanted, None, skipped).map_err(E::from).and_then(|located| {
+    let attempt = plan(vfs, wal_dir, wanted, None, skipped, watch).map_err(E::from).and_then(|located| {
         let loaded = load(&located)?;
         Ok((located, loaded))
     });
@@ -122,10 +133,13 @@ fn plan(
     wanted: Wanted,
     checkpoint: Option<CheckpointReader>,
     skipped: Vec<CheckpointId>,
+    watch: &Watch,
 ) -> Result<Located, PerCoreWalError> {
     let base = checkpoint.as_ref().map(|reader| base_of(reader.metadata()));
-    let plan = Plan::make(vfs, wal_dir, base, wanted)?;
-    Ok(Located { checkpoint, plan, skipped })
+    watch.surveying();
+    let started = Instant::now();
+    let plan = Plan::make(vfs, wal_dir, base, wanted, watch)?;
+    Ok(Located { checkpoint, plan, skipped, surveying: started.elapsed() })
 }
 
 fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {

@@ -23,6 +23,7 @@ use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
 use crate::per_core_wal::{MergedEntries, PerCoreWalError, RecoveryMode, WalOperation};
+use crate::progress::Watch;
 use crate::report::{CoreReport, DigestCheck, RecoveryReport};
 use crate::vfs::{OsVfs, Vfs, absolute};
 
@@ -279,9 +280,10 @@ pub(crate) fn recover_acknowledged(
     vfs: &Arc<dyn Vfs>,
     checkpoint_dir: &Path,
     wal_path: &Path,
+    watch: &Watch,
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
-    let parts = recover_wanted(&config, Wanted::Acknowledged)?;
+    let parts = recover_wanted(&config, Wanted::Acknowledged, watch)?;
     let expected = parts.digest;
     let mut state = parts.whole();
     if let Some(expected) = expected {
@@ -327,23 +329,24 @@ fn stored_digest(vfs: &Arc<dyn Vfs>, located: &Located) -> Result<Option<StateDi
 
 /// Recovers checkpoint and changes.
 pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
-    recover_wanted(config, Wanted::Mode(config.mode))
+    recover_wanted(config, Wanted::Mode(config.mode), &Watch::default())
 }
 
-fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Failure> {
+fn recover_wanted(config: &RecoveryConfig, wanted: Wanted, watch: &Watch) -> Result<Parts, Failure> {
     let started = Instant::now();
     if config.repair_wal {
         repair_segments(&config.vfs, &config.wal_path)?;
     }
     let (located, mut state) =
-        locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, |located| {
+        locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, watch, |located| {
+            watch.loading(located.checkpoint_bytes(), located.plan.survey.uncovered());
             let state = match &located.checkpoint {
-                Some(reader) => base_state(reader)?,
+                Some(reader) => base_state(reader, watch)?,
                 None => RecoveredState::empty(),
             };
             Ok::<_, Failure>(state)
         })?;
-    let (changes, offsets) = replay(config, &located)?;
+    let Replayed { changes, offsets, bytes } = replay(config, &located, watch)?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
     state.wal_entries_replayed = changes.len() as u64;
@@ -353,18 +356,22 @@ fn recover_wanted(config: &RecoveryConfig, wanted: Wanted) -> Result<Parts, Fail
     };
     let positions = positions(&located);
     state.wal_position = state.wal_position.max(positions.iter().sum());
-    state.report = report(&located, &state, &changes);
+    state.report = report(&located, &state, &changes, &bytes);
     state.report.phases.recover = started.elapsed();
     Ok(Parts { state, changes, positions, digest, collect: config.collect_state_changes })
 }
 
-fn base_state(reader: &super::CheckpointReader) -> Result<RecoveredState, IncrementalCheckpointError> {
+fn base_state(
+    reader: &super::CheckpointReader,
+    watch: &Watch,
+) -> Result<RecoveredState, IncrementalCheckpointError> {
     let metadata = reader.metadata();
+    let state = reader.load_watched(watch)?;
     Ok(RecoveredState {
         epoch: metadata.epoch,
         wal_position: metadata.wal_position,
         checkpoint_id: Some(metadata.id),
-        state: reader.load()?,
+        state,
         ..RecoveredState::default()
     })
 }
@@ -420,17 +427,24 @@ impl Positions {
     }
 }
 
-/// The changes that count, in the total order, and every core's offsets and watermark after them.
-fn replay(
-    config: &RecoveryConfig,
-    located: &Located,
-) -> Result<(Vec<ReplayedChange>, Vec<CoreOffsets>), PerCoreWalError> {
+/// What replaying a log came to.
+struct Replayed {
+    /// The changes that count, in the total order.
+    changes: Vec<ReplayedChange>,
+    /// Every core's offsets and watermark after them.
+    offsets: Vec<CoreOffsets>,
+    /// Bytes replayed of every core's log, in the order of the survey.
+    bytes: Vec<u64>,
+}
+
+fn replay(config: &RecoveryConfig, located: &Located, watch: &Watch) -> Result<Replayed, PerCoreWalError> {
     let plan = &located.plan;
     let logs = plan.survey.cores.iter().map(|log| log.core);
-    let cursors = logs.map(|core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)));
+    let cursor = |core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)).watched(watch);
     let mut positions = Positions::of(located);
     let mut changes = Vec::new();
-    for entry in MergedEntries::new(cursors.collect()) {
+    let mut merged = MergedEntries::new(logs.map(cursor).collect());
+    for entry in merged.by_ref() {
         let entry = entry?;
         let (epoch, core_id) = (entry.epoch, entry.core_id);
         let (key, value) = match entry.operation {
@@ -451,7 +465,7 @@ fn replay(
         }
         changes.push(ReplayedChange { key, value, epoch, core_id });
     }
-    Ok((changes, positions.cores))
+    Ok(Replayed { changes, offsets: positions.cores, bytes: merged.bytes() })
 }
 
 fn positions(located: &Located) -> Vec<u64> {
@@ -459,12 +473,18 @@ fn positions(located: &Located) -> Vec<u64> {
     (0..survey.core_count()).map(|core| survey.core(CoreId(core)).map_or(0, |log| log.position())).collect()
 }
 
-fn report(located: &Located, state: &RecoveredState, changes: &[ReplayedChange]) -> RecoveryReport {
+fn report(
+    located: &Located,
+    state: &RecoveredState,
+    changes: &[ReplayedChange],
+    bytes: &[u64],
+) -> RecoveryReport {
     let mut report = RecoveryReport::of(located);
     report.recovery_point = Epoch(state.epoch);
     report.source_offsets.clone_from(&state.source_offsets);
     report.watermark = state.watermark;
-    for core in &mut report.cores {
+    for (core, bytes) in report.cores.iter_mut().zip(bytes) {
+        core.replayed_bytes = *bytes;
         let id = core.core.index();
         core.replayed = changes.iter().filter(|change| change.core_id == id).count() as u64;
     }
@@ -479,6 +499,7 @@ impl RecoveryReport {
             CoreReport {
                 core: log.core,
                 replayed: 0,
+                replayed_bytes: 0,
                 dropped_bytes: log.segments.iter().map(|segment| segment.dropped).sum(),
                 sealed_epoch: log.sealed_epoch,
                 case: last.map(|segment| segment.case),

@@ -67,6 +67,12 @@ impl FileCursor {
         })
     }
 
+    /// Is the current record the last one of its block?
+    #[must_use]
+    pub(crate) fn ends_block(&self) -> bool {
+        self.left_in_block == 0
+    }
+
     /// Goes to the next record; false after the last.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::incremental::reshard::KeyRange;
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at};
 
 use super::cursor::FileCursor;
+use crate::progress::Watch;
 use crate::sabotage::{Sabotage, sabotaged};
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
@@ -29,6 +30,8 @@ pub struct StateFileReader {
     meta: CheckpointFile,
     compression: Compression,
     index: Arc<Index>,
+    /// Counts the blocks that are read.
+    watch: Watch,
 }
 
 /// The last block that was read, so that keys looked up in order cost one read per block.
@@ -79,19 +82,34 @@ impl StateFileReader {
         meta: &CheckpointFile,
     ) -> Result<Self> {
         let (compression, index) = load_index(file.as_ref(), &path, &identity, meta)?;
-        Ok(Self { file, path, identity, meta: meta.clone(), compression, index: Arc::new(index) })
+        let index = Arc::new(index);
+        Ok(Self { file, path, identity, meta: meta.clone(), compression, index, watch: Watch::default() })
+    }
+
+    /// Counts the blocks that are read from now on.
+    #[must_use]
+    pub(crate) fn watched(mut self, watch: &Watch) -> Self {
+        self.watch = watch.clone();
+        self
     }
 
     /// The same open file under the name it has in another directory; for messages only.
     #[must_use]
     pub(crate) fn renamed(&self, dir: &Path) -> Self {
+        Self { path: dir.join(&self.meta.name), ..self.again() }
+    }
+
+    /// The same open file, unwatched.
+    #[must_use]
+    pub(crate) fn again(&self) -> Self {
         Self {
             file: Arc::clone(&self.file),
-            path: dir.join(&self.meta.name),
+            path: self.path.clone(),
             identity: self.identity,
             meta: self.meta.clone(),
             compression: self.compression,
             index: Arc::clone(&self.index),
+            watch: Watch::default(),
         }
     }
 
@@ -116,6 +134,13 @@ impl StateFileReader {
     /// The open file, for copying it byte by byte.
     pub(crate) fn file(&self) -> &dyn VfsFile {
         self.file.as_ref()
+    }
+
+    /// Bytes of all blocks.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        let last = self.blocks().checked_sub(1).and_then(|last| self.index.entry(last));
+        // They stand one behind the other between header and index, which was checked.
+        last.map_or(0, |last| (last.offset + u64::from(last.len)).saturating_sub(HEADER_LEN as u64))
     }
 
     /// Number of blocks.
@@ -185,6 +210,7 @@ impl StateFileReader {
         raw.resize(entry.len as usize, 0);
         read_exact_at(self.file.as_ref(), raw, entry.offset)
             .map_err(|e| read_error(e, &self.path, &self.identity, entry.offset))?;
+        self.watch.loaded(u64::from(entry.len));
         let computed = self.identity.block_crc(entry.offset, raw);
         if computed != entry.crc && !sabotaged(Sabotage::BlockUnchecked) {
             raw.clear();

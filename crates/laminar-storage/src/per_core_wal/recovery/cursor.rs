@@ -1,38 +1,104 @@
 //! The second pass over a log: the records of one core that recovery replays, in order.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::plan::Span;
 use super::survey::{Segment, Survey};
+use super::tail::Place;
 use crate::error::Detail;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Record;
-use crate::format::segment_header::SEGMENT_HEADER_LEN;
+use crate::format::segment_header::SegmentHeader;
 use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
 use crate::per_core_wal::entry::{PerCoreWalEntry, Stamp, View};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{for_each_record, open_segment};
+use crate::progress::{COUNT_EVERY, Watch};
 use crate::vfs::Vfs;
+
+/// The part of a segment that is read.
+#[derive(Clone, Debug)]
+pub(crate) struct Stretch {
+    pub(crate) path: PathBuf,
+    pub(crate) header: SegmentHeader,
+    /// Where its first frame begins, and where its last one ends.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Records of larger epochs were discarded by a later incarnation.
+    pub(crate) void_above: Epoch,
+    /// Sequence of its first record, where no survey has seen the frames before.
+    pub(crate) first: Option<Sequence>,
+}
+
+impl Stretch {
+    fn of(segment: &Segment, survey: &Survey) -> Self {
+        Self {
+            path: segment.path.clone(),
+            header: segment.header,
+            // A successor may claim that less of the segment counts.
+            start: segment.start.min(segment.len),
+            end: segment.len,
+            void_above: survey.void_above(segment.header.incarnation),
+            first: None,
+        }
+    }
+}
 
 /// Streams one core's records, one frame in memory at a time.
 #[derive(Debug)]
 pub(crate) struct CoreCursor {
     vfs: Arc<dyn Vfs>,
-    segments: VecDeque<(Segment, Epoch)>,
-    open: Option<(Segment, Epoch, FrameReader)>,
+    stretches: VecDeque<Stretch>,
+    open: Option<(Stretch, FrameReader)>,
     span: Span,
     ready: VecDeque<PerCoreWalEntry>,
+    reached: Reached,
+    watch: Watch,
+    /// Bytes read that `watch` has not heard of.
+    unwatched: u64,
+}
+
+/// How far a cursor came.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reached {
+    /// Behind the last frame that counts.
+    pub(crate) place: Option<Place>,
+    /// Bytes of the frames that count.
+    pub(crate) bytes: u64,
+    /// There are frames of epochs that are not wanted yet.
+    pub(crate) beyond: bool,
+}
+
+/// What was replayed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Replayed {
+    /// Puts and deletes.
+    pub(crate) changes: u64,
+    pub(crate) reached: Reached,
 }
 
 impl CoreCursor {
     /// A cursor over what `span` says of a core's surveyed log.
     pub(crate) fn new(vfs: &Arc<dyn Vfs>, survey: &Survey, core: CoreId, span: Span) -> Self {
-        let segments = survey.core(core).map_or_else(VecDeque::new, |log| {
-            log.segments.iter().map(|s| (s.clone(), survey.void_above(s.header.incarnation))).collect()
-        });
-        Self { vfs: Arc::clone(vfs), segments, open: None, span, ready: VecDeque::new() }
+        let segments = survey.core(core).into_iter().flat_map(|log| &log.segments);
+        Self::over(vfs, segments.map(|segment| Stretch::of(segment, survey)), span)
+    }
+
+    /// A cursor over parts of one core's segments.
+    pub(crate) fn over(vfs: &Arc<dyn Vfs>, stretches: impl IntoIterator<Item = Stretch>, span: Span) -> Self {
+        Self {
+            vfs: Arc::clone(vfs),
+            stretches: stretches.into_iter().collect(),
+            open: None,
+            span,
+            ready: VecDeque::new(),
+            reached: Reached::default(),
+            watch: Watch::default(),
+            unwatched: 0,
+        }
     }
 
     /// A cursor over everything in a core's surveyed log.
@@ -50,18 +116,30 @@ impl CoreCursor {
         incarnation: Incarnation,
     ) -> Self {
         let mut cursor = Self::new(vfs, survey, core, span);
-        cursor.segments.retain(|(segment, _)| segment.header.incarnation == incarnation);
+        cursor.stretches.retain(|stretch| stretch.header.incarnation == incarnation);
         cursor
     }
 
-    /// Calls `each` for every record, borrowed; returns how many puts and deletes there were.
+    /// Counts what is read.
+    #[must_use]
+    pub(crate) fn watched(mut self, watch: &Watch) -> Self {
+        self.watch = watch.clone();
+        self
+    }
+
+    /// Bytes of the frames that counted so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.reached.bytes
+    }
+
+    /// Calls `each` for every record, borrowed.
     pub(crate) fn replay(
         mut self,
         mut each: impl FnMut(&Record<'_>, Stamp) -> Result<(), PerCoreWalError>,
-    ) -> Result<u64, PerCoreWalError> {
+    ) -> Result<Replayed, PerCoreWalError> {
         let mut changes = 0;
         let after = self.span.after.0;
-        while self.next_frame(|frame, payload, segment| {
+        while self.next_frame(|frame, payload, stretch| {
             for_each_record(
                 frame,
                 payload,
@@ -72,10 +150,10 @@ impl CoreCursor {
                     }
                     Ok(())
                 },
-                || changed(segment),
+                || changed(stretch),
             )
         })? {}
-        Ok(changes)
+        Ok(Replayed { changes, reached: self.reached })
     }
 
     /// The next record as an entry of its own.
@@ -86,7 +164,7 @@ impl CoreCursor {
             }
             let mut ready = std::mem::take(&mut self.ready);
             let after = self.span.after.0;
-            let more = self.next_frame(|frame, payload, segment| {
+            let more = self.next_frame(|frame, payload, stretch| {
                 for_each_record(
                     frame,
                     payload,
@@ -95,10 +173,10 @@ impl CoreCursor {
                             ready.push_back(entry);
                             Ok(())
                         }
-                        View::Senseless => Err(changed(segment)),
+                        View::Senseless => Err(changed(stretch)),
                         View::Entry(_) | View::Hidden => Ok(()),
                     },
-                    || changed(segment),
+                    || changed(stretch),
                 )
             })?;
             self.ready = ready;
@@ -111,50 +189,67 @@ impl CoreCursor {
     /// Hands the next frame that counts to `each`; false at the end.
     fn next_frame(
         &mut self,
-        mut each: impl FnMut(&FrameHeader, &[u8], &Segment) -> Result<(), PerCoreWalError>,
+        mut each: impl FnMut(&FrameHeader, &[u8], &Stretch) -> Result<(), PerCoreWalError>,
     ) -> Result<bool, PerCoreWalError> {
         loop {
-            let Some((segment, void_above, frames)) = &mut self.open else {
+            let Some((stretch, frames)) = &mut self.open else {
                 if !self.open_next()? {
                     return Ok(false);
                 }
                 continue;
             };
-            let read = |e| PerCoreWalError::io("could not read the segment", &segment.path, e);
+            let read = |e| PerCoreWalError::io("could not read the segment", &stretch.path, e);
             match frames.step().map_err(read)? {
                 Step::Frame(frame, payload) => {
                     let last = frame.first_sequence.0.saturating_add(u64::from(frame.records) - 1);
+                    if stretch.first.is_some_and(|first| first != frame.first_sequence) {
+                        return Err(changed(stretch));
+                    }
+                    stretch.first = stretch.first.and(Some(Sequence(last).next()));
+                    self.unwatched += frame.frame_len() as u64;
+                    if self.unwatched >= COUNT_EVERY {
+                        self.watch.replayed(std::mem::take(&mut self.unwatched));
+                    }
+                    self.reached.beyond |= frame.epoch > self.span.up_to;
                     let counts = last > self.span.after.0
                         && frame.epoch >= self.span.from_epoch
-                        && frame.epoch <= self.span.up_to.min(*void_above);
+                        && frame.epoch <= self.span.up_to.min(stretch.void_above);
                     if counts {
-                        each(&frame, payload, segment)?;
+                        each(&frame, payload, stretch)?;
+                        self.reached.bytes += frame.frame_len() as u64;
+                        self.reached.place = Some(Place {
+                            segment: stretch.header,
+                            offset: frames.offset(),
+                            sequence: Sequence(last),
+                        });
                         return Ok(true);
                     }
                 }
-                Step::End => self.open = None,
-                Step::Fault(_) => return Err(changed(segment)),
+                Step::End => {
+                    self.watch.replayed(std::mem::take(&mut self.unwatched));
+                    self.open = None;
+                }
+                Step::Fault(_) => return Err(changed(stretch)),
             }
         }
     }
 
     fn open_next(&mut self) -> Result<bool, PerCoreWalError> {
-        let Some((segment, void_above)) = self.segments.pop_front() else { return Ok(false) };
-        let file = open_segment(self.vfs.as_ref(), &segment.path)?;
-        let header = &segment.header;
-        let frames =
-            FrameReader::new(file, header.salt(), header.core, SEGMENT_HEADER_LEN as u64, segment.len);
-        self.open = Some((segment, void_above, frames));
+        let Some(stretch) = self.stretches.pop_front() else { return Ok(false) };
+        let file = open_segment(self.vfs.as_ref(), &stretch.path)?;
+        let header = &stretch.header;
+        let frames = FrameReader::new(file, header.salt(), header.core, stretch.start, stretch.end);
+        self.open = Some((stretch, frames));
         Ok(true)
     }
 }
 
-/// The first pass found this segment in order, and now it is not.
-fn changed(segment: &Segment) -> PerCoreWalError {
+/// What is read now is not what was found or written before.
+fn changed(stretch: &Stretch) -> PerCoreWalError {
     PerCoreWalError::corrupted(
         Detail::new("the segment does not read twice alike")
-            .at_path(&segment.path)
-            .on_core(segment.header.core)
+            .at_path(&stretch.path)
+            .on_core(stretch.header.core)
             .remedy("Something else changes the file, or the device fails; check both, then open again."),
     )
 }

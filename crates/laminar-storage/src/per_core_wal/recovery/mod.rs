@@ -5,6 +5,8 @@
 //! 2. [`plan`] decides the recovery point over all cores, or refuses.
 //! 3. [`cursor`] streams the records that the plan lets through.
 //!
+//! [`tail`] is how a running store reads on, without a survey, where it has read before.
+//!
 //! Nothing here writes. What recovery exposes is made durable by [`super::incarnation`], before the
 //! first new record.
 
@@ -15,4 +17,5 @@ pub(crate) mod manager;
 pub(crate) mod plan;
 pub(crate) mod repair;
 pub(crate) mod survey;
+pub(crate) mod tail;
 mod tally;

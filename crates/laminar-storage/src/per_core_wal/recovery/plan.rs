@@ -8,6 +8,7 @@ use crate::error::Detail;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
+use crate::progress::Watch;
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::Vfs;
 
@@ -93,9 +94,10 @@ impl Plan {
         wal_dir: &Path,
         base: Option<Base>,
         wanted: Wanted,
+        watch: &Watch,
     ) -> Result<Self, PerCoreWalError> {
-        let survey =
-            Survey::of(vfs, wal_dir, &|core| base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)))?;
+        let covered = |core| base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core));
+        let survey = Survey::watched(vfs, wal_dir, &covered, &[], watch)?;
         let mode = match wanted {
             Wanted::Mode(mode) => mode,
             Wanted::Acknowledged if survey.mode() == Some(WalMode::Plain) => RecoveryMode::AllSynced,

@@ -19,6 +19,7 @@ use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
+use crate::progress::{COUNT_EVERY, Watch};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{FileKind, Vfs, dir_kind};
 
@@ -27,6 +28,8 @@ use crate::vfs::{FileKind, Vfs, dir_kind};
 pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     pub(crate) header: SegmentHeader,
+    /// Offset of the first frame that the checkpoint does not cover.
+    pub(crate) start: u64,
     /// Bytes that hold its header and its frames.
     pub(crate) len: u64,
     pub(crate) file_len: u64,
@@ -90,7 +93,7 @@ pub(crate) type LogEnd = (SegmentNumber, u64);
 impl Survey {
     /// Surveys the log in `dir`; a missing directory is an empty log.
     pub(crate) fn of(vfs: &Arc<dyn Vfs>, dir: &Path, covered: Covered<'_>) -> Result<Self, PerCoreWalError> {
-        Self::up_to(vfs, dir, covered, &[])
+        Self::watched(vfs, dir, covered, &[], &Watch::default())
     }
 
     /// Surveys a log that is being written, up to the given ends of its cores.
@@ -99,6 +102,17 @@ impl Survey {
         dir: &Path,
         covered: Covered<'_>,
         ends: &[LogEnd],
+    ) -> Result<Self, PerCoreWalError> {
+        Self::watched(vfs, dir, covered, ends, &Watch::default())
+    }
+
+    /// As [`Self::up_to`], counting the bytes that are read.
+    pub(crate) fn watched(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        covered: Covered<'_>,
+        ends: &[LogEnd],
+        watch: &Watch,
     ) -> Result<Self, PerCoreWalError> {
         let io = |action, e| PerCoreWalError::io(action, dir, e);
         match dir_kind(vfs.as_ref(), dir).map_err(|e| io("could not look at the log directory", e))? {
@@ -121,7 +135,7 @@ impl Survey {
         survey.max_incarnation =
             survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
         let store_id = survey.find_store_id(vfs, dir, &names)?;
-        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id };
+        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id, watch };
         survey.store_id = walk.store_id;
         survey.closed = read_closed(vfs.as_ref(), dir, store_id)?;
         let mut per_core: Vec<Vec<SegmentName>> = Vec::new();
@@ -142,6 +156,12 @@ impl Survey {
     /// The log of a core.
     pub(crate) fn core(&self, core: CoreId) -> Option<&CoreLog> {
         self.cores.iter().find(|log| log.core == core)
+    }
+
+    /// Bytes of the log that a checkpoint does not cover.
+    pub(crate) fn uncovered(&self) -> u64 {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.map(|segment| segment.len.saturating_sub(segment.start)).sum()
     }
 
     /// Header of the newest segment of the newest incarnation, of any core.
@@ -269,6 +289,7 @@ struct Walk<'a> {
     covered: Covered<'a>,
     ends: &'a [LogEnd],
     store_id: Option<StoreId>,
+    watch: &'a Watch,
 }
 
 impl Walk<'_> {
@@ -368,13 +389,24 @@ impl Walk<'_> {
         let mut frames =
             FrameReader::new(file, salt, header.core, SEGMENT_HEADER_LEN as u64, limit.min(file_len));
         let mut tally = Tally::new(&header);
+        let covered = (self.covered)(name.core);
+        let mut start = SEGMENT_HEADER_LEN as u64;
+        let mut watched = frames.offset();
         let fault = loop {
             match frames.step().map_err(read)? {
                 Step::Frame(frame, payload) => tally.frame(&frame, payload, &path)?,
                 Step::End => break None,
                 Step::Fault(fault) => break Some(fault),
             }
+            if tally.last_sequence <= covered {
+                start = frames.offset();
+            }
+            if frames.offset() - watched >= COUNT_EVERY {
+                self.watch.replayed(frames.offset() - watched);
+                watched = frames.offset();
+            }
         };
+        self.watch.replayed(frames.offset() - watched);
         let len = frames.offset();
         let rest = frames.examine_rest().map_err(read)?;
         let end = match (&fault, rest.witness) {
@@ -407,7 +439,8 @@ impl Walk<'_> {
             log.acknowledged = log.acknowledged.max(tally.acknowledged);
         }
         let dropped = if case.verdict == Verdict::Cut { file_len - len } else { 0 };
-        Ok(Some(tally.segment(path, header, len, file_len, case.label, dropped)))
+        let segment = tally.segment(path, header, len, file_len, case.label, dropped);
+        Ok(Some(Segment { start, ..segment }))
     }
 
     /// Judges a segment without a readable header.
@@ -688,6 +721,7 @@ mod tests {
             covered: &|_| Sequence::ZERO,
             ends: &[],
             store_id: Some(header.store_id),
+            watch: &Watch::default(),
         };
         let error = vfs_only.unreadable(names[1], false, true, 0, &path_of(names[1])).unwrap_err();
         assert!(error.to_string().contains("case H"), "{error}");
@@ -746,7 +780,15 @@ mod tests {
         let interrupted = |segment: &Segment, current: Option<Current>| {
             let covered: Covered<'_> = &|_| Sequence::ZERO;
             let dir = Path::new("/wal");
-            let walk = Walk { vfs: &disk, dir, current, covered, ends: &[], store_id: None };
+            let walk = Walk {
+                vfs: &disk,
+                dir,
+                current,
+                covered,
+                ends: &[],
+                store_id: None,
+                watch: &Watch::default(),
+            };
             walk.is_interrupted_reset(segment)
         };
         let mut reset = segment(0, 3);

@@ -6,7 +6,7 @@ use super::survey::{CoreLog, Segment};
 use crate::error::Detail;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Record;
-use crate::format::segment_header::SegmentHeader;
+use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{Epoch, Sequence, TimestampNs};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::Rest;
@@ -113,6 +113,7 @@ impl Tally {
         Segment {
             path,
             header,
+            start: SEGMENT_HEADER_LEN as u64,
             len,
             file_len,
             proven: self.proven.min(len),

@@ -8,6 +8,7 @@ use super::*;
 use crate::format::current::Current;
 use crate::format::segment_header::{Predecessor, SegmentHeader};
 use crate::ids::{Incarnation, SegmentNumber, TimestampNs, WalPosition};
+use crate::progress::Watch;
 
 pub(in crate::per_core_wal) const STORE: StoreId = StoreId(77);
 
@@ -33,6 +34,7 @@ pub(in crate::per_core_wal) fn segment(core: u16, incarnation: u64) -> Segment {
         path: PathBuf::from("/wal/segment"),
         header,
         len: 512,
+        start: 256,
         file_len: 512,
         proven: 512,
         records: 1,
@@ -302,7 +304,7 @@ fn who_acknowledged_decides_what_counts() {
     let vfs: Arc<dyn Vfs> = Arc::new(crate::vfs::sim::SimDisk::new(1));
     let config = crate::per_core_wal::PerCoreWalConfig::new(dir(), 1).with_vfs(Arc::clone(&vfs));
     drop(crate::per_core_wal::PerCoreWalManager::new(config).unwrap());
-    let mode = |wanted| Plan::make(&vfs, dir(), None, wanted).unwrap().mode;
+    let mode = |wanted| Plan::make(&vfs, dir(), None, wanted, &Watch::default()).unwrap().mode;
     assert_eq!(mode(Wanted::Acknowledged), RecoveryMode::AllSynced);
     assert_eq!(mode(Wanted::Mode(RecoveryMode::CompleteEpochs)), RecoveryMode::CompleteEpochs);
 }
