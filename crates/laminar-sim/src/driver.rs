@@ -7,14 +7,14 @@
 //!       recording again: for each snapshot of the recovery …        (to a depth)
 //! ```
 //!
-//! The same image with the same knowledge is recovered once, however many ways lead to it. Many images
+//! The same image with the same knowledge is recovered once, however many ways lead to it, and again only
+//! where its recovery is to be crashed as well. Many images
 //! differ only in what recovery removes: once it has been judged, and when it left the same disk and the same
 //! knowledge as another one, what follows is the same too, and is done once. Crashes
 //! inside recoveries are more than can be tried: each depth has a number of images to spend, and spends
 //! it evenly over the scenario.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +26,8 @@ use xxhash_rust::xxh3::{Xxh3DefaultBuilder, xxh3_64_with_seed};
 
 use crate::distinct::Distinct;
 use crate::log::{Log, Version};
+use crate::part::Part;
+use crate::report::{Failure, Report};
 use crate::trail::{Crash, Step, Trail};
 
 /// Something to do on a disk, and how to judge what a crash leaves of it.
@@ -125,6 +127,8 @@ pub struct Plan {
     pub until: Option<Instant>,
     /// Counts images over several explorations.
     pub distinct: Option<Arc<Distinct>>,
+    /// Recovers only the images of this part, so that several runs share the work and none does it twice.
+    pub part: Part,
 }
 
 impl Default for Plan {
@@ -142,99 +146,8 @@ impl Default for Plan {
             progress_every: None,
             until: None,
             distinct: None,
+            part: Part::ALL,
         }
-    }
-}
-
-/// One recovery that went wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The scenario.
-    pub scenario: String,
-    /// The disk's seed.
-    pub seed: u64,
-    /// Where it crashed; empty when the scenario itself failed.
-    pub trail: Trail,
-    /// The last operation before the last crash.
-    pub last_op: String,
-    /// What was wrong.
-    pub error: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scenario, seed, trail, last_op, error } = self;
-        write!(f, "laminar-sim replay {scenario} {seed} {trail}  # {last_op}: {error}")
-    }
-}
-
-/// What an exploration did and found.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Operations of the scenario.
-    pub ops: u64,
-    /// Distinct pairs of image and knowledge recovered, at each depth of crashing.
-    pub images: Vec<u64>,
-    /// Images made that had been recovered before.
-    pub duplicates: u64,
-    /// Snapshots, at any depth, for which not every selection was made.
-    pub sampled: u64,
-    /// Distinct recoveries after a kill; where nothing was pending it equals a power cut.
-    pub kills: u64,
-    /// Recoveries that were crashed in turn after each of their operations.
-    pub nested: u64,
-    /// Recoveries that left disk and knowledge exactly as an earlier one had, which then went on and was
-    /// judged: these did not go on as well.
-    pub shared: u64,
-    /// What went wrong, ordered by trail.
-    pub failures: Vec<Failure>,
-    /// Wall clock time.
-    pub elapsed: Duration,
-}
-
-impl Report {
-    /// Images recovered, over all depths.
-    #[must_use]
-    pub fn images_total(&self) -> u64 {
-        self.images.iter().sum()
-    }
-
-    /// Adds another scenario's counts.
-    pub fn add(&mut self, other: &Self) {
-        self.ops += other.ops;
-        self.images.resize(self.images.len().max(other.images.len()), 0);
-        for (sum, images) in self.images.iter_mut().zip(&other.images) {
-            *sum += images;
-        }
-        self.duplicates += other.duplicates;
-        self.sampled += other.sampled;
-        self.kills += other.kills;
-        self.nested += other.nested;
-        self.shared += other.shared;
-        self.failures.extend(other.failures.iter().cloned());
-        self.elapsed += other.elapsed;
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
-        let recoveries = self.images_total() + self.kills;
-        let per_second = recoveries.saturating_mul(1000) / millis.max(1);
-        write!(
-            f,
-            "{} ops, {} images {:?} + {} duplicates, {} kills, {} recovered to a state that went on before, \
-             {} recoveries crashed in turn, {} sampled, {} failures, {millis} ms, {per_second} recoveries/s",
-            self.ops,
-            self.images_total(),
-            self.images,
-            self.duplicates,
-            self.kills,
-            self.shared,
-            self.nested,
-            self.sampled,
-            self.failures.len(),
-        )
     }
 }
 
@@ -267,11 +180,29 @@ fn shard(shards: &Shards, key: u64) -> &Mutex<HashSet<u64, Xxh3DefaultBuilder>> 
     &shards[usize::try_from(key % SHARDS as u64).unwrap_or_default()]
 }
 
+/// What is to be done with an image.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    image: u64,
+    /// It was not recovered with the same knowledge before.
+    is_new: bool,
+    /// Its recovery is to be crashed in turn.
+    crash_recovery: bool,
+}
+
+impl Look {
+    fn is_due(self) -> bool {
+        self.is_new || self.crash_recovery
+    }
+}
+
 struct Explorer<'a, S: Scenario> {
     scenario: &'a S,
     seed: u64,
     plan: &'a Plan,
     seen: Shards,
+    /// Recoveries that were crashed in turn, with the number of crashes before.
+    crashed: Shards,
     images: Vec<AtomicU64>,
     duplicates: AtomicU64,
     sampled: AtomicU64,
@@ -302,10 +233,16 @@ impl<S: Scenario> Explorer<'_, S> {
         }
     }
 
-    /// Whether this image with this knowledge is new at this depth; what names them, if so.
-    fn is_new(&self, image: u64, fingerprint: u64, level: usize) -> Option<u64> {
-        let key = xxh3_64_with_seed(&image.to_le_bytes(), fingerprint.wrapping_add(level as u64));
-        locked(shard(&self.seen, key)).insert(key).then_some(key)
+    /// What is to be done with this image and this knowledge after so many crashes.
+    fn look_at(&self, image: u64, fingerprint: u64, level: usize) -> Look {
+        let key = xxh3_64_with_seed(&image.to_le_bytes(), fingerprint);
+        let is_new = locked(shard(&self.seen, key)).insert(key);
+        // The same recovery may be worth crashing after few crashes and have come too deep before.
+        let crash_recovery = self.goes_deeper(level, key) && {
+            let key = key.wrapping_add(level as u64 + 1);
+            locked(shard(&self.crashed, key)).insert(key)
+        };
+        Look { image, is_new, crash_recovery }
     }
 
     /// Whether a kill that leaves this is tried: of those inside recoveries as many as of the images.
@@ -331,12 +268,14 @@ impl<S: Scenario> Explorer<'_, S> {
         // With nothing pending, a kill leaves the same as a power cut.
         if !snapshot.is_clean()
             && self.is_chosen(snapshot.hash(), level)
-            && let Some(key) = self.is_new(snapshot.hash(), known.fingerprint, level)
+            && self.plan.part.contains(snapshot.hash())
         {
-            self.kills.fetch_add(1, Ordering::Relaxed);
-            let killed = trail.then(snapshot.op(), Crash::Kill);
-            let hash = snapshot.hash();
-            self.recover(&snapshot.restart(), snapshot, known, &killed, level, (hash, key));
+            let look = self.look_at(snapshot.hash(), known.fingerprint, level);
+            if look.is_due() {
+                self.kills.fetch_add(u64::from(look.is_new), Ordering::Relaxed);
+                let killed = trail.then(snapshot.op(), Crash::Kill);
+                self.recover(&snapshot.restart(), snapshot, known, &killed, level, look);
+            }
         }
         let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
         let mut images = snapshot.images(policy);
@@ -350,21 +289,30 @@ impl<S: Scenario> Explorer<'_, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let Some(key) = self.is_new(image.hash(), known.fingerprint, level) else {
-                self.duplicates.fetch_add(1, Ordering::Relaxed);
+            if !self.plan.part.contains(image.hash()) {
                 continue;
-            };
-            if let Some(distinct) = &self.plan.distinct {
-                distinct.add(image.hash(), level);
             }
-            let count = self.images[level].fetch_add(1, Ordering::Relaxed);
-            if count >= self.plan.images_max {
-                self.stop.store(true, Ordering::Relaxed);
+            let look = self.look_at(image.hash(), known.fingerprint, level);
+            if look.is_new {
+                self.count(image.hash(), level);
+            } else {
+                self.duplicates.fetch_add(1, Ordering::Relaxed);
             }
-            let cut = trail.then(snapshot.op(), Crash::Power(image.id().clone()));
-            self.recover(&image.mount(), snapshot, known, &cut, level, (image.hash(), key));
+            if look.is_due() {
+                let cut = trail.then(snapshot.op(), Crash::Power(image.id().clone()));
+                self.recover(&image.mount(), snapshot, known, &cut, level, look);
+            }
         }
         self.duplicates.fetch_add(images.duplicates(), Ordering::Relaxed);
+    }
+
+    fn count(&self, image: u64, level: usize) {
+        if let Some(distinct) = &self.plan.distinct {
+            distinct.add(image, level);
+        }
+        if self.images[level].fetch_add(1, Ordering::Relaxed) >= self.plan.images_max {
+            self.stop.store(true, Ordering::Relaxed);
+        }
     }
 
     fn recover(
@@ -374,9 +322,9 @@ impl<S: Scenario> Explorer<'_, S> {
         known: &Version<S::Model>,
         trail: &Trail,
         level: usize,
-        (image, key): (u64, u64),
+        look: Look,
     ) {
-        let deeper = self.goes_deeper(level, key);
+        let deeper = look.crash_recovery;
         let model = known.model.as_ref().clone();
         let mut log = if deeper { Log::new(model) } else { Log::of_last(model) };
         if deeper {
@@ -388,7 +336,7 @@ impl<S: Scenario> Explorer<'_, S> {
             left = Some(key);
             deeper || !locked(shard(&self.went_on, key)).contains(&key)
         };
-        if let Err(error) = recover_image(self.scenario, disk, image, &mut log, goes_on) {
+        if let Err(error) = recover_image(self.scenario, disk, look.image, &mut log, goes_on) {
             let last = crashed.last_op().map(ToString::to_string);
             self.fail(trail, last.unwrap_or_else(|| "start".into()), error);
             return;
@@ -473,6 +421,7 @@ pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
         seed,
         plan,
         seen: shards(),
+        crashed: shards(),
         images: (0..levels).map(|_| AtomicU64::new(0)).collect(),
         duplicates: AtomicU64::new(0),
         sampled: AtomicU64::new(0),

@@ -18,7 +18,7 @@ const USAGE: &str = "usage:
   laminar-sim list
   laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
-                     [--for MINUTES]
+                     [--for MINUTES] [--part I/N]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim replay NAME SEED TRAIL
   laminar-sim real   NAME SEED DIRECTORY
@@ -26,6 +26,7 @@ const USAGE: &str = "usage:
 --long: all selections of up to 12 pending items, three crashes deep, with millions of images.
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
 --for: one seed after the other until the time is over.
+--part: only the images of the I-th of N parts, for runs that share the work.
 real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.";
 
@@ -157,6 +158,10 @@ impl Options {
                 _ => return Err(bad(&"posix or ext4")),
             };
             (self.plan.policy.profile, self.plan.nested_policy.profile) = (profile, profile);
+            return Ok(());
+        }
+        if flag == "part" {
+            self.plan.part = value.parse().map_err(|e: String| bad(&e))?;
             return Ok(());
         }
         let value: u64 = value.parse().map_err(|e| bad(&e))?;

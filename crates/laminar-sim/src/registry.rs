@@ -4,8 +4,9 @@ use std::path::Path;
 
 use crate::checkpoints::checkpoint_scenarios;
 use crate::conformance::{run_real, simulated};
-use crate::driver::{Plan, Report, Scenario, explore, replay};
+use crate::driver::{Plan, Scenario, explore, replay};
 use crate::faults::{FaultReport, Sweep, sweep_faults};
+use crate::report::Report;
 use crate::store::{random_scenario, store_scenarios};
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
 use crate::trail::Trail;
