@@ -84,6 +84,9 @@ pub trait Scenario: Sync {
 /// Of so many images one is recovered on a disk that is full at first.
 const FULL_ONE_IN: u64 = 64;
 
+/// Of so many kills inside recoveries one is tried.
+const NESTED_KILLS_ONE_IN: u64 = 8;
+
 /// Recovers what was left; on some images, which their hash decides, after a try without space. Then goes
 /// on, if the state of the disk and of the log says so.
 fn recover_image<S: Scenario>(
@@ -245,9 +248,11 @@ impl<S: Scenario> Explorer<'_, S> {
         Look { image, is_new, crash_recovery }
     }
 
-    /// Whether a kill that leaves this is tried: of those inside recoveries as many as of the images.
+    /// Whether a kill that leaves this is tried: every one of the scenario's own, some of those inside
+    /// recoveries. What programs see after it is what a power cut leaves that loses nothing.
     fn is_chosen(&self, image: u64, level: usize) -> bool {
-        level == 0 || image.is_multiple_of(self.plan.nested_policy.one_in.max(1))
+        let images_one_in = self.plan.nested_policy.one_in.max(1);
+        level == 0 || image.is_multiple_of(images_one_in.max(NESTED_KILLS_ONE_IN))
     }
 
     /// Whether a recovery after `level` crashes is to be crashed in turn: when the next depth has images
