@@ -10,8 +10,11 @@ mod lifecycle;
 mod machine;
 mod objective;
 mod place;
+mod plot;
 mod recovery;
 mod ring0;
+mod space;
+mod stalls;
 mod table;
 
 use std::path::PathBuf;
@@ -70,7 +73,11 @@ enum What {
     Recovery,
     /// Kill a store with a recovery objective again and again: what opening was estimated to take, and took
     Objective(objective::Options),
-    /// All of them but the objective
+    /// Latency of puts without and with checkpoints beside them
+    Stalls,
+    /// Bytes written by, and left on the disk after, a thousand checkpoints
+    Space(space::Options),
+    /// Ring 0, durable, lifecycle and recovery
     All,
     /// The process that is killed
     #[command(hide = true)]
@@ -155,6 +162,8 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
             recovery::run(&run, &mut report)?;
         }
         What::Objective(options) => objective::run(&run, options, &mut report)?,
+        What::Stalls => stalls::run(&run, &mut report)?,
+        What::Space(options) => space::run(&run, options, &mut report)?,
         What::LifecycleChild(_) | What::ObjectiveChild(_) => {}
     }
     if let Some(path) = &common.json {

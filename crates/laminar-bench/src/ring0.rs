@@ -5,7 +5,7 @@
 //! caught up, so that they show Ring 0; *unpaced* rows never wait, so that they show the slower of
 //! Ring 0 and Ring 1.
 
-mod drive;
+pub mod drive;
 mod yardsticks;
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::{Error, Run, machine};
 /// Pairs in a call of `put_batch`.
 const BATCH: usize = 16;
 
-const COLUMNS: &[&str] = &[
+pub const COLUMNS: &[&str] = &[
     "operation",
     "mean",
     "timed: mean",
@@ -193,7 +193,7 @@ fn idle(run: &Run) -> machine::Gaps {
     machine::idle_gaps(Duration::from_secs(run.size(1, 5)))
 }
 
-fn gaps_row(gaps: &machine::Gaps) -> Vec<Cell> {
+pub fn gaps_row(gaps: &machine::Gaps) -> Vec<Cell> {
     let mut cells = vec![Cell::text("idle loop")];
     cells.extend(std::iter::repeat_n(Cell::None, 6));
     cells.extend([
@@ -221,6 +221,6 @@ fn memory_row(name: &str, core: &CoreStore, keys: u64) -> Vec<Cell> {
 }
 
 /// One operation on a core: the number of its key, and how many came before it.
-trait Operation: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError> {}
+pub trait Operation: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError> {}
 
 impl<F: FnMut(&mut CoreStore, u64, u64) -> Result<(), StoreError>> Operation for F {}

@@ -51,9 +51,11 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
         return Ok(());
     }
     let mut files = Vec::new();
+    let established = survey.current.map_or(Incarnation::ZERO, |current| current.incarnation);
     for log in &survey.cores {
-        // Older segments were synced before their successor was created.
-        if let Some(segment) = log.segments.last() {
+        // Older segments were synced before their successor was created, and the logs of departed cores by
+        // the opening that established the first incarnation without them.
+        if let Some(segment) = log.segments.last().filter(|last| last.header.incarnation >= established) {
             let io = |e| PerCoreWalError::io("could not open the segment to sync it", &segment.path, e);
             files.push((segment, vfs.open(&segment.path, Access::ReadWrite).map_err(io)?));
         }

@@ -63,6 +63,21 @@ fn the_unproven_end_of_the_log_is_written_again_and_synced_before_anything_new()
     assert_eq!(after, [content.as_slice(), &[0; FRAME_ALIGN]].concat());
 }
 
+/// The log of a core that is no longer there has no successor: it grew with every opening.
+#[test]
+fn the_log_of_a_departed_core_is_written_again_once() {
+    let disk = SimDisk::new(1);
+    let path = written(&disk, 5);
+    let mut survey = Survey::of(config(&disk).vfs(), dir(), &|_| Sequence::ZERO).unwrap();
+    let before = disk.read_file(&path).unwrap().len();
+    make_durable(config(&disk).vfs(), dir(), &survey).unwrap();
+    assert_eq!(disk.read_file(&path).unwrap().len(), before + FRAME_ALIGN);
+    // The opening after that established an incarnation in which this core is not.
+    survey.current.as_mut().unwrap().incarnation = survey.max_incarnation.next();
+    make_durable(config(&disk).vfs(), dir(), &survey).unwrap();
+    assert_eq!(disk.read_file(&path).unwrap().len(), before + FRAME_ALIGN);
+}
+
 #[test]
 fn what_is_proven_is_not_written_again() {
     let disk = SimDisk::new(1);

@@ -1,0 +1,148 @@
+//! Does Ring 0 notice a checkpoint? The same puts, every one timed, without and with checkpoints that follow
+//! each other without a pause, in turns, so that a machine that changes meanwhile changes for both.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use laminar_storage::{CheckpointReceipt, CoreStore, Opened, Settings, Store};
+
+use crate::keys::{PAYLOAD, Spread, Stamp, key};
+use crate::machine::{self, Nanos};
+use crate::place::clear;
+use crate::ring0::drive::{Driver, Outcome, Seals};
+use crate::ring0::{COLUMNS, gaps_row};
+use crate::table::{Cell, Report, Table};
+use crate::{Error, Run};
+
+/// Turns of each kind.
+const TURNS: usize = 4;
+
+/// What the checkpoints of a turn did.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    checkpoints: u64,
+    /// Those that wrote more than what had changed, because they merged older files.
+    merging: u64,
+    bytes: u64,
+    time: Duration,
+}
+
+impl Taken {
+    fn add(&mut self, receipt: &CheckpointReceipt) {
+        if receipt.changes == 0 {
+            return;
+        }
+        self.checkpoints += 1;
+        self.merging += u64::from(receipt.bytes_written > receipt.changes * PAYLOAD as u64 * 3 / 2);
+        self.bytes += receipt.bytes_written;
+        self.time += receipt.time;
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            checkpoints: self.checkpoints + other.checkpoints,
+            merging: self.merging + other.merging,
+            bytes: self.bytes + other.bytes,
+            time: self.time + other.time,
+        }
+    }
+}
+
+pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    let keys = run.keys_or(200_000, 1_000_000);
+    let count = run.ops_or(1_000_000, 10_000_000);
+    eprintln!("stalls: {keys} keys, {count} puts without and with checkpoints, in {TURNS} turns each");
+    let dir = run.place.fresh("stalls")?;
+    run.pins.background()?;
+    let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings).open()?;
+    let core = cores.first_mut().ok_or("no core")?;
+    let mut driver = Driver::new(&store);
+    let numbers: Vec<u32> = (0..keys as u32).collect();
+    turn(&mut driver, core, &numbers)?;
+    store.checkpoint()?;
+
+    let mut table = Table::new("stalls", format!("{count} puts on {keys} keys, one core"), COLUMNS);
+    table.row(gaps_row(&machine::idle_gaps(Duration::from_secs(run.size(1, 5)))));
+    let drawn = Spread::Uniform.draw(keys, count, 5);
+    let mut without = (machine::histogram()?, Duration::ZERO);
+    let mut with = (machine::histogram()?, Duration::ZERO);
+    let mut taken = Taken::default();
+    for part in drawn.chunks(count.div_ceil(TURNS)) {
+        add(&mut without, turn_pinned(run, &mut driver, core, part)?)?;
+        let (timed, checkpoints) = while_checkpointing(run, &store, &mut driver, core, part)?;
+        add(&mut with, timed)?;
+        taken = taken.and(checkpoints);
+    }
+    let p999 = |of: &(Nanos, Duration)| of.0.value_at_quantile(0.999) as f64;
+    let ratio = p999(&with) / p999(&without);
+    table.row(Outcome::timed("put, no checkpoint", without.0, without.1).cells());
+    table.row(Outcome::timed("put, checkpoints without a pause", with.0, with.1).cells());
+    table.note(format!("p99.9 with checkpoints / without: {ratio:.2}"));
+    table.note("every put timed; sealed every 10 ms, in bursts of 16 384, Ring 1 catching up in between, which is not counted");
+    report.add(table);
+    let mut checkpoints = Table::new(
+        "stalls-checkpoints",
+        "The checkpoints meanwhile",
+        &["checkpoints", "of which merged", "bytes written", "time in all"],
+    );
+    checkpoints.row(vec![
+        Cell::Count(taken.checkpoints),
+        Cell::Count(taken.merging),
+        Cell::Bytes(taken.bytes),
+        Cell::time(taken.time),
+    ]);
+    report.add(checkpoints);
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+fn turn(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Result<(Nanos, Duration), Error> {
+    let mut stamp = Stamp::new();
+    let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
+    driver.timed(core, numbers, Seals::Every(Duration::from_millis(10)), put)
+}
+
+/// A turn on a CPU of its own, if that is wanted; afterwards the thread is with the others again.
+fn turn_pinned(
+    run: &Run,
+    driver: &mut Driver<'_>,
+    core: &mut CoreStore,
+    numbers: &[u32],
+) -> Result<(Nanos, Duration), Error> {
+    run.pins.hot(0)?;
+    let timed = turn(driver, core, numbers)?;
+    run.pins.background()?;
+    Ok(timed)
+}
+
+/// A turn during which another thread takes one checkpoint after the other.
+fn while_checkpointing(
+    run: &Run,
+    store: &Store,
+    driver: &mut Driver<'_>,
+    core: &mut CoreStore,
+    numbers: &[u32],
+) -> Result<((Nanos, Duration), Taken), Error> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let checkpoints = scope.spawn(|| {
+            let mut taken = Taken::default();
+            while !over.load(Ordering::Relaxed) {
+                taken.add(&store.checkpoint()?);
+            }
+            Ok::<_, Error>(taken)
+        });
+        let timed = turn_pinned(run, driver, core, numbers);
+        over.store(true, Ordering::Relaxed);
+        let taken = checkpoints.join().map_err(|_| "the thread that took checkpoints panicked")??;
+        Ok((timed?, taken))
+    })
+}
+
+fn add(sum: &mut (Nanos, Duration), turn: (Nanos, Duration)) -> Result<(), Error> {
+    sum.0.add(&turn.0)?;
+    sum.1 += turn.1;
+    Ok(())
+}
