@@ -29,8 +29,15 @@ pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> 
             .margin(12)
             .x_label_area_size(38)
             .y_label_area_size(64)
-            .build_cartesian_2d(0_f64..longest.max(1) as f64, 0_f64..highest.max(f64::MIN_POSITIVE) * 1.08)?;
-        chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(WHITE).draw()?;
+            .build_cartesian_2d(0_f64..longest.max(1) as f64, 0_f64..highest.max(f64::MIN_POSITIVE) * 1.3)?;
+        let whole = |at: &f64| format!("{at:.0}");
+        chart
+            .configure_mesh()
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&whole)
+            .light_line_style(WHITE)
+            .draw()?;
         for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
             let points = line.values.iter().zip(1_u32..).map(|(value, at)| (f64::from(at), *value));
             let sample = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(2));
@@ -39,7 +46,8 @@ pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> 
                 .label(line.name)
                 .legend(sample);
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+        let mut names = chart.configure_series_labels();
+        names.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(BLACK).draw()?;
         area.present()?;
         Ok(())
     };

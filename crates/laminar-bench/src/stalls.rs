@@ -1,12 +1,13 @@
-//! Does Ring 0 notice a checkpoint? The same puts, every one timed, without and with checkpoints that follow
-//! each other without a pause, in turns, so that a machine that changes meanwhile changes for both.
+//! Does anybody notice a checkpoint? First the puts: the same ones, every one timed, without and with
+//! checkpoints that follow each other without a pause, in turns, so that a machine that changes meanwhile
+//! changes for both. Then group commit: from the seal until durable, without and during one large checkpoint.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use laminar_storage::{CheckpointReceipt, CoreStore, Opened, Settings, Store};
 
-use crate::keys::{PAYLOAD, Spread, Stamp, key};
+use crate::keys::{PAYLOAD, Random, Spread, Stamp, key};
 use crate::machine::{self, Nanos};
 use crate::place::clear;
 use crate::ring0::drive::{Driver, Outcome, Seals};
@@ -49,6 +50,11 @@ impl Taken {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    puts(run, report)?;
+    commits(run, report)
+}
+
+fn puts(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(200_000, 1_000_000);
     let count = run.ops_or(1_000_000, 10_000_000);
     eprintln!("stalls: {keys} keys, {count} puts without and with checkpoints, in {TURNS} turns each");
@@ -145,4 +151,79 @@ fn add(sum: &mut (Nanos, Duration), turn: (Nanos, Duration)) -> Result<(), Error
     sum.0.add(&turn.0)?;
     sum.1 += turn.1;
     Ok(())
+}
+
+/// Puts in an epoch that is waited for.
+const EPOCH: u64 = 64;
+
+fn commits(run: &Run, report: &mut Report) -> Result<(), Error> {
+    let keys = run.keys_or(500_000, 5_000_000);
+    eprintln!("stalls: group commit beside the first checkpoint of {keys} keys");
+    let dir = run.place.fresh("stalls-commits")?;
+    run.pins.background()?;
+    let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings).open()?;
+    let core = cores.first_mut().ok_or("no core")?;
+    let numbers: Vec<u32> = (0..keys as u32).collect();
+    turn(&mut Driver::new(&store), core, &numbers)?;
+    rustix::fs::sync();
+
+    run.pins.hot(0)?;
+    let until = Instant::now() + Duration::from_secs(run.size(1, 5));
+    let without = committed(&store, core, keys, || Instant::now() < until)?;
+    let over = AtomicBool::new(false);
+    let (with, receipt) = std::thread::scope(|scope| {
+        let checkpoint = scope.spawn(|| {
+            let receipt = store.checkpoint();
+            over.store(true, Ordering::Relaxed);
+            receipt
+        });
+        let with = committed(&store, core, keys, || !over.load(Ordering::Relaxed));
+        let receipt = checkpoint.join().map_err(|_| "the thread that took a checkpoint panicked")??;
+        Ok::<_, Error>((with?, receipt))
+    })?;
+    let mut table = Table::new(
+        "stalls-commits",
+        format!("Group commit beside the first checkpoint of {keys} keys, {EPOCH} puts in an epoch"),
+        &["", "epochs", "epochs/s", "from seal to durable: p50", "p99", "p99.9", "longest"],
+    );
+    table.row(commit_row("no checkpoint", &without));
+    table.row(commit_row("during the checkpoint", &with));
+    let (megabytes, seconds) = (receipt.bytes_written as f64 / 1e6, receipt.time.as_secs_f64());
+    table.note(format!("the checkpoint wrote {megabytes:.0} MB in {seconds:.2} s"));
+    report.add(table);
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+/// Epochs, each waited for, as long as `go_on` says.
+fn committed(
+    store: &Store,
+    core: &mut CoreStore,
+    keys: u64,
+    go_on: impl Fn() -> bool,
+) -> Result<(Nanos, Duration), Error> {
+    let (mut histogram, mut random) = (machine::histogram()?, Random::new(7));
+    let (mut stamp, started) = (Stamp::new(), Instant::now());
+    while go_on() {
+        for at in 0..EPOCH {
+            core.put(&key(random.below(keys)), stamp.at(at))?;
+        }
+        let sealed = Instant::now();
+        store.wait_durable(core.seal_epoch()?)?;
+        histogram.saturating_record(sealed.elapsed().as_nanos() as u64);
+    }
+    Ok((histogram, started.elapsed()))
+}
+
+fn commit_row(name: &str, (histogram, time): &(Nanos, Duration)) -> Vec<Cell> {
+    let mut cells = vec![
+        Cell::text(name),
+        Cell::Count(histogram.len()),
+        Cell::Number(histogram.len() as f64 / time.as_secs_f64(), 0),
+    ];
+    cells.extend([0.5, 0.99, 0.999].map(|q| Cell::Nanos(histogram.value_at_quantile(q) as f64)));
+    cells.push(Cell::Nanos(histogram.max() as f64));
+    cells
 }
