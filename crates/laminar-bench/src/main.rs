@@ -9,6 +9,7 @@ mod keys;
 mod lifecycle;
 mod machine;
 mod objective;
+mod peers;
 mod place;
 mod plot;
 mod recovery;
@@ -73,6 +74,8 @@ enum What {
     Recovery,
     /// Kill a store with a recovery objective again and again: what opening was estimated to take, and took
     Objective(objective::Options),
+    /// Checkpoint and opening of other stores beside ours; with --features peers, or peer-rocksdb
+    Peers,
     /// Latency of puts without and with checkpoints beside them
     Stalls,
     /// Bytes written by, and left on the disk after, a thousand checkpoints
@@ -162,6 +165,7 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
             recovery::run(&run, &mut report)?;
         }
         What::Objective(options) => objective::run(&run, options, &mut report)?,
+        What::Peers => peers::run(&run, &mut report)?,
         What::Stalls => stalls::run(&run, &mut report)?,
         What::Space(options) => space::run(&run, options, &mut report)?,
         What::LifecycleChild(_) | What::ObjectiveChild(_) => {}

@@ -133,7 +133,7 @@ fn open(run: &Run, keys: u64, cores: usize, checkpoint: bool) -> Result<Opening,
 }
 
 /// Writes one file per thread, and reads them a few times.
-fn floor(run: &Run, keys: u64, threads: u64) -> Result<Duration, Error> {
+pub fn floor(run: &Run, keys: u64, threads: u64) -> Result<Duration, Error> {
     let dir = run.place.fresh("floor")?;
     std::fs::create_dir_all(&dir)?;
     let files: Vec<(PathBuf, u64)> = (0..threads)

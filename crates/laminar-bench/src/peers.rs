@@ -1,0 +1,179 @@
+//! The checkpoint and the opening of other stores, with the same keys and values, beside ours and a floor in
+//! the same run. What each calls a checkpoint is not the same thing: the notes say what it is.
+
+mod floor;
+#[cfg(feature = "peers")]
+mod others;
+mod ours;
+#[cfg(feature = "peer-rocksdb")]
+mod rocks;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::keys::{PAYLOAD, mix};
+use crate::machine::disk_bytes;
+use crate::place::clear;
+use crate::table::{Cell, Report, Table};
+use crate::{Error, Run};
+
+/// Of so many keys one changes between two checkpoints.
+const CHANGED_ONE_IN: u64 = 100;
+
+/// A store that is filled, changed, checkpointed, and opened again.
+pub trait Peer: Sized {
+    /// What it is called.
+    const NAME: &'static str;
+    /// What its checkpoint is, if it has such a thing.
+    const CHECKPOINT: Option<&'static str>;
+
+    /// Opens it in an empty directory, or again in its own.
+    fn open(dir: &Path) -> Result<Self, Error>;
+
+    /// Gives keys a value of this version, durably.
+    fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error>;
+
+    /// Makes its state as it is now one that opening need not replay, or that can be kept; returns the bytes
+    /// that were written for it, as far as it can say.
+    fn checkpoint(&mut self, dir: &Path) -> Result<Option<u64>, Error>;
+
+    /// Reads one value.
+    fn get(&self, number: u64) -> Result<bool, Error>;
+
+    /// Reads all, and counts them.
+    fn scan(&self) -> Result<u64, Error>;
+
+    /// Lets go of it in order.
+    fn close(self) -> Result<(), Error>;
+}
+
+/// The rows of one store.
+struct Rows<'a> {
+    run: &'a Run,
+    keys: u64,
+    checkpoints: Table,
+    openings: Table,
+    floor: floor::Floor,
+}
+
+/// The numbers of the keys that change.
+fn changed(keys: u64) -> impl Iterator<Item = u64> {
+    (0..keys).filter(|number| mix(number ^ 0x31).is_multiple_of(CHANGED_ONE_IN))
+}
+
+pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    let keys = run.keys_or(200_000, 1_000_000);
+    eprintln!("peers: {keys} keys");
+    let checkpoints = Table::new(
+        "peer-checkpoints",
+        format!("A checkpoint after one in {CHANGED_ONE_IN} of {keys} keys changed, 16 B / 100 B"),
+        &["store", "time, median", "/ floor", "written", "/ changed", "on disk / live"],
+    );
+    let openings = Table::new(
+        "peer-openings",
+        format!("Opening with {keys} keys, page cache warm"),
+        &["store", "until the first get", "and until all is read", "/ floor"],
+    );
+    let floor = floor::Floor::measure(run, keys)?;
+    let mut rows = Rows { run, keys, checkpoints, openings, floor };
+    rows.floor_rows();
+    rows.add::<ours::Laminar>()?;
+    #[cfg(feature = "peers")]
+    {
+        rows.add::<others::Redb>()?;
+        rows.add::<others::Fjall>()?;
+    }
+    #[cfg(feature = "peer-rocksdb")]
+    rows.add::<rocks::Rocks>()?;
+    let Rows { mut checkpoints, mut openings, .. } = rows;
+    checkpoints.note("floor: gather the changed records, CRC-32C, write one file, sync it, a small manifest, its rename, two syncs of directories");
+    checkpoints.note("written, where the store says it; on disk: everything under the directory, hard links once, over keys and values");
+    openings.note("floor: read one sequential file, check CRCs, fill a presized table, one thread");
+    openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
+    if !cfg!(feature = "peers") {
+        checkpoints.note("other stores: --features peers (redb, fjall), --features peer-rocksdb");
+    }
+    report.add(checkpoints);
+    report.add(openings);
+    Ok(())
+}
+
+impl Rows<'_> {
+    fn floor_rows(&mut self) {
+        let Self { floor, checkpoints, openings, .. } = self;
+        checkpoints.row(vec![
+            Cell::text("floor"),
+            Cell::time(floor.checkpoint),
+            Cell::Number(1.0, 2),
+            Cell::Bytes(floor.bytes),
+            Cell::Number(1.0, 2),
+            Cell::None,
+        ]);
+        openings.row(vec![Cell::text("floor"), Cell::None, Cell::time(floor.opening), Cell::Number(1.0, 2)]);
+    }
+
+    fn add<P: Peer>(&mut self) -> Result<(), Error> {
+        let dir = self.run.place.fresh("peer")?;
+        std::fs::create_dir_all(&dir)?;
+        let mut peer = P::open(&dir)?;
+        peer.put(&mut (0..self.keys), 0)?;
+        peer.checkpoint(&dir)?;
+        match P::CHECKPOINT {
+            Some(what) => self.checkpoint_row(what, &mut peer, &dir)?,
+            None => peer.put(&mut changed(self.keys), 1)?,
+        }
+        peer.close()?;
+        let mut opened = Vec::new();
+        for _ in 0..self.run.size(3, 5) {
+            opened.push(self.opening::<P>(&dir)?);
+        }
+        opened.sort_unstable_by_key(|(_, all)| *all);
+        let (first, all) = opened.get(opened.len() / 2).copied().unwrap_or_default();
+        self.openings.row(vec![
+            Cell::text(P::NAME),
+            Cell::time(first),
+            Cell::time(all),
+            Cell::Number(all.as_secs_f64() / self.floor.opening.as_secs_f64(), 2),
+        ]);
+        clear(&dir)
+    }
+
+    fn checkpoint_row<P: Peer>(&mut self, what: &str, peer: &mut P, dir: &Path) -> Result<(), Error> {
+        let mut taken = Vec::new();
+        for round in 1..=self.run.size(3, 7) {
+            peer.put(&mut changed(self.keys), round)?;
+            let started = Instant::now();
+            let written = peer.checkpoint(dir)?;
+            taken.push((started.elapsed(), written));
+        }
+        taken.sort_unstable();
+        let (time, written) = taken.get(taken.len() / 2).copied().unwrap_or_default();
+        let changed = changed(self.keys).count() as u64 * PAYLOAD as u64;
+        self.checkpoints.row(vec![
+            Cell::text(format!("{}: {what}", P::NAME)),
+            Cell::time(time),
+            Cell::Number(time.as_secs_f64() / self.floor.checkpoint.as_secs_f64(), 2),
+            written.map_or(Cell::None, Cell::Bytes),
+            written.map_or(Cell::None, |bytes| Cell::Number(bytes as f64 / changed as f64, 2)),
+            Cell::Number(disk_bytes(dir) as f64 / (self.keys * PAYLOAD as u64) as f64, 2),
+        ]);
+        Ok(())
+    }
+
+    /// Until the first value is read, and until all are.
+    fn opening<P: Peer>(&self, dir: &Path) -> Result<(Duration, Duration), Error> {
+        let started = Instant::now();
+        let peer = P::open(dir)?;
+        if !peer.get(self.keys / 2)? {
+            return Err(format!("{}: a key is not there", P::NAME).into());
+        }
+        let first = started.elapsed();
+        let there = peer.scan()?;
+        let all = started.elapsed();
+        if there != self.keys {
+            return Err(format!("{}: {there} keys, not {}", P::NAME, self.keys).into());
+        }
+        peer.close()?;
+        Ok((first, all))
+    }
+}

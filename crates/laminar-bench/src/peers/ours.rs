@@ -1,0 +1,50 @@
+//! This store.
+
+use std::path::Path;
+
+use laminar_storage::{CoreStore, Opened, Settings, Store};
+
+use super::Peer;
+use crate::Error;
+use crate::keys::{key, value};
+
+pub struct Laminar {
+    store: Store,
+    core: CoreStore,
+}
+
+impl Peer for Laminar {
+    const NAME: &'static str = "laminar";
+    const CHECKPOINT: Option<&'static str> = Some("checkpoint, and the log cut");
+
+    fn open(dir: &Path) -> Result<Self, Error> {
+        let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
+        let Opened { store, mut cores, .. } = Store::builder(dir).settings(settings).open()?;
+        Ok(Self { store, core: cores.pop().ok_or("no core")? })
+    }
+
+    fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
+        for number in numbers {
+            self.core.put(&key(number), &value(number, version))?;
+        }
+        Ok(self.store.wait_durable(self.core.seal_epoch()?)?)
+    }
+
+    fn checkpoint(&mut self, _: &Path) -> Result<Option<u64>, Error> {
+        Ok(Some(self.store.checkpoint()?.bytes_written))
+    }
+
+    fn get(&self, number: u64) -> Result<bool, Error> {
+        Ok(self.core.get(&key(number)).is_some())
+    }
+
+    fn scan(&self) -> Result<u64, Error> {
+        Ok(self.core.iter().filter(|(_, value)| std::hint::black_box(value).first().is_some()).count() as u64)
+    }
+
+    fn close(self) -> Result<(), Error> {
+        drop(self.core);
+        self.store.close()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! RocksDB.
+
+use std::path::Path;
+
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{DB, IteratorMode, Options, WriteBatch};
+
+use super::Peer;
+use crate::Error;
+use crate::keys::{key, value};
+
+pub struct Rocks {
+    database: DB,
+    checkpoints: u64,
+}
+
+/// Puts in a batch.
+const BATCH: usize = 1024;
+
+impl Peer for Rocks {
+    const NAME: &'static str = "RocksDB";
+    const CHECKPOINT: Option<&'static str> = Some("checkpoint: memtable flushed, files linked");
+
+    fn open(dir: &Path) -> Result<Self, Error> {
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_write_buffer_size(256 << 20);
+        options.set_max_background_jobs(2);
+        Ok(Self { database: DB::open(&options, dir.join("rocks"))?, checkpoints: 0 })
+    }
+
+    fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
+        let numbers: Vec<u64> = numbers.collect();
+        for part in numbers.chunks(BATCH) {
+            let mut batch = WriteBatch::default();
+            for number in part {
+                batch.put(key(*number), value(*number, version));
+            }
+            self.database.write(&batch)?;
+        }
+        Ok(self.database.flush_wal(true)?)
+    }
+
+    fn checkpoint(&mut self, dir: &Path) -> Result<Option<u64>, Error> {
+        self.checkpoints += 1;
+        let target = dir.join(format!("checkpoint-{}", self.checkpoints));
+        Checkpoint::new(&self.database)?.create_checkpoint(target)?;
+        Ok(None)
+    }
+
+    fn get(&self, number: u64) -> Result<bool, Error> {
+        Ok(self.database.get_pinned(key(number))?.is_some())
+    }
+
+    fn scan(&self) -> Result<u64, Error> {
+        let mut there = 0;
+        for row in self.database.iterator(IteratorMode::Start) {
+            there += u64::from(!row?.1.is_empty());
+        }
+        Ok(there)
+    }
+
+    fn close(self) -> Result<(), Error> {
+        Ok(())
+    }
+}
