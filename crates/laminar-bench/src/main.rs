@@ -4,6 +4,7 @@
 //! Absolute figures belong to the machine; what counts are ratios between rows of one run.
 #![allow(clippy::cast_possible_truncation, reason = "numbers of keys and nanoseconds, not data of a disk")]
 
+mod checkpoint;
 mod durable;
 mod keys;
 mod lifecycle;
@@ -70,6 +71,8 @@ enum What {
     Durable,
     /// Fill, checkpoint, change 1 %, checkpoint, kill -9, reopen, compare every key
     Lifecycle(lifecycle::Options),
+    /// Time and bytes of checkpoints after 0.1, 1, 10 and 100 % of the keys changed
+    Checkpoint,
     /// Time to open a store from its log alone, and from checkpoint and log
     Recovery,
     /// Kill a store with a recovery objective again and again: what opening was estimated to take, and took
@@ -157,11 +160,13 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
         What::Ring0 => ring0::run(&run, &mut report)?,
         What::Durable => durable::run(&run, &mut report)?,
         What::Lifecycle(options) => lifecycle::run(&run, options, &mut report)?,
+        What::Checkpoint => checkpoint::run(&run, &mut report)?,
         What::Recovery => recovery::run(&run, &mut report)?,
         What::All => {
             ring0::run(&run, &mut report)?;
             durable::run(&run, &mut report)?;
             lifecycle::run(&run, &lifecycle::Options::default(), &mut report)?;
+            checkpoint::run(&run, &mut report)?;
             recovery::run(&run, &mut report)?;
         }
         What::Objective(options) => objective::run(&run, options, &mut report)?,

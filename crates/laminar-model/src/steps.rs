@@ -155,6 +155,10 @@ impl Rules {
     fn checkpointing(&self, world: &World, process: &Process, steps: &mut Vec<Step>) {
         if world.cores.iter().any(|core| core.begin != core.begin_durable) {
             steps.push(Step::UnlinkDurable);
+            // What all cores can do without is removed before that is made durable.
+            if let Job::Truncate { floor } = process.job {
+                steps.extend(truncatable(world, floor).map(Step::Unlink));
+            }
             return;
         }
         match process.job {

@@ -189,15 +189,26 @@ impl<'a> Record<'a> {
 
     /// Takes one record off the front of a payload, with its distance in time from the one before.
     /// `None` when the bytes make no sense.
+    ///
+    /// Most are puts. One that is given back through memory is copied in other pieces than it was written in, for
+    /// which the processor waits until every store before has reached memory: they must stay in registers.
+    #[inline(always)]
     pub fn decode(payload: &mut Fields<'a>) -> Option<(Self, u32)> {
         let op = payload.u8()?;
         let after_ns = if op & HAS_TIME == 0 { 1 } else { payload.u32()? };
+        if op & !HAS_TIME != PUT {
+            return Some((Self::decode_other(op, payload)?, after_ns));
+        }
+        let key_len = usize::from(payload.u16()?);
+        let value_len = payload.u32()? as usize;
+        let put = Self::Put { key: payload.bytes(key_len)?, value: payload.bytes(value_len)? };
+        Some((put, after_ns))
+    }
+
+    /// The body of a record that is no put.
+    #[inline(never)]
+    fn decode_other(op: u8, payload: &mut Fields<'a>) -> Option<Self> {
         let record = match op & !HAS_TIME {
-            PUT => {
-                let key_len = usize::from(payload.u16()?);
-                let value_len = payload.u32()? as usize;
-                Self::Put { key: payload.bytes(key_len)?, value: payload.bytes(value_len)? }
-            }
             DELETE => {
                 let key_len = usize::from(payload.u16()?);
                 Self::Delete { key: payload.bytes(key_len)? }
@@ -222,7 +233,7 @@ impl<'a> Record<'a> {
             SEGMENT_END => Self::SegmentEnd { next: SegmentNumber(payload.u32()?) },
             _ => return None,
         };
-        Some((record, after_ns))
+        Some(record)
     }
 
     /// Bytes that [`Self::encode`] appends at most.

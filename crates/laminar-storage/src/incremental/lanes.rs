@@ -2,11 +2,17 @@
 //!
 //! A core's changes and files are its lane's alone. Shared are the directory of the checkpoint to come, which is
 //! created by the first lane that has to spill, and the count of the memory in use.
+//!
+//! Where the outside world allows threads, a lane that spills goes on with the next changes while another thread sorts
+//! the ones before, writes them, and syncs their file; one part at a time.
 
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{Scope, ScopedJoinHandle};
 
+use super::error::IncrementalCheckpointError;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result, check_lengths, poisoned};
 use super::merge::{Merge, Source};
 use super::overlay::CoreChanges;
@@ -23,13 +29,28 @@ const COUNT_EVERY: usize = 64 << 10;
 
 /// One core's part of a manager, for a thread of its own.
 #[derive(Debug)]
-pub(crate) struct Lane<'a> {
+pub(crate) struct Lane<'scope, 'a> {
     core: CoreId,
     changes: &'a mut CoreChanges,
     chain: &'a mut Vec<ChainFile>,
-    /// What `Shared::memory` has of this lane.
+    /// What `Shared::memory` has of this lane, but for the part that is being written.
     counted: usize,
     shared: &'a Shared<'a>,
+    /// Where a thread can be started that writes a part.
+    threads: &'scope Scope<'scope, 'a>,
+    /// The part that is being written.
+    writing: Option<ScopedJoinHandle<'scope, Part>>,
+}
+
+/// What came of writing a part: its file, if there is anything in it; or what went wrong, and the changes.
+type Part = std::result::Result<Option<ChainFile>, Box<(IncrementalCheckpointError, CoreChanges)>>;
+
+/// Why a lane did not come to its end.
+enum Stopped<E> {
+    /// What it did failed.
+    Work(E),
+    /// Its last part could not be written.
+    Part(IncrementalCheckpointError),
 }
 
 /// What the lanes of a manager have in common.
@@ -43,7 +64,10 @@ struct Shared<'a> {
     compression: Compression,
     /// The directory being written belongs to the checkpoint in flight; spilling can wait for it.
     may_spill: bool,
-    budget: usize,
+    /// Whether a part is written on a thread of its own.
+    threads: bool,
+    /// Memory that may be in use before a lane spills. Parts that are being written are in it.
+    room: usize,
     /// Lanes with less than this do not spill, lest they write many small files because of another
     /// one's changes. All of them together can be above the budget by half of it.
     worth_spilling: usize,
@@ -58,13 +82,16 @@ impl IncrementalCheckpointManager {
     /// its first error.
     ///
     /// # Errors
-    /// `Poisoned`, and `AlreadyExists` when all checkpoint ids are used up; nothing was done then.
+    /// `Poisoned`, and `AlreadyExists` when all checkpoint ids are used up; nothing was done then. What went wrong
+    /// with the last part that a lane spilled.
     pub(crate) fn with_lanes<R: Send, E: Send>(
         &mut self,
-        work: impl Fn(&mut Lane<'_>) -> std::result::Result<R, E> + Sync,
+        work: impl Fn(&mut Lane<'_, '_>) -> std::result::Result<R, E> + Sync,
     ) -> Result<std::result::Result<Vec<R>, E>> {
         self.check_usable()?;
         let cores = self.cores();
+        // shuttle knows nothing of these threads.
+        let threads = self.vfs.parallel() && !cfg!(all(test, shuttle));
         let shared = Shared {
             vfs: self.vfs.as_ref(),
             checkpoint_dir: &self.config.checkpoint_dir,
@@ -73,7 +100,9 @@ impl IncrementalCheckpointManager {
             next_id: self.next_checkpoint_id()?,
             compression: self.config.compression,
             may_spill: self.in_flight.is_none(),
-            budget: self.options.overlay_budget,
+            threads,
+            // While a part is written, as much again comes in.
+            room: if threads { self.options.overlay_budget / 2 } else { self.options.overlay_budget },
             worth_spilling: self.options.overlay_budget / 2 / self.chains.len().max(1),
             memory: AtomicUsize::new(self.overlay.memory()),
             spilled: AtomicBool::new(false),
@@ -81,14 +110,21 @@ impl IncrementalCheckpointManager {
             spill: self.spill.take().map_or_else(OnceLock::new, OnceLock::from),
         };
         let parts = self.overlay.cores_mut().iter_mut().zip(&mut self.chains);
-        let lanes: Vec<_> = cores
-            .zip(parts)
-            .map(|(core, (changes, chain))| {
-                let counted = changes.memory();
-                Lane { core, changes, chain, counted, shared: &shared }
+        let done = std::thread::scope(|threads| {
+            let lanes: Vec<_> = cores
+                .zip(parts)
+                .map(|(core, (changes, chain))| {
+                    let counted = changes.memory();
+                    Lane { core, changes, chain, counted, shared: &shared, threads, writing: None }
+                })
+                .collect();
+            in_parallel(shared.vfs, lanes, |mut lane| {
+                let done = work(&mut lane).map_err(Stopped::Work);
+                // Also after a failure: what is in no memory any more must be in a file.
+                let last = lane.finish_part().map_err(Stopped::Part);
+                done.and_then(|done| last.map(|()| done))
             })
-            .collect();
-        let done = in_parallel(shared.vfs, lanes, |mut lane| work(&mut lane));
+        });
         let Shared { spill, spilled, .. } = shared;
         self.spill = spill.into_inner();
         if spilled.into_inner() {
@@ -98,11 +134,15 @@ impl IncrementalCheckpointManager {
         if self.poisoned_by().is_some() {
             self.give_room_back();
         }
-        Ok(done)
+        match done {
+            Ok(done) => Ok(Ok(done)),
+            Err(Stopped::Work(error)) => Ok(Err(error)),
+            Err(Stopped::Part(error)) => Err(error),
+        }
     }
 }
 
-impl Lane<'_> {
+impl<'a> Lane<'_, 'a> {
     /// The core.
     pub(crate) fn core(&self) -> CoreId {
         self.core
@@ -125,35 +165,101 @@ impl Lane<'_> {
         if let Some(cause) = self.shared.poison.get() {
             return Err(poisoned(cause, self.shared.checkpoint_dir));
         }
-        if total <= self.shared.budget || memory < self.shared.worth_spilling || !self.shared.may_spill {
+        if total <= self.shared.room || memory < self.shared.worth_spilling || !self.shared.may_spill {
             return Ok(());
         }
-        let done = self.spill();
+        let spilled = self.spill();
+        self.shared.poison_on_error(spilled)
+    }
+
+    /// Moves the changes of this core from memory to a part file.
+    fn spill(&mut self) -> Result<()> {
+        self.take_part()?;
+        let (shared, core, first) = (self.shared, self.core, self.chain.is_empty());
+        let counted = std::mem::take(&mut self.counted);
+        shared.spilled.store(true, Ordering::Relaxed);
+        // In here so that they are not lost with a thread that does not start.
+        let changes = Arc::new(Mutex::new(Some(std::mem::take(self.changes))));
+        if shared.threads {
+            let given = Arc::clone(&changes);
+            let write = move || {
+                let changes = lock(&given).take().unwrap_or_default();
+                shared.write_part(core, changes, counted, first, true)
+            };
+            let thread = std::thread::Builder::new().name("laminar-spill".into());
+            self.writing = thread.spawn_scoped(self.threads, write).ok();
+            if self.writing.is_some() {
+                return Ok(());
+            }
+        }
+        let changes = lock(&changes).take().unwrap_or_default();
+        let part = shared.write_part(core, changes, counted, first, false);
+        self.took(part)
+    }
+
+    /// Waits for the part that is being written, and takes it.
+    fn take_part(&mut self) -> Result<()> {
+        match self.writing.take() {
+            Some(writing) => self.took(writing.join().unwrap_or_else(|panic| resume_unwind(panic))),
+            None => Ok(()),
+        }
+    }
+
+    fn took(&mut self, part: Part) -> Result<()> {
+        part.map(|part| self.chain.extend(part)).map_err(|failed| {
+            // Everything stays readable.
+            let (error, older) = *failed;
+            let newer = std::mem::replace(self.changes, older);
+            newer.iter().for_each(|change| self.changes.put(change.key, change.value));
+            error
+        })
+    }
+
+    /// As [`Self::take_part`], at the end.
+    fn finish_part(&mut self) -> Result<()> {
+        let taken = self.take_part();
+        self.shared.poison_on_error(taken)
+    }
+}
+
+impl Shared<'_> {
+    /// Writes the changes of a core to a part file, and may sync it, which is then not done again.
+    fn write_part(
+        &self,
+        core: CoreId,
+        changes: CoreChanges,
+        counted: usize,
+        drop_tombstones: bool,
+        sync: bool,
+    ) -> Part {
+        let write = || {
+            let spill = self.spill_dir()?;
+            let merge = Merge::new(vec![Source::Memory(changes.sorted())])?;
+            let finished = spill.write(self.vfs, self.store_id, core, merge, drop_tombstones)?;
+            if let Some(finished) = finished.as_ref().filter(|_| sync) {
+                spill.sync(&finished.meta.name)?;
+            }
+            finished.map(|finished| spill.open(&finished, self.store_id)).transpose()
+        };
+        match write() {
+            Ok(part) => {
+                drop(changes);
+                self.memory.fetch_sub(counted, Ordering::Relaxed);
+                Ok(part)
+            }
+            Err(error) => Err(Box::new((error, changes))),
+        }
+    }
+
+    fn poison_on_error(&self, done: Result<()>) -> Result<()> {
         if let Err(error) = &done
-            && self.shared.poison.set(error.detail().clone()).is_ok()
+            && self.poison.set(error.detail().clone()).is_ok()
         {
             tracing::error!(%error, "checkpoints are stopped");
         }
         done
     }
 
-    /// Moves the changes of this core from memory to a part file.
-    fn spill(&mut self) -> Result<()> {
-        let Shared { vfs, store_id, .. } = *self.shared;
-        let spill = self.shared.spill_dir()?;
-        let merge = Merge::new(vec![Source::Memory(self.changes.sorted())])?;
-        if let Some(finished) = spill.write(vfs, store_id, self.core, merge, self.chain.is_empty())? {
-            self.chain.push(spill.open(&finished, store_id)?);
-        }
-        *self.changes = CoreChanges::default();
-        self.shared.memory.fetch_sub(self.counted, Ordering::Relaxed);
-        self.shared.spilled.store(true, Ordering::Relaxed);
-        self.counted = 0;
-        Ok(())
-    }
-}
-
-impl Shared<'_> {
     /// The directory of the checkpoint to come, created by the first who asks.
     fn spill_dir(&self) -> Result<&Spill> {
         let _one_at_a_time = lock(&self.creating);
@@ -185,7 +291,7 @@ mod tests {
         manager
     }
 
-    fn fill(lane: &mut Lane<'_>) -> Result<u16> {
+    fn fill(lane: &mut Lane<'_, '_>) -> Result<u16> {
         let core = lane.core().0;
         for n in 0..2000_u16 {
             let key = [core.to_be_bytes(), (n % 1500).to_be_bytes()].concat();
@@ -228,5 +334,22 @@ mod tests {
         let again = several.with_lanes(fill).unwrap_err();
         assert!(matches!(again, IncrementalCheckpointError::Poisoned(_)), "{again}");
         assert!(several.create_checkpoint(0).is_err());
+    }
+
+    /// A part that another thread could not write leaves its changes where they are looked for.
+    #[test]
+    fn what_could_not_be_spilled_stays_readable() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("checkpoints");
+        let mut several = manager(Arc::new(OsVfs::new()), &dir, 10_000);
+        std::fs::remove_dir_all(&dir).unwrap();
+        let failed = several.with_lanes(fill);
+        assert!(failed.is_err() || failed.is_ok_and(|done| done.is_err()));
+        assert!(several.poisoned_by().is_some());
+        let read = |n: u16| several.get_on(CoreId(0), &[[0; 2], n.to_be_bytes()].concat()).unwrap();
+        // The first ones were in the part, the last ones came after it.
+        let there = (0..2000).filter(|n| n % 3 != 1).take_while(|n| read(*n).is_some()).count();
+        assert!(there > 50, "{there}");
+        assert_eq!(read(0).unwrap(), 0_u16.to_be_bytes());
     }
 }

@@ -527,9 +527,14 @@ pub(super) fn poisoned(cause: &Detail, checkpoint_dir: &Path) -> IncrementalChec
     IncrementalCheckpointError::Poisoned(Box::new(detail))
 }
 
+#[inline]
 pub(super) fn check_lengths(key: &[u8], value: Option<&[u8]>) -> Result<()> {
+    let value_len = value.map_or(0, <[u8]>::len);
+    if key.len() <= MAX_KEY_LEN && value_len <= MAX_VALUE_LEN {
+        return Ok(());
+    }
     check_length("a key", key.len(), MAX_KEY_LEN)?;
-    check_length("a value", value.map_or(0, <[u8]>::len), MAX_VALUE_LEN)
+    check_length("a value", value_len, MAX_VALUE_LEN)
 }
 
 fn check_length(what: &str, len: usize, max: usize) -> Result<()> {

@@ -2,14 +2,20 @@
 //!
 //! # When to merge
 //! A core's state is a chain of files, oldest first; a key's newest record counts. Every checkpoint
-//! that changes something adds a file, so files must be merged now and then. The rule: walking from
-//! the newest to the oldest, a file is taken along when it is less than twice as large as everything
-//! newer than it, in bytes or in records. What is left alone is therefore always at least twice as large
-//! as all that is newer: the number of files is logarithmic in the size of the state, all of them
-//! together are at most one and a half times the oldest, and each record is rewritten a logarithmic
-//! number of times. Records count beside bytes so that many small tombstones cannot keep many large
-//! dead values alive.
+//! that changes something adds a file, so files must be merged now and then, for two reasons.
 //!
+//! *Dead records.* Walking from the newest to the oldest, a file that is less than twice as large as
+//! everything newer than it, in bytes or in records, is to be merged with that. As long as the oldest file is not
+//! one of them, all files together are at most one and a half times the oldest, and nothing need be done. When it
+//! is, everything is merged; unless few records are known to be dead all the same. So it is with the parts of a state
+//! that was written for the first time and did not fit in memory: they have few keys in common, and merging them
+//! would write all of it twice.
+//!
+//! *Many files.* What is to be merged by the rule above, and can wait, waits until it is
+//! [`MergePolicy::run`] files, large ones not counted. A checkpoint then mostly writes what changed, the number of files stays logarithmic in
+//! the size of the state, and each record is rewritten a logarithmic number of times.
+//!
+//! Records count beside bytes so that many small tombstones cannot keep many large dead values alive.
 //! Chains that are short and small are left alone: there is nothing to win.
 
 use super::error::IncrementalCheckpointError;
@@ -26,11 +32,13 @@ pub struct MergePolicy {
     pub small_files: usize,
     /// See `small_files`.
     pub small_bytes: u64,
+    /// Files of which a merge makes one, the new changes counted, where only their number is a reason.
+    pub run: usize,
 }
 
 impl Default for MergePolicy {
     fn default() -> Self {
-        Self { small_files: 8, small_bytes: 1 << 20 }
+        Self { small_files: 8, small_bytes: 1 << 20, run: 8 }
     }
 }
 
@@ -52,11 +60,17 @@ impl Weight {
     }
 }
 
+/// Chains never have more files than this: each is a link, a line in the manifest and an open file.
+const MOST_FILES: usize = 48;
+
+/// A file of so many bytes is not worth rewriting for there being fewer files.
+const LARGE: u64 = 64 << 20;
+
 impl MergePolicy {
     /// The first file, counted from the oldest, that is to be merged with all newer ones and the new
-    /// changes; the number of files when none is.
+    /// changes; the number of files when none is. `live` are the live keys with the changes, where known.
     #[must_use]
-    pub fn first_to_merge(&self, chain: &[Weight], changes: Weight) -> usize {
+    pub fn first_to_merge(&self, chain: &[Weight], changes: Weight, live: Option<u64>) -> usize {
         if changes.records == 0 {
             return chain.len();
         }
@@ -64,16 +78,51 @@ impl MergePolicy {
         if chain.len() < self.small_files && total.bytes <= self.small_bytes {
             return chain.len();
         }
-        let mut first = chain.len();
+        // The oldest file that is too small for what is newer; and the oldest of those behind which no file is large
+        // enough.
+        let (mut first, mut run) = (chain.len(), chain.len());
         let mut newer = changes;
         for (at, file) in chain.iter().enumerate().rev() {
             if file.bytes < newer.bytes.saturating_mul(2) || file.records < newer.records.saturating_mul(2) {
                 first = at;
+                run = if run == at + 1 { at } else { run };
             }
             newer = newer.plus(*file);
         }
-        first
+        let few_are_dead = || live.is_some_and(|live| few_are_dead(chain, changes, total, live));
+        if chain.len() >= MOST_FILES || first == 0 && !few_are_dead() {
+            return first;
+        }
+        let many = |first: usize| {
+            let small = chain.iter().skip(first).filter(|file| file.bytes < LARGE).count();
+            small + 1 >= self.run
+        };
+        // Neither the oldest file nor another large one is rewritten for the number of newer ones.
+        let large = chain.get(first..run).is_some_and(|more| more.iter().any(|file| file.bytes >= LARGE));
+        match first {
+            1.. if !large && many(first) => first,
+            _ if many(run) => run,
+            _ => chain.len(),
+        }
     }
+}
+
+/// Whether at least two thirds of it all are live, in records and in bytes. Which records are dead is not known; those
+/// in the files with the largest ones are taken to be.
+fn few_are_dead(chain: &[Weight], changes: Weight, total: Weight, live: u64) -> bool {
+    let mut left = total.records.saturating_sub(live);
+    if left > live / 2 {
+        return false;
+    }
+    let mean = |of: &Weight| of.bytes / of.records.max(1);
+    let mut all: Vec<_> = chain.iter().copied().chain([changes]).collect();
+    all.sort_unstable_by_key(|of| std::cmp::Reverse(mean(of)));
+    let dead = all.iter().fold(0_u64, |dead, of| {
+        let taken = left.min(of.records);
+        left -= taken;
+        dead.saturating_add(mean(of).saturating_mul(taken))
+    });
+    dead <= total.bytes / 3
 }
 
 /// Where records come from, in strictly growing key order.
@@ -191,44 +240,111 @@ mod tests {
         sizes.iter().map(|&n| Weight { bytes: n * 1000, records: n }).collect()
     }
 
+    const EAGER: MergePolicy = MergePolicy { small_files: 0, small_bytes: 0, run: 2 };
+    const PATIENT: MergePolicy = MergePolicy { run: 4, ..EAGER };
+
+    fn first(policy: MergePolicy, sizes: &[u64], changes: u64, live: Option<u64>) -> usize {
+        policy.first_to_merge(&weights(sizes), weights(&[changes])[0], live)
+    }
+
     #[test]
     fn a_file_less_than_twice_everything_newer_is_merged() {
-        let policy = MergePolicy { small_files: 0, small_bytes: 0 };
-        let one = weights(&[1])[0];
-        let first = |sizes: &[u64]| policy.first_to_merge(&weights(sizes), one);
-        assert_eq!(first(&[]), 0);
-        assert_eq!(first(&[2]), 1);
-        assert_eq!(first(&[1]), 0);
-        assert_eq!(first(&[100, 6, 2]), 3);
-        assert_eq!(first(&[100, 5, 2]), 1);
-        assert_eq!(first(&[17, 6, 2]), 0);
+        for (sizes, expected) in
+            [(&[][..], 0), (&[2], 1), (&[1], 0), (&[100, 6, 2], 3), (&[100, 5, 2], 1), (&[17, 6, 2], 0)]
+        {
+            assert_eq!(first(EAGER, sizes, 1, None), expected, "{sizes:?}");
+        }
         // Many small tombstones over few large values.
         let small = Weight { bytes: 30, records: 60 };
-        assert_eq!(policy.first_to_merge(&weights(&[100]), small), 0);
+        assert_eq!(EAGER.first_to_merge(&weights(&[100]), small, None), 0);
+    }
+
+    #[test]
+    fn what_is_merged_for_its_number_waits_until_it_is_many() {
+        for (sizes, expected) in [
+            (&[100, 1][..], 2),
+            (&[100, 1, 1], 3),
+            (&[100, 1, 1, 1], 1),
+            (&[100, 8, 1, 1, 1], 2),
+            (&[100, 7, 1, 1, 1], 1),
+            // The oldest one too small: dead records are no matter of number.
+            (&[7, 1, 1, 1], 0),
+            (&[1], 0),
+        ] {
+            assert_eq!(first(PATIENT, sizes, 1, None), expected, "{sizes:?}");
+        }
+        let large = LARGE / 1000 + 1;
+        assert_eq!(first(PATIENT, &[large * 99, large, large, large], large, None), 4);
+        assert_eq!(first(PATIENT, &[large * 99, large, large, 1, 1, 1], 1, None), 3);
+        assert_eq!(first(PATIENT, &[&[large * 999][..], &[large; MOST_FILES]].concat(), large, None), 1);
+    }
+
+    #[test]
+    fn files_of_a_size_stay_apart_while_few_of_their_records_are_dead() {
+        // Three parts of a state that was written for the first time, and changes.
+        assert_eq!(first(PATIENT, &[10, 10], 10, Some(30)), 2);
+        assert_eq!(first(PATIENT, &[10, 10], 10, None), 0);
+        assert_eq!(first(PATIENT, &[10, 10], 10, Some(20)), 2);
+        assert_eq!(first(PATIENT, &[10, 10], 10, Some(19)), 0, "more than half as many dead as live");
+        assert_eq!(first(PATIENT, &[10, 10, 10], 1, Some(30)), 3);
+        assert_eq!(first(PATIENT, &[10, 10, 10, 1, 1, 1], 1, Some(30)), 3, "only the new ones");
+        assert_eq!(first(PATIENT, &[10, 10, 10, 10], 10, Some(50)), 0, "many");
+        // A tenth of the records, and perhaps nearly all of the bytes, are dead.
+        let chain = [Weight { bytes: 1_000_000, records: 10 }, Weight { bytes: 1000, records: 100 }];
+        let changes = Weight { bytes: 100, records: 10 };
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(120)), 2);
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(110)), 0);
     }
 
     #[test]
     fn small_chains_and_empty_changes_are_left_alone() {
         let policy = MergePolicy::default();
         let one = weights(&[1])[0];
-        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one), 7);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one), 0);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default()), 8);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one, None), 7);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one, None), 0);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default(), None), 8);
     }
 
-    /// Whatever the sizes of the changes, chains stay logarithmic and the oldest file dominates.
-    #[test]
-    fn chains_stay_short() {
-        let policy = MergePolicy { small_files: 0, small_bytes: 0 };
+    /// Whatever the sizes of the changes, chains stay logarithmic and the oldest file dominates. Returns how often
+    /// a record was written.
+    fn chains_stay_short(policy: MergePolicy, longest: usize) -> f64 {
         let mut chain: Vec<Weight> = Vec::new();
+        let (mut written, mut changed) = (0, 0);
         for step in 0..10_000_u64 {
             let change = weights(&[1 + step * 7919 % 50])[0];
-            let first = policy.first_to_merge(&chain, change);
+            let first = policy.first_to_merge(&chain, change, None);
             let merged = chain.drain(first..).fold(change, Weight::plus);
+            (written, changed) = (written + merged.records, changed + change.records);
             chain.push(merged);
-            assert!(chain.len() <= 14, "{chain:?}");
+            assert!(chain.len() <= longest, "{chain:?}");
             let total: u64 = chain.iter().map(|file| file.bytes).sum();
             assert!(total <= chain[0].bytes * 2);
+        }
+        written as f64 / changed as f64
+    }
+
+    #[test]
+    fn chains_stay_short_and_waiting_saves_writes() {
+        let eager = chains_stay_short(EAGER, 14);
+        let patient = chains_stay_short(MergePolicy { run: 8, ..EAGER }, 20);
+        assert!(patient < eager - 0.5, "{patient} {eager}");
+    }
+
+    /// Overwriting the same keys over and over keeps at most half as much dead as live.
+    #[test]
+    fn known_live_keys_never_keep_more_dead_than_the_rule_allows() {
+        let policy = MergePolicy::default();
+        let mut chain = weights(&[250_000, 250_000, 100_000]);
+        let live = 600_000;
+        for _ in 0..500 {
+            let change = weights(&[6_000])[0];
+            let first = policy.first_to_merge(&chain, change, Some(live));
+            let merged = chain.drain(first..).fold(change, Weight::plus);
+            // All of it merged: what was overwritten is gone.
+            chain.push(if first == 0 { weights(&[live])[0] } else { merged });
+            let total: u64 = chain.iter().map(|file| file.records).sum();
+            assert!(total <= live * 3 / 2, "{chain:?}");
+            assert!(chain.len() <= 20, "{chain:?}");
         }
     }
 }

@@ -13,12 +13,17 @@ use super::merge::Weight;
 use super::reshard::KeyRange;
 use crate::format::state_file::StateRecord;
 use crate::ids::CoreId;
+use crate::ring0::prefetch;
 
 /// The value length of a deleted key.
 const DELETED: u32 = u32::MAX;
 
 /// What a change costs in memory beside its key and value: its entry, and its share of the hash table.
-const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 8;
+const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 16;
+
+/// How many changes ahead, in key order, the bytes of one are asked for, and how many further its entry.
+const BYTES_AHEAD: usize = 8;
+const ENTRY_AHEAD: usize = 16;
 
 /// Where a key and its newest value are in the buffer.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +50,28 @@ impl Entry {
 pub struct CoreChanges {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    by_key: HashTable<u32>,
+    by_key: HashTable<Slot>,
     encoded: u64,
+}
+
+/// Where the table says that an entry is. With half of the key's hash, so that neither growing nor looking for a key
+/// that is not there has to look at keys, each of which is somewhere else in memory.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    hash: u32,
+    index: u32,
+}
+
+impl Slot {
+    /// The half of a key's hash that is kept.
+    fn hash_of(key: &[u8]) -> u32 {
+        u32::try_from(xxh3_64(key) >> 32).unwrap_or_default()
+    }
+
+    /// Spread over all bits, of which the table uses the lowest and the highest.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
 }
 
 impl CoreChanges {
@@ -78,13 +103,14 @@ impl CoreChanges {
     /// The index of a key's entry; a new one is a deletion until it gets a value.
     fn find_or_add(&mut self, key: &[u8]) -> u32 {
         let Self { bytes, entries, by_key, encoded } = self;
-        let hash = xxh3_64(key);
-        let entry_key = |i: &u32| entries.get(*i as usize).map_or(&[][..], |entry| entry.key(bytes));
-        if let Some(known) = by_key.find(hash, |i| entry_key(i) == key) {
-            return *known;
+        let hash = Slot::hash_of(key);
+        let entry_key = |slot: &Slot| entries.get(slot.index as usize).map_or(&[][..], |e| e.key(bytes));
+        let same = |slot: &Slot| slot.hash == hash && entry_key(slot) == key;
+        if let Some(known) = by_key.find(Slot::spread(hash), same) {
+            return known.index;
         }
         let index = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        by_key.insert_unique(hash, index, |i| xxh3_64(entry_key(i)));
+        by_key.insert_unique(Slot::spread(hash), Slot { hash, index }, |slot| Slot::spread(slot.hash));
         let key_len = u32::try_from(key.len()).unwrap_or(u32::MAX);
         entries.push(Entry { key_at: bytes.len(), value_at: 0, key_len, value_len: DELETED });
         bytes.extend_from_slice(key);
@@ -93,9 +119,11 @@ impl CoreChanges {
     }
 
     fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
-        let entry = |i: &u32| self.entries.get(*i as usize);
-        let same = |i: &u32| entry(i).is_some_and(|entry| entry.key(&self.bytes) == key);
-        let found = self.by_key.find(xxh3_64(key), same)?;
+        let hash = Slot::hash_of(key);
+        let entry = |slot: &Slot| self.entries.get(slot.index as usize);
+        let has_key = |slot: &Slot| entry(slot).is_some_and(|entry| entry.key(&self.bytes) == key);
+        let same = |slot: &Slot| slot.hash == hash && has_key(slot);
+        let found = self.by_key.find(Slot::spread(hash), same)?;
         entry(found).map(|entry| entry.value(&self.bytes))
     }
 
@@ -179,9 +207,18 @@ impl<'a> SortedChanges<'a> {
         Some(StateRecord { key: entry.key(self.bytes), value: entry.value(self.bytes) })
     }
 
-    /// Goes to the next change.
+    /// Goes to the next change. In key order, each is somewhere else in memory: those to come are asked for ahead.
     pub fn advance(&mut self) {
         self.at += 1;
+        let entry = |ahead: usize| self.order.get(self.at + ahead).map(|(_, entry)| *entry);
+        if let Some(entry) = entry(BYTES_AHEAD + ENTRY_AHEAD) {
+            prefetch::range(std::ptr::from_ref(entry).cast(), size_of::<Entry>());
+        }
+        if let Some(entry) = entry(BYTES_AHEAD) {
+            // Key and value stand one behind the other, but for values that outgrew their room.
+            let len = entry.key_len as usize + entry.value(self.bytes).map_or(0, <[u8]>::len);
+            prefetch::range(self.bytes.as_ptr().wrapping_add(entry.key_at), len);
+        }
     }
 }
 

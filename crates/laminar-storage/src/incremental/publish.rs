@@ -221,7 +221,8 @@ impl IncrementalCheckpointManager {
         }
         let weights: Vec<_> = chain.iter().map(ChainFile::weight).collect();
         let changed = changes.cores().get(core.index()).map(|core| core.weight()).unwrap_or_default();
-        self.options.merge.first_to_merge(&weights, changed)
+        let live = self.digests.get(core.index()).map(|core| core.live_keys);
+        self.options.merge.first_to_merge(&weights, changed, live)
     }
 
     /// Writes one core's part: older files are linked, those from `first` on merged with the changes.
@@ -374,11 +375,11 @@ impl IncrementalCheckpointManager {
         if sabotaged(Sabotage::CheckpointNotSynced) {
             return Ok(());
         }
-        for result in self.vfs.sync_many(&draft.unsynced) {
-            result.map_err(Self::io("could not sync a state file of", dir))?;
+        // Nothing of it counts before the directory has its name, so all of it can become durable at a time.
+        let files: Vec<_> = draft.unsynced.iter().chain([&draft.manifest_file]).cloned().collect();
+        for result in self.vfs.sync_many(&files) {
+            result.map_err(Self::io("could not sync a file of", dir))?;
         }
-        let manifest_path = dir.join(MANIFEST_NAME);
-        draft.manifest_file.sync_data().map_err(Self::io("could not sync the manifest", &manifest_path))?;
         if sabotaged(Sabotage::CheckpointDirNotSynced) {
             return Ok(());
         }
@@ -430,19 +431,23 @@ impl IncrementalCheckpointManager {
             let what = "the manifest reads back different from what was written";
             return Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(path)));
         }
-        in_parallel(vfs, &draft.files, |files| {
-            let read = |file: &DraftFile| {
-                let reader = match file {
-                    DraftFile::New(meta) => self.read_file_back(dir, meta)?,
-                    DraftFile::Open(file) => {
-                        check_linked(vfs, dir, file.reader.meta())?;
-                        Arc::new(file.reader.renamed(dir))
-                    }
-                };
-                Ok(ChainFile { reader, spilled: false })
+        let read = |file: &DraftFile| -> Result<_> {
+            let reader = match file {
+                DraftFile::New(meta) => self.read_file_back(dir, meta)?,
+                DraftFile::Open(file) => {
+                    check_linked(vfs, dir, file.reader.meta())?;
+                    Arc::new(file.reader.renamed(dir))
+                }
             };
-            files.iter().map(read).collect()
-        })
+            Ok(ChainFile { reader, spilled: false })
+        };
+        let new = draft.files.iter().flatten().filter(|file| matches!(file, DraftFile::New(_))).count();
+        match draft.files.as_slice() {
+            // A state of one core, written in several parts.
+            [files] if new > 1 => Ok(vec![in_parallel(vfs, files, read)?]),
+            cores if new > 1 => in_parallel(vfs, cores, |files| files.iter().map(read).collect()),
+            cores => cores.iter().map(|files| files.iter().map(read).collect()).collect(),
+        }
     }
 
     fn read_file_back(&self, dir: &Path, meta: &CheckpointFile) -> Result<Arc<StateFileReader>> {

@@ -256,7 +256,7 @@ mod tests {
             assert_eq!(records, digests[core.index()].live_keys, "each key once");
         }
         // One more change, and the files are brought together.
-        manager.options.merge = MergePolicy { small_files: 0, small_bytes: 0 };
+        manager.options.merge = MergePolicy { small_files: 0, small_bytes: 0, run: 2 };
         manager.apply(CoreId(0), &key(0), None).unwrap();
         let metadata = manager.create_checkpoint(0).unwrap();
         assert_eq!(metadata.files.iter().filter(|file| file.core == 0).count(), 1);

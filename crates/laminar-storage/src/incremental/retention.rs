@@ -226,7 +226,7 @@ impl IncrementalCheckpointManager {
         let (dir, trash) = (EntryName::Checkpoint(id).path(parent), EntryName::Trash(id).path(parent));
         vfs.rename(&dir, &trash).map_err(Self::io("could not move the checkpoint to trash", &dir))?;
         vfs.sync_dir(parent).map_err(Self::io("could not sync the directory of checkpoints", parent))?;
-        if !remove_known(vfs, &trash)? {
+        if !remove_known(vfs, &trash, Room::Later)? {
             tracing::warn!(path = %trash.display(), "left in place, it has files of another origin");
         }
         Ok(())
@@ -238,7 +238,7 @@ pub(super) fn sweep(vfs: &dyn Vfs, checkpoint_dir: &Path, leftovers: &[EntryName
     let mut stay = Vec::new();
     for &entry in leftovers {
         let path = entry.path(checkpoint_dir);
-        if remove_known(vfs, &path)? {
+        if remove_known(vfs, &path, Room::Now)? {
             tracing::info!(path = %path.display(), "removed what a crash left behind");
         } else {
             tracing::warn!(path = %path.display(), "left in place, it has files of another origin");
@@ -255,13 +255,24 @@ pub(super) fn sweep(vfs: &dyn Vfs, checkpoint_dir: &Path, leftovers: &[EntryName
     Ok(stay)
 }
 
+/// When the room that files took must be free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Now,
+    Later,
+}
+
 /// Removes a directory whose files are all ours; false, and nothing removed, when one is not.
-fn remove_known(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
-    remove_known_and(vfs, dir, |_| false)
+fn remove_known(vfs: &dyn Vfs, dir: &Path, room: Room) -> Result<bool> {
+    remove_named(vfs, dir, |_| false, room)
 }
 
 /// As [`remove_known`], where files of some other names are ours too.
 pub(super) fn remove_known_and(vfs: &dyn Vfs, dir: &Path, also: impl Fn(&str) -> bool) -> Result<bool> {
+    remove_named(vfs, dir, also, Room::Now)
+}
+
+fn remove_named(vfs: &dyn Vfs, dir: &Path, also: impl Fn(&str) -> bool, room: Room) -> Result<bool> {
     let fail = |action| IncrementalCheckpointManager::io(action, dir);
     let entries = vfs.read_dir(dir).map_err(fail("could not list"))?;
     let known = |name: &str, kind: &FileKind| {
@@ -273,7 +284,11 @@ pub(super) fn remove_known_and(vfs: &dyn Vfs, dir: &Path, also: impl Fn(&str) ->
     }
     for (name, _) in &entries {
         let path = dir.join(name);
-        vfs.remove_file(&path).map_err(IncrementalCheckpointManager::io("could not remove", &path))?;
+        let removed = match room {
+            Room::Now => vfs.remove_file(&path),
+            Room::Later => vfs.remove_file_lazily(&path),
+        };
+        removed.map_err(IncrementalCheckpointManager::io("could not remove", &path))?;
     }
     vfs.remove_dir(dir).map_err(fail("could not remove"))?;
     Ok(true)

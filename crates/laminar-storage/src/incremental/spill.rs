@@ -123,6 +123,14 @@ impl Spill {
         self.locked(|written| written.files.insert(name, file));
     }
 
+    /// Syncs a file that was finished here, once and for all.
+    pub(super) fn sync(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        let file = self.locked(|written| written.files.remove(name));
+        file.map_or(Ok(()), |file| file.sync_data())
+            .map_err(IncrementalCheckpointManager::io("could not sync a part of a state", &path))
+    }
+
     /// Removes a file that was merged into another.
     pub(super) fn discard(&self, vfs: &dyn Vfs, name: &str) -> Result<()> {
         let path = self.dir.join(name);

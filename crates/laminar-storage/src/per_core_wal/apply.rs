@@ -184,7 +184,7 @@ fn apply_cores(
     let has_lanes = header.is_some_and(|header| usize::from(header.core_count) == manager.core_count());
     let before = |core: CoreId| offsets_before.get(core.index()).cloned().unwrap_or_default();
     if mode == WalMode::Epochs && has_lanes {
-        let follow = |lane: &mut Lane<'_>| match lane.core() {
+        let follow = |lane: &mut Lane<'_, '_>| match lane.core() {
             core if cores.contains(&core) => {
                 Followed::of(cursor(core), mode, before(core), |key, value| lane.apply(key, value))
             }

@@ -1,8 +1,22 @@
 //! Removing segments that checkpoints have made superfluous.
 //!
 //! Invariant I6: nothing is removed before the checkpoint that covers it is published, and the log is
-//! kept back to the checkpoint before that one. The oldest segment goes first and the directory is
-//! synced after each, so that a crash leaves a chain without gaps.
+//! kept back to the checkpoint before that one.
+//!
+//! # What a crash may leave
+//! Any part of what is removed may be there again after a power cut, until the directory is synced.
+//!
+//! A `Store` is opened with a checkpoint, that of the floor or a newer one, and every core is walked from its
+//! newest segment back to the first one whose header says that the checkpoint has all before it. The oldest
+//! segment that is kept says so, or what is before it would not be obsolete. So the walk never sees what is
+//! obsolete, whether or not it has gaps; all of it goes at once, and the directory is synced once.
+//!
+//! The newest segment of a core is looked at in any case. Of a core that left, that is one of those to be
+//! removed, and one before it would announce a successor that is missing: it goes last, when all others
+//! are gone for good.
+//!
+//! A plain log can be opened without any checkpoint, and is then walked to its beginning. There the oldest goes
+//! first and the directory is synced after each, so that a crash leaves a chain without gaps.
 
 use std::path::Path;
 
@@ -11,6 +25,7 @@ use super::manager::TruncationScope;
 use super::reader::read_header;
 use super::segment::{SegmentName, list_segments};
 use crate::error::Detail;
+use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Sequence};
 use crate::incremental::Published;
 use crate::sabotage::{Sabotage, sabotaged};
@@ -46,18 +61,27 @@ pub(crate) fn truncate_segments(
     let largest = floor.cuts.iter().max().copied().unwrap_or(Sequence::ZERO);
     let names = list_segments(scope.policy.vfs.as_ref(), dir)
         .map_err(|e| PerCoreWalError::io("could not list the log directory", dir, e))?;
-    let mut truncation = Truncation::default();
+    let (mut obsolete, mut last) = (Vec::new(), Vec::new());
     for core in names.chunk_by(|a, b| a.core == b.core) {
         let Some(id) = core.first().map(|name| name.core) else { continue };
-        let obsolete = if id.0 >= scope.core_count {
+        if id.0 >= scope.core_count {
             // A core of an earlier layout: all of it lies before this incarnation.
-            if largest >= scope.start { core } else { &[] }
+            if let Some((newest, older)) = core.split_last().filter(|_| largest >= scope.start) {
+                obsolete.extend_from_slice(older);
+                last.push(*newest);
+            }
         } else {
             let cut = floor.cuts.get(id.index()).copied().unwrap_or(largest);
-            covered(scope, core, cut)?
-        };
-        for name in obsolete {
-            remove(scope, &dir.join(name.file_name()), &mut truncation)?;
+            obsolete.extend_from_slice(covered(scope, core, cut)?);
+        }
+    }
+    let mut truncation = Truncation::default();
+    if scope.header.is_some_and(|header| header.mode == WalMode::Epochs) {
+        remove(scope, &obsolete, &mut truncation)?;
+        remove(scope, &last, &mut truncation)?;
+    } else {
+        for name in obsolete.iter().chain(&last) {
+            remove(scope, std::slice::from_ref(name), &mut truncation)?;
         }
     }
     Ok(truncation)
@@ -85,15 +109,25 @@ fn covered<'a>(
     Ok(names.get(..count).unwrap_or_default())
 }
 
-fn remove(scope: &TruncationScope, path: &Path, truncation: &mut Truncation) -> Result<(), PerCoreWalError> {
-    let vfs = scope.policy.vfs.as_ref();
-    let io = |e| PerCoreWalError::io("could not remove an obsolete segment", path, e);
-    if let Some(FileKind::File { len }) = vfs.kind(path).map_err(io)? {
-        truncation.bytes += len;
+/// Removes segments, and makes that durable.
+fn remove(
+    scope: &TruncationScope,
+    names: &[SegmentName],
+    truncation: &mut Truncation,
+) -> Result<(), PerCoreWalError> {
+    let (vfs, dir) = (scope.policy.vfs.as_ref(), scope.policy.dir.as_path());
+    let io = |path: &Path, e| PerCoreWalError::io("could not remove an obsolete segment", path, e);
+    for name in names {
+        let path = dir.join(name.file_name());
+        if let Some(FileKind::File { len }) = vfs.kind(&path).map_err(|e| io(&path, e))? {
+            truncation.bytes += len;
+        }
+        vfs.remove_file_lazily(&path).map_err(|e| io(&path, e))?;
+        truncation.segments += 1;
     }
-    vfs.remove_file(path).map_err(io)?;
-    scope.policy.names.sync(vfs, &scope.policy.dir).map_err(io)?;
-    truncation.segments += 1;
+    if !names.is_empty() {
+        scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))?;
+    }
     Ok(())
 }
 
@@ -102,11 +136,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::format::segment_header::SegmentHeader;
     use crate::ids::{CheckpointId, StoreId, WalPosition};
     use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};
+    use crate::per_core_wal::recovery::survey::Survey;
     use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
-    use crate::vfs::Vfs;
-    use crate::vfs::sim::SimDisk;
+    use crate::vfs::sim::{Op, SimDisk};
+    use crate::vfs::{Vfs, write_all_at};
 
     /// A log of two cores, each of at least six segments.
     fn log(disk: &SimDisk) -> PerCoreWalManager {
@@ -209,5 +245,128 @@ mod tests {
             assert_eq!(segments(&disk, 1), if goes { Vec::new() } else { left });
             assert_eq!(segments(&disk, 0), kept);
         }
+    }
+
+    /// As a `Store` would cut this log.
+    fn of_a_store(manager: &PerCoreWalManager) -> TruncationScope {
+        let scope = manager.truncation_scope();
+        let header = scope.header.map(|header| SegmentHeader { mode: WalMode::Epochs, ..header });
+        TruncationScope { header, ..scope }
+    }
+
+    /// What happens to names in the directory of the log, from an operation on.
+    fn names_changed(disk: &SimDisk, from: u64) -> Vec<&'static str> {
+        let in_wal = |op: &Op| op.path.starts_with("/wal") && matches!(op.call, "unlink" | "fsync");
+        disk.trace().iter().filter(|op| op.number > from && in_wal(op)).map(|op| op.call).collect()
+    }
+
+    #[test]
+    fn a_store_syncs_the_directory_once_and_a_plain_log_after_each() {
+        for store in [true, false] {
+            let disk = SimDisk::new(1);
+            let manager = log(&disk);
+            let scope = if store { of_a_store(&manager) } else { manager.truncation_scope() };
+            let [_, second] = published(&disk, manager.store_id(), &[Sequence::MAX; 2]);
+            let before = disk.ops();
+            let removed = truncate_segments(&scope, &second).unwrap().segments;
+            assert!(removed >= 8);
+            let calls = names_changed(&disk, before);
+            let syncs = calls.iter().filter(|call| **call == "fsync").count() as u64;
+            assert_eq!((syncs, calls.last()), (if store { 1 } else { removed }, Some(&"fsync")));
+            assert_eq!(calls.len() as u64, syncs + removed);
+        }
+    }
+
+    /// The newest segment of a core that left goes when all before it are gone for good.
+    #[test]
+    fn the_newest_segment_of_a_core_that_left_goes_last() {
+        let disk = SimDisk::new(1);
+        let manager = log(&disk);
+        let scope = TruncationScope { core_count: 1, start: Sequence(40), ..of_a_store(&manager) };
+        let left = segments(&disk, 1).len();
+        let [_, second] = published(&disk, manager.store_id(), &[Sequence::ZERO, Sequence(40)]);
+        let before = disk.ops();
+        truncate_segments(&scope, &second).unwrap();
+        let calls = names_changed(&disk, before);
+        let (newest, older) = calls.split_at(left);
+        assert_eq!(newest, [vec!["unlink"; left - 1], vec!["fsync"]].concat());
+        assert_eq!(older, ["unlink", "fsync"]);
+        assert!(segments(&disk, 1).is_empty());
+    }
+
+    /// Until the directory is synced, any part of what was removed may be there again after a power cut.
+    #[test]
+    fn whatever_is_there_again_of_what_was_removed_a_store_finds_its_log() {
+        let disk = SimDisk::new(1);
+        let manager = log(&disk);
+        let cuts = [0, 1].map(|core| *borders(&disk, core).last().unwrap());
+        let before = [0, 1].map(|core| segments(&disk, core));
+        let content = |name: &SegmentName| disk.read_file(Path::new("/wal").join(name.file_name())).unwrap();
+        let bytes: Vec<_> = before.iter().flatten().map(|name| (*name, content(name))).collect();
+        let [_, second] = published(&disk, manager.store_id(), &cuts);
+        truncate_segments(&of_a_store(&manager), &second).unwrap();
+        let kept = [0, 1].map(|core| segments(&disk, core));
+        let removed: Vec<_> = bytes.iter().filter(|(name, _)| !kept.concat().contains(name)).collect();
+        assert!(removed.len() >= 8);
+
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let walked = || {
+            let covered = |core: CoreId| cuts[core.index()];
+            let survey = Survey::of(&vfs, Path::new("/wal"), &covered).unwrap();
+            survey
+                .cores
+                .iter()
+                .map(|log| log.segments.iter().map(|s| s.header).collect())
+                .collect::<Vec<Vec<_>>>()
+        };
+        let expected = walked();
+        assert!(expected.iter().all(|segments| !segments.is_empty()));
+        // Of one core this part, of the other what is not in this part.
+        let removed = removed.iter().map(|(name, bytes)| (name, bytes, name.core == CoreId(0)));
+        let removed: Vec<_> = removed.collect();
+        for part in 0..1_u32 << removed.iter().filter(|(_, _, first)| *first).count() {
+            let again: Vec<_> = [true, false]
+                .iter()
+                .flat_map(|of| (0..).zip(removed.iter().filter(move |(_, _, first)| first == of)))
+                .filter(|(i, (_, _, first))| (part & 1 << i != 0) == *first)
+                .map(|(_, (name, bytes, _))| (*name, *bytes))
+                .collect();
+            for (name, bytes) in &again {
+                let file = disk.create_new(&Path::new("/wal").join(name.file_name())).unwrap();
+                write_all_at(file.as_ref(), bytes, 0).unwrap();
+            }
+            assert_eq!(walked(), expected, "{again:?}");
+            // The next truncation removes them, in whatever parts they are.
+            let removed = truncate_segments(&of_a_store(&manager), &second).unwrap();
+            assert_eq!(removed.segments, again.len() as u64);
+            assert_eq!([0, 1].map(|core| segments(&disk, core)), kept);
+        }
+    }
+
+    /// Of a core that left, its newest segment is there as long as any other.
+    #[test]
+    fn whatever_is_there_again_of_a_core_that_left_a_store_opens() {
+        let disk = SimDisk::new(1);
+        let manager = log(&disk);
+        let left = segments(&disk, 1);
+        let (newest, older) = left.split_last().unwrap();
+        let largest = Sequence(1000);
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let content = |name: &SegmentName| disk.read_file(Path::new("/wal").join(name.file_name())).unwrap();
+        let bytes: Vec<_> = older.iter().map(|name| (name, content(name))).collect();
+        for part in 0..1_u32 << older.len() {
+            for (i, (name, bytes)) in (0..).zip(&bytes) {
+                let path = Path::new("/wal").join(name.file_name());
+                let _ = disk.remove_file(&path);
+                if part & 1 << i != 0 {
+                    write_all_at(disk.create_new(&path).unwrap().as_ref(), bytes, 0).unwrap();
+                }
+            }
+            let survey = Survey::of(&vfs, Path::new("/wal"), &|_| largest).unwrap();
+            let walked: Vec<_> =
+                survey.core(CoreId(1)).unwrap().segments.iter().map(|s| SegmentName::of(&s.header)).collect();
+            assert_eq!(walked, [*newest]);
+        }
+        drop(manager);
     }
 }

@@ -70,7 +70,7 @@ mod hash;
 mod index;
 mod pending;
 mod prefault;
-mod prefetch;
+pub(crate) mod prefetch;
 mod read;
 mod record;
 mod region;

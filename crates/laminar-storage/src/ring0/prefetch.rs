@@ -44,7 +44,7 @@ pub(super) fn range_to_write(address: *const u8, bytes: usize) {
 
 /// The lines of `bytes` bytes at `address` will be used; as [`range_to_write`].
 #[inline]
-pub(super) fn range(address: *const u8, bytes: usize) {
+pub(crate) fn range(address: *const u8, bytes: usize) {
     let mut at = 0;
     while at < bytes.min(8 * LINE) {
         line(address.wrapping_add(at));

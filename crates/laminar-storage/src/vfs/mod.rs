@@ -80,6 +80,10 @@ pub trait Vfs: Debug + Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// As [`Self::remove_file`], where nobody waits for the room: it may be free only a little later.
+    fn remove_file_lazily(&self, path: &Path) -> io::Result<()> {
+        self.remove_file(path)
+    }
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes a second name for an existing file.

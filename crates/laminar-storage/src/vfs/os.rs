@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags};
 use super::{Access, FileKind, Vfs, VfsFile};
 use crate::sabotage::{Sabotage, sabotaged};
 
+mod closer;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ mod tests;
 #[derive(Clone, Debug, Default)]
 pub struct OsVfs {
     pool: Arc<pool::SyncPool>,
+    closer: Arc<closer::Closer>,
 }
 
 impl OsVfs {
@@ -143,6 +145,17 @@ impl Vfs for OsVfs {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    /// A file's blocks and its pages in memory are given back when nothing has it open any more, which takes
+    /// tens of milliseconds for a large one. So it is held open while its name goes.
+    fn remove_file_lazily(&self, path: &Path) -> io::Result<()> {
+        let held = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        std::fs::remove_file(path)?;
+        if let Ok(held) = held {
+            self.closer.close_later(held);
+        }
+        Ok(())
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {

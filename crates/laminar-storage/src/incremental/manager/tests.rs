@@ -28,7 +28,10 @@ fn open_with(disk: &SimDisk, options: ManagerOptions) -> IncrementalCheckpointMa
 
 /// Merges whenever the rule says so, whatever the size.
 fn eager() -> ManagerOptions {
-    ManagerOptions { merge: MergePolicy { small_files: 0, small_bytes: 0 }, ..ManagerOptions::default() }
+    ManagerOptions {
+        merge: MergePolicy { small_files: 0, small_bytes: 0, run: 2 },
+        ..ManagerOptions::default()
+    }
 }
 
 fn dir_of(id: u64) -> PathBuf {

@@ -216,3 +216,30 @@ fn replacing_a_file_and_the_clock_and_randomness() {
     assert!(vfs.now_ns() > 1_600_000_000_000_000_000);
     assert_ne!(vfs.random_u64(), vfs.random_u64());
 }
+
+/// The name is gone at once, of a link only the link; what is held open of it, soon.
+#[test]
+fn a_file_that_is_removed_lazily_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (vfs, path) = (OsVfs::new(), dir.path().join("f"));
+    let held = || {
+        let open = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        open.filter(|target| target.starts_with(dir.path())).count()
+    };
+    for round in 0..20 {
+        vfs.create_new(&path).unwrap();
+        std::os::unix::fs::symlink(&path, dir.path().join("link")).unwrap();
+        vfs.remove_file_lazily(&dir.path().join("link")).unwrap();
+        assert!(path.exists(), "{round}");
+        vfs.remove_file_lazily(&path).unwrap();
+        assert_eq!(vfs.kind(&path).unwrap(), None);
+        assert_eq!(vfs.remove_file_lazily(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+    let since = std::time::Instant::now();
+    while held() > 0 {
+        assert!(since.elapsed() < std::time::Duration::from_secs(60), "{} are held", held());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}

@@ -25,7 +25,7 @@ fn changes(step: u8) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
 
 fn options() -> ManagerOptions {
     // Small enough to spill in the middle of a step.
-    ManagerOptions { overlay_budget: 120, ..eager() }
+    ManagerOptions { overlay_budget: 145, ..eager() }
 }
 
 fn try_open(disk: &SimDisk) -> Result<IncrementalCheckpointManager> {
