@@ -59,8 +59,14 @@ pub(crate) fn rebuild(
     let vfs = builder.vfs_ref();
     let (plan, survey) = (&located.plan, &located.plan.survey);
     let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
+    let mut config = builder.checkpoint_config(layout);
+    if !survey.has_records() {
+        // A fork in which nothing was changed may be begun again with its savepoint, and is known by the checkpoint
+        // that it began with. Checkpoints that are too many go with the next one.
+        config = config.with_max_retained(usize::MAX);
+    }
     let mut manager = IncrementalCheckpointManager::open_at_locked(
-        builder.checkpoint_config(layout),
+        config,
         Arc::clone(vfs),
         base,
         Arc::clone(&locks.checkpoints),
