@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 
 use crate::error::{CliError, Result};
@@ -21,5 +21,8 @@ pub fn install() -> Result<Arc<AtomicBool>> {
             .and_then(|_| flag::register(signal, Arc::clone(&stop)))
             .map_err(|e| CliError::failure(format!("could not install a signal handler: {e}")))?;
     }
+    // A file that reaches the limit of the shell (`ulimit -f`) is an error that says so, not a death without a word.
+    flag::register(SIGXFSZ, Arc::default())
+        .map_err(|e| CliError::failure(format!("could not install a signal handler: {e}")))?;
     Ok(stop)
 }

@@ -129,10 +129,12 @@ impl fmt::Display for Detail {
                 write!(f, " at {offset}")?;
             }
         }
+        // Without a path, the place stands alone.
+        let [open, close] = if self.path.is_some() { [" (", ")"] } else { ["", ""] };
         match (self.core, self.epoch) {
-            (Some(core), Some(epoch)) => write!(f, " (core {core}, epoch {epoch})")?,
-            (Some(core), None) => write!(f, " (core {core})")?,
-            (None, Some(epoch)) => write!(f, " (epoch {epoch})")?,
+            (Some(core), Some(epoch)) => write!(f, "{open}core {core}, epoch {epoch}{close}")?,
+            (Some(core), None) => write!(f, "{open}core {core}{close}")?,
+            (None, Some(epoch)) => write!(f, "{open}epoch {epoch}{close}")?,
             (None, None) => {}
         }
         if self.path.is_some() || self.core.is_some() || self.epoch.is_some() {
@@ -168,6 +170,10 @@ pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) ->
         io::ErrorKind::PermissionDenied => "Give this user read and write permission, then open again",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "Free space on this file system, then open again; nothing acknowledged is lost"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "Raise the limit of the size of files (`ulimit -f`, or of the file system), then open again; nothing \
+             acknowledged is lost"
         }
         io::ErrorKind::ReadOnlyFilesystem => "Mount the file system writable, then open again",
         io::ErrorKind::NotFound => "Check the path",

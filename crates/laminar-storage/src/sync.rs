@@ -24,7 +24,7 @@ mod imp {
 
     /// Threads; who sleeps gives way, so that whoever waits in a loop does not keep all others from going on.
     pub(crate) mod thread {
-        pub(crate) use shuttle::thread::{Builder, JoinHandle, Thread, park_timeout, yield_now};
+        pub(crate) use shuttle::thread::{Builder, JoinHandle, Thread, current, park_timeout, yield_now};
 
         pub(crate) fn sleep(_: std::time::Duration) {
             yield_now();
@@ -42,7 +42,7 @@ mod imp {
 
     /// Threads; what loom lacks is made of what it has.
     pub(crate) mod thread {
-        pub(crate) use loom::thread::{Builder, JoinHandle, Thread, yield_now};
+        pub(crate) use loom::thread::{Builder, JoinHandle, Thread, current, yield_now};
 
         pub(crate) fn park_timeout(_: std::time::Duration) {
             loom::thread::park();

@@ -4,6 +4,7 @@
 //! other. It first gets the name of trash, durably, and only then loses its content: a crash never
 //! leaves half a checkpoint under a checkpoint's name. Only names this library makes are removed.
 
+use std::io;
 use std::path::Path;
 
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
@@ -158,8 +159,7 @@ impl IncrementalCheckpointManager {
         }
         let newest = self.latest_checkpoint_id() == Some(id.get());
         if !newest {
-            let removed = self.remove(id);
-            return self.poison_on_error(removed);
+            return self.remove(id);
         }
         self.check_nothing_in_flight()?;
         if self.latest.as_ref().is_some_and(|latest| latest.bound_to_wal) {
@@ -171,8 +171,7 @@ impl IncrementalCheckpointManager {
         // Look before anything is gone: the one before becomes the newest, and must be readable.
         let before = self.good_ids()?.into_iter().rfind(|&other| other < id);
         let before = before.map(|before| self.read_metadata(before)).transpose()?;
-        let removed = self.remove(id);
-        self.poison_on_error(removed)?;
+        self.remove(id)?;
         self.latest = before;
         self.rewrite_all = true;
         Ok(())
@@ -202,8 +201,13 @@ impl IncrementalCheckpointManager {
         let old = ids.len().saturating_sub(keep);
         let newest = if sabotaged(Sabotage::RetentionTakesNewest) { ids.len() - old } else { 0 };
         for &id in ids.iter().skip(newest).take(old) {
-            let removed = self.remove(id);
-            self.poison_on_error(removed)?;
+            match self.remove(id) {
+                // What is in a read-only layer takes no room that its removal would give back.
+                Err(error) if is_in_a_lower_layer(&error) => {
+                    tracing::warn!(%error, "an old checkpoint is left in place");
+                }
+                removed => removed?,
+            }
         }
         Ok(())
     }
@@ -221,7 +225,16 @@ impl IncrementalCheckpointManager {
         }
     }
 
+    /// Removes a checkpoint. A failure poisons the manager, except where nothing can have happened.
     fn remove(&self, id: CheckpointId) -> Result<()> {
+        let removed = self.try_remove(id);
+        if removed.as_ref().is_err_and(is_in_a_lower_layer) {
+            return removed;
+        }
+        self.poison_on_error(removed)
+    }
+
+    fn try_remove(&self, id: CheckpointId) -> Result<()> {
         let (vfs, parent) = (self.vfs.as_ref(), self.config.checkpoint_dir.as_path());
         let (dir, trash) = (EntryName::Checkpoint(id).path(parent), EntryName::Trash(id).path(parent));
         vfs.rename(&dir, &trash).map_err(Self::io("could not move the checkpoint to trash", &dir))?;
@@ -231,6 +244,13 @@ impl IncrementalCheckpointManager {
         }
         Ok(())
     }
+}
+
+/// Whether a directory could not be renamed because it is in a lower layer of an overlay file system, as a state that
+/// came with a container's image is. Its files can be renamed and removed, but it cannot.
+fn is_in_a_lower_layer(error: &IncrementalCheckpointError) -> bool {
+    let cause = error.detail().io_error();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::CrossesDevices)
 }
 
 /// Removes what crashes left behind; returns what had to stay because unknown files are in it.

@@ -1,15 +1,17 @@
 //! The durable epoch: published by Ring 1, waited for by everybody else.
 
 use std::fmt;
-use std::sync::PoisonError;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::error::StoreError;
+use crate::error::Detail;
 use crate::ids::Epoch;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, lock};
 
-type Callback = Box<dyn Fn(Epoch) + Send + Sync>;
+type Callback = Arc<dyn Fn(Epoch) + Send + Sync>;
 
 /// The durable epoch and the first failure, for all threads.
 #[derive(Default)]
@@ -20,7 +22,7 @@ pub(crate) struct Durable {
     /// Guards nothing but the order of "look, then wait".
     gate: Mutex<()>,
     changed: Condvar,
-    callbacks: Mutex<Vec<Callback>>,
+    callbacks: Mutex<Arc<Vec<Callback>>>,
 }
 
 impl Durable {
@@ -39,8 +41,19 @@ impl Durable {
             self.epoch.fetch_max(epoch.0, Ordering::AcqRel);
         }
         self.changed.notify_all();
-        for callback in lock(&self.callbacks).iter() {
-            callback(epoch);
+        // No lock is held while they run: what they call may come back here.
+        let callbacks = Arc::clone(&lock(&self.callbacks));
+        for callback in callbacks.iter() {
+            let called = catch_unwind(AssertUnwindSafe(|| callback(epoch)));
+            if let Err(panic) = called {
+                let what = "a callback that was given to on_durable panicked";
+                self.poison(&StoreError::closed(
+                    Detail::new(what)
+                        .in_epoch(epoch)
+                        .remedy("Correct it; what is durable stays so. Open the store again to go on."),
+                ));
+                resume_unwind(panic);
+            }
         }
     }
 
@@ -69,7 +82,7 @@ impl Durable {
     }
 
     pub(crate) fn on_durable(&self, callback: Callback) {
-        lock(&self.callbacks).push(callback);
+        Arc::make_mut(&mut lock(&self.callbacks)).push(callback);
     }
 
     /// Wakes everybody who waits, to look again.

@@ -98,7 +98,10 @@ impl StoreError {
                 detail.remedy("Raise settings.state_limit_bytes or use more cores; nothing was changed."),
             )),
             Ring0Error::Memory(_) => Self::StateFull(Box::new(
-                detail.remedy("Free memory or use a machine with more; nothing was changed."),
+                detail.remedy(
+                    "Free memory, allow more address space (`ulimit -v`) or set a lower settings.state_limit_bytes; \
+                     nothing was changed.",
+                ),
             )),
             Ring0Error::KeyTooLong(_) | Ring0Error::ValueTooLong(_) => Self::InvalidInput(Box::new(
                 detail.remedy("Keys may have 65,535 bytes, values 16 MiB; nothing was changed."),

@@ -119,7 +119,7 @@ impl Store {
     ///
     /// # Errors
     /// `Poisoned` when a write or sync failed; `Closed` when a core was dropped without sealing it, or
-    /// the store was closed.
+    /// the store was closed; `InvalidInput` in a callback of [`Self::on_durable`].
     pub fn wait_durable(&self, epoch: Epoch) -> Result<(), StoreError> {
         self.shared.wait_durable(epoch, None).map(drop)
     }
@@ -133,10 +133,10 @@ impl Store {
     }
 
     /// Calls `callback` whenever a later epoch has become durable, with that epoch, on the thread that
-    /// synced it. Epochs between two calls became durable together. It must be quick and must not
-    /// call back into the store.
+    /// synced it. Epochs between two calls became durable together. It must be quick: nothing becomes durable
+    /// meanwhile, so that it cannot wait for a later epoch. When it panics, the store stops as after a failed write.
     pub fn on_durable(&self, callback: impl Fn(Epoch) + Send + Sync + 'static) {
-        self.shared.durable.on_durable(Box::new(callback));
+        self.shared.durable.on_durable(Arc::new(callback));
     }
 
     /// Makes a checkpoint of the durable epoch now, on the calling thread, and cuts the log as far as

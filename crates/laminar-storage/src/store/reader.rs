@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use super::open::Layout;
@@ -14,9 +14,11 @@ use crate::progress::{Listener, RecoveryProgress, Watch};
 use crate::report::RecoveryReport;
 use crate::vfs::{OsVfs, Vfs, absolute};
 
-/// Attempts at a directory that somebody is writing to, and the pause between them.
+/// How often the same error must come before it is believed, as the owner of the directory may have moved on
+/// between two looks at it; the pause between two attempts, and how long there are any.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A view of the newest recoverable state of a store: what opening it would recover. Never writes,
 /// takes no lock, and holds the whole state in memory.
@@ -85,22 +87,14 @@ impl StateReader {
             ));
         }
         layout.refuse_links(vfs.as_ref())?;
-        let mut attempt = 1;
-        loop {
-            match recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch) {
-                Ok(recovered) => {
-                    watch.done(recovered.report.keys);
-                    return Ok(Self { recovered });
-                }
-                // The owner may have moved on between two looks at the directory.
-                Err(_) if attempt < ATTEMPTS && vfs.parallel() => {
-                    attempt += 1;
-                    std::thread::sleep(PAUSE);
-                }
-                Err(Failure::Checkpoint(error)) => return Err(error.into()),
-                Err(Failure::Log(error)) => return Err(error.into()),
-            }
-        }
+        let recover = || match recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch) {
+            Ok(recovered) => Ok(recovered),
+            Err(Failure::Checkpoint(error)) => Err(StoreError::from(error)),
+            Err(Failure::Log(error)) => Err(error.into()),
+        };
+        let recovered = if vfs.parallel() { patiently(&layout, PATIENCE, recover) } else { recover() }?;
+        watch.done(recovered.report.keys);
+        Ok(Self { recovered })
     }
 
     /// The value of a key.
@@ -136,5 +130,62 @@ impl StateReader {
     #[must_use]
     pub fn report(&self) -> &RecoveryReport {
         &self.recovered.report
+    }
+}
+
+/// Reads a directory that may be in use. Damage stays where it is, and so does its error; what only looks like damage,
+/// because the owner has made or removed something meanwhile, is gone at the next look, or is another.
+fn patiently<T>(
+    layout: &Layout,
+    patience: Duration,
+    read: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let started = Instant::now();
+    let (mut last, mut times) = (String::new(), 0);
+    loop {
+        let error = match read() {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let text = error.to_string();
+        times = if text == last { times + 1 } else { 1 };
+        if times >= ATTEMPTS {
+            return Err(error);
+        }
+        if started.elapsed() >= patience {
+            let what =
+                format!("the store is changed faster than it can be read; the last try ended with: {text}");
+            return Err(StoreError::Locked(Box::new(Detail::new(what).at_path(&layout.dir).remedy(
+                "Try again, or read a savepoint of it. Only what is said of a store that nobody uses is damage.",
+            ))));
+        }
+        last = text;
+        std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Five attempts that each met another gap, left by the owner's checkpoints, were taken for damage.
+    #[test]
+    fn only_an_error_that_stays_is_believed() {
+        let layout = Layout::of(Path::new("/store"));
+        let moving = std::cell::Cell::new(0);
+        let read = |seconds: u64, good: u32, error: fn(u32) -> String| {
+            moving.set(0);
+            let result = patiently(&layout, Duration::from_secs(seconds), || {
+                moving.set(moving.get() + 1);
+                let damage = || StoreError::corruption(Detail::new(error(moving.get())));
+                if moving.get() < good { Err(damage()) } else { Ok(()) }
+            });
+            (result.map_err(|error| error.detail().what().to_owned()), moving.get())
+        };
+        assert_eq!(read(600, 20, |at| format!("segment {at}")), (Ok(()), 20));
+        assert_eq!(read(600, 20, |_| "segment 7".into()), (Err("segment 7".into()), 5));
+        assert_eq!(read(600, 20, |at| format!("segment {}", at.min(9))), (Err("segment 9".into()), 13));
+        let (error, _) = read(1, u32::MAX, |at| format!("segment {at}"));
+        assert!(error.unwrap_err().contains("faster than it can be read"));
     }
 }

@@ -59,8 +59,14 @@ pub(crate) fn rebuild(
     let vfs = builder.vfs_ref();
     let (plan, survey) = (&located.plan, &located.plan.survey);
     let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
+    let mut config = builder.checkpoint_config(layout);
+    if !survey.has_records() {
+        // A fork in which nothing was changed may be begun again with its savepoint, and is known by the checkpoint
+        // that it began with. Checkpoints that are too many go with the next one.
+        config = config.with_max_retained(usize::MAX);
+    }
     let mut manager = IncrementalCheckpointManager::open_at_locked(
-        builder.checkpoint_config(layout),
+        config,
         Arc::clone(vfs),
         base,
         Arc::clone(&locks.checkpoints),
@@ -77,7 +83,12 @@ pub(crate) fn rebuild(
         reshard(builder, &mut manager, header.core_count, astray && routed)?;
         astray = !routed;
         let span = |core| plan.span(core);
+        let before = applied.barriers.clone();
         apply_incarnation(vfs, survey, incarnation, span, &mut manager, &mut applied, watch)?;
+        if applied.barriers != before {
+            // Its cores hold everything; what those say that an earlier layout had beside them is past.
+            applied.barriers.truncate(usize::from(header.core_count));
+        }
     }
     let from = survey.newest().map_or(before, |header| header.core_count);
     let expected = expected_digest(&applied, plan.point);
@@ -111,7 +122,7 @@ pub(crate) fn rebuild(
 }
 
 /// The digest of the whole state, as checkpoint and last barriers say; `None` when they do not all
-/// belong to the recovery point, as those of cores of an earlier layout.
+/// belong to the recovery point.
 fn expected_digest(applied: &Applied, point: Epoch) -> Option<StateDigest> {
     let at_point = applied.barriers.iter().all(|(epoch, _)| *epoch == point);
     let digests = applied.digests().filter(|digests| at_point && !digests.is_empty())?;

@@ -362,6 +362,15 @@ impl Shared {
                 }
                 continue;
             }
+            if self.ring1.is_me() {
+                return Err(StoreError::invalid(
+                    Detail::new(format!(
+                        "a callback of on_durable waits for epoch {epoch}, which holds it up"
+                    ))
+                    .in_epoch(self.durable.epoch())
+                    .remedy("Wait on another thread."),
+                ));
+            }
             self.wake_ring1();
             let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
             if self.durable.wait(epoch, left, || self.check_reachable(epoch).is_err())? {
@@ -425,8 +434,11 @@ impl Shared {
     pub(crate) fn close(&self, threads: &mut Vec<JoinHandle<()>>) -> Result<(), StoreError> {
         self.begin_close();
         for thread in threads.drain(..) {
-            // A panic in it has poisoned the store, which is what close reports.
-            let _ = thread.join();
+            // A callback may drop the store: Ring 1 ends by itself once that has returned.
+            if thread.thread().id() != thread::current().id() {
+                // A panic in it has poisoned the store, which is what close reports.
+                let _ = thread.join();
+            }
         }
         let result = self.finish();
         self.closed.store(true, Ordering::Release);

@@ -18,6 +18,11 @@ impl Sleeper {
         let _ = self.thread.set(thread);
     }
 
+    /// Whether that thread is the caller.
+    pub(crate) fn is_me(&self) -> bool {
+        self.thread.get().is_some_and(|thread| thread.id() == thread::current().id())
+    }
+
     /// Wakes it if it sleeps. What the caller gave it to do before is seen by it: the flag is up before it looks
     /// for work once more, and the flag is looked at here after the work is there, so that one of the two sees
     /// the other.

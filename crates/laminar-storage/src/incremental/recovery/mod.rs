@@ -310,21 +310,27 @@ fn stored_digest(vfs: &Arc<dyn Vfs>, located: &Located) -> Result<Option<StateDi
     }
     let known = located.metadata().map_or(&[][..], |metadata| &metadata.digests);
     let mut total = StateDigest::default();
+    // An epoch belongs to one opening: when all cores of today's layout closed the point, and no other core did, they
+    // hold everything.
+    let departed = plan.survey.cores.iter().filter(|log| log.core.0 >= plan.survey.core_count());
+    let mut all_closed = departed.into_iter().all(|log| log.sealed_epoch < plan.point);
     for core in (0..plan.survey.core_count()).map(CoreId) {
         let of_core = known.get(core.index());
         let mut last = of_core.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
-        CoreCursor::new(vfs, &plan.survey, core, plan.span(core)).replay(|record, _| {
+        let mut closed = Epoch::ZERO;
+        CoreCursor::new(vfs, &plan.survey, core, plan.span(core)).replay(|record, at| {
             if let Record::Barrier { digest, .. } = record {
-                last = *digest;
+                (last, closed) = (*digest, Epoch(at.epoch));
             }
             Ok(())
         })?;
+        all_closed &= closed == plan.point;
         let Some(last) = last else { return Ok(None) };
         total = total.plus(last);
     }
     // The digests of another layout do not add up core by core with those of this one.
     let same_layout = located.metadata().is_none_or(|m| m.core_count == plan.survey.core_count());
-    Ok(Some(total).filter(|_| same_layout))
+    Ok(Some(total).filter(|_| same_layout || all_closed))
 }
 
 /// Recovers checkpoint and changes.

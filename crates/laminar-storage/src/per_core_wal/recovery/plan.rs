@@ -135,6 +135,32 @@ impl Plan {
                 ));
             }
         }
+        self.check_left_behind(covered)
+    }
+
+    /// Nor does it say anything when all of its log is gone, as it is once a checkpoint has it. What the other cores wrote
+    /// beside it is only half of that opening then.
+    fn check_left_behind(&self, covered: Epoch) -> Result<(), PerCoreWalError> {
+        for incarnation in self.survey.incarnations(|core| self.span(core).after) {
+            let needed = self.survey.void_above(incarnation);
+            let cores = self.survey.header_of(incarnation).map_or(0, |header| header.core_count);
+            if needed == Epoch::MAX || covered >= needed {
+                continue;
+            }
+            let gone = |core: &CoreId| self.survey.core(*core).is_none_or(|log| log.segments.is_empty());
+            if let Some(core) = (self.survey.core_count()..cores).map(CoreId).find(gone) {
+                let what = format!(
+                    "this core's log is gone, but the store was opened with another number of cores at epoch {needed}, and \
+                     there is no checkpoint from then"
+                );
+                return Err(PerCoreWalError::SegmentNotFound(Box::new(
+                    Detail::new(what)
+                        .on_core(core)
+                        .in_epoch(needed)
+                        .remedy("Restore the newest checkpoint; nothing was changed."),
+                )));
+            }
+        }
         Ok(())
     }
 

@@ -1,12 +1,10 @@
 //! Every order in which publishing, failing and waiting can meet.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use loom::thread;
 
 use super::*;
-use crate::error::Detail;
 
 fn failure() -> StoreError {
     StoreError::closed(Detail::new("the disk is gone"))
