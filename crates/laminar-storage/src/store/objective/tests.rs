@@ -158,6 +158,10 @@ fn child() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+    // Something is left to replay also when a checkpoint was made just now.
+    cores[0].put(&0_u64.to_le_bytes(), &[0; 4096]).unwrap();
+    let epoch = cores[0].seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
     std::process::abort();
 }
 
