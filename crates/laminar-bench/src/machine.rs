@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 /// Nanoseconds in a histogram with three digits.
@@ -96,6 +97,12 @@ pub fn clock_cost() -> f64 {
         std::hint::black_box(Instant::now());
     }
     started.elapsed().as_nanos() as f64 / f64::from(rounds)
+}
+
+/// Time that all threads of this process have had a processor.
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// How often, and for how long, something else held a thread up.

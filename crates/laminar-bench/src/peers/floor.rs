@@ -25,7 +25,7 @@ pub struct Floor {
 
 impl Floor {
     pub fn measure(run: &Run, keys: u64) -> Result<Self, Error> {
-        let opening = recovery::floor(run, keys, 1)?;
+        let opening = recovery::plain_floor(run, keys)?;
         let mut state = HashMap::with_capacity(keys as usize);
         for number in 0..keys {
             state.insert(key(number), value(number, 0));

@@ -50,6 +50,14 @@ impl StateMap {
             None => drop(self.0.remove(key)),
         }
     }
+
+    /// As [`Self::apply`], without copying.
+    pub(crate) fn apply_owned(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        match value {
+            Some(value) => drop(self.0.insert(key, value)),
+            None => drop(self.0.remove(&key)),
+        }
+    }
 }
 
 /// Iterator over a [`StateMap`].

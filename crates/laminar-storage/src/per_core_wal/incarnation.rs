@@ -6,7 +6,7 @@
 //! replaced the new segments hold no record, and their headers say the same cut.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::PerCoreWalError;
 use super::names::take_back;
@@ -20,6 +20,7 @@ use crate::format::current::Current;
 use crate::format::frame::FRAME_ALIGN;
 use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, WalPosition};
+use crate::parallel::in_parallel;
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
 
@@ -129,19 +130,24 @@ pub(crate) fn begin(
     let vfs = policy.vfs.as_ref();
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
     let incarnation = survey.max_incarnation.next();
-    let mut writers = Vec::with_capacity(usize::from(beginning.core_count));
-    for core in (0..beginning.core_count).map(CoreId) {
-        let header = first_header(survey, beginning, store_id, core);
-        let (path, file) = match create_segment(vfs, &policy.dir, &header, policy.preallocation) {
-            Ok(created) => created,
-            Err(error) => {
-                // Whoever opens a store on a full disk again and again must not fill it further.
-                writers.iter().for_each(|writer: &CoreWalWriter| take_back(vfs, writer.path()));
-                return Err(PerCoreWalError::io("could not create a segment", &policy.dir, error));
-            }
-        };
-        writers.push(CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch));
-    }
+    let headers =
+        (0..beginning.core_count).map(|core| first_header(survey, beginning, store_id, CoreId(core)));
+    let created = Mutex::new(Vec::new());
+    let create = |header| {
+        let (path, file) = create_segment(vfs, &policy.dir, &header, policy.preallocation)?;
+        created.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+        Ok((header, path, file))
+    };
+    // Several at a time: each of them waits for the device.
+    let segments = in_parallel(vfs, headers, create).map_err(|error| {
+        // Whoever opens a store on a full disk again and again must not fill it further.
+        let created = created.lock().unwrap_or_else(PoisonError::into_inner);
+        created.iter().for_each(|path| take_back(vfs, path));
+        PerCoreWalError::io("could not create a segment", &policy.dir, error)
+    })?;
+    let writer =
+        |(header, path, file)| CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch);
+    let writers: Vec<_> = segments.into_iter().map(writer).collect();
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
     let skip = sabotaged(Sabotage::SegmentNameNotSynced);
     if let Err(error) = if skip { Ok(()) } else { policy.names.sync(vfs, &policy.dir) } {

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "owns the free slots and writes records into them")]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Ring0Error;
 use super::bump::Bump;
@@ -15,6 +15,7 @@ use super::prefault::Prefaulter;
 use super::record::{self, HEADER_LEN, Header, Kind, RecordRef, index};
 use super::region::{Base, Region};
 use super::{KEY_AND_VALUE_FIT, prefetch};
+use crate::format::digest::joined_digest;
 
 /// Addresses behind the limit of a state, for what a full one needs to go on: tombstones, and the commit of an
 /// epoch, of which the longest fits. A multiple of a huge page.
@@ -204,6 +205,19 @@ impl Arena {
         // SAFETY: the caller's promise; only `&mut self` frees or writes slots, and the region
         // lives as long as `self` (R0-2).
         unsafe { record::read(self.base, at) }
+    }
+
+    /// Computes the digest of the record at `at`, and keeps it with the record.
+    ///
+    /// # Safety
+    /// `at` is a record that Ring 0 has written and not published (R0-4).
+    #[inline]
+    pub(super) unsafe fn digest(&mut self, at: u64) -> u64 {
+        // SAFETY: a record by the caller's promise, and known to nobody else.
+        let record = unsafe { self.record(at) };
+        let digest = joined_digest(record.both, record.key.len());
+        record.header.digest.store(digest, Ordering::Relaxed);
+        digest
     }
 
     /// Makes a slot available again.

@@ -12,7 +12,7 @@ use super::prefetch;
 use super::record::{self, RecordRef, index};
 use super::region::Region;
 use super::retire::Released;
-use crate::format::digest::{StateDigest, record_digest};
+use crate::format::digest::{StateDigest, joined_digest};
 use crate::ids::Epoch;
 use crate::incremental::changelog::{ChangelogConsumer, StateChangelogEntry, StateOp};
 
@@ -178,7 +178,7 @@ impl CoreDrain {
             let entry = &self.held[i];
             let new = self.read(entry);
             let old = self.prev_digest(new.header.prev);
-            let digest = if entry.is_put() { record_digest(new.key, new.value) } else { 0 };
+            let digest = if entry.is_put() { joined_digest(new.both, new.key.len()) } else { 0 };
             new.header.digest.store(digest, Ordering::Relaxed);
             sum.digest = sum.digest.wrapping_sub(old).wrapping_add(digest);
             sum.live_keys = sum

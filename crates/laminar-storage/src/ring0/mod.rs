@@ -31,7 +31,8 @@
 //! - **R0-4** (exclusive) A slot is in exactly one of these states: *fresh* or *free* (Ring 0 alone
 //!   knows it), *held* as an [`arena::Slot`], *waiting* (a record of a put that is not pushed yet), *live*
 //!   (the index points to it), *retired* (in the retire queue; a tombstone or commit record is retired
-//!   as it is pushed). Only fresh, free, held and waiting slots are written, but for the digest.
+//!   as it is pushed). While a state is loaded, a record that waits for the index, or that the index does
+//!   not point to any more, is *held* by the loader. Only fresh, free, held and waiting slots are written, but for the digest.
 //! - **R0-5** (reuse) A retired slot becomes free only after Ring 1 has released the changelog entry that
 //!   retired it. Entry `n` retires the record that entry `n` replaced; a delete or a seal retires its own
 //!   record as well. Ring 1 reads, for an entry it has popped and not released, the entry's record and
@@ -68,6 +69,7 @@ mod class;
 mod drain;
 mod hash;
 mod index;
+mod load;
 mod pending;
 mod prefault;
 pub(crate) mod prefetch;

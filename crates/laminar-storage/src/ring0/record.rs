@@ -49,6 +49,8 @@ const _: () = assert!(HEADER_LEN == 24 && align_of::<Header>() == 8);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordRef<'a> {
     pub(super) header: &'a Header,
+    /// Key and value.
+    pub(super) both: &'a [u8],
     pub(super) key: &'a [u8],
     pub(super) value: &'a [u8],
 }
@@ -91,13 +93,12 @@ pub(super) unsafe fn read<'a>(base: Base, offset: u64) -> RecordRef<'a> {
     // SAFETY: the caller's promise is the same.
     let header: &'a Header = unsafe { header(base, offset) };
     let (key_len, value_len) = (usize::from(header.key_len), header.value_len as usize);
-    let key = base.at(index(offset) + HEADER_LEN);
-    // SAFETY: a record's key follows its header and was written with it (R0-3); unchanged during
-    // 'a by the caller's promise.
-    let key_bytes = unsafe { std::slice::from_raw_parts(key, key_len) };
-    // SAFETY: the value follows the key, otherwise as above.
-    let value = unsafe { std::slice::from_raw_parts(key.wrapping_add(key_len), value_len) };
-    RecordRef { header, key: key_bytes, value }
+    let key_at = base.at(index(offset) + HEADER_LEN);
+    // SAFETY: a record's key follows its header, and its value the key; they were written with it (R0-3), and
+    // are unchanged during 'a by the caller's promise.
+    let both = unsafe { std::slice::from_raw_parts(key_at, key_len + value_len) };
+    let (key, value) = both.split_at(key_len);
+    RecordRef { header, both, key, value }
 }
 
 /// Writes a record into a slot; key and value are at most as long as the header says.

@@ -10,7 +10,7 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::arena::BEYOND_LIMIT;
@@ -62,6 +62,8 @@ pub(super) struct Region {
     /// Everything from here on is still zeros: grows only, written by whoever handed the bytes out when
     /// it goes.
     used: AtomicUsize,
+    /// Chunks are as small as they can be. No memory is ordered by it: it is only about how much is given ahead.
+    in_small_steps: AtomicBool,
     growing: Mutex<()>,
 }
 
@@ -104,6 +106,7 @@ impl Region {
             committed: AtomicUsize::new(committed),
             wanted: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
+            in_small_steps: AtomicBool::new(false),
             growing: Mutex::new(()),
         }
     }
@@ -142,7 +145,16 @@ impl Region {
         if self.len <= SMALL_REGION {
             return SMALL_CHUNK;
         }
+        if self.in_small_steps.load(Ordering::Relaxed) {
+            return HUGE_PAGE;
+        }
         (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+    }
+
+    /// Whether to grow by little at a time: whoever fills a state at once can wait for memory now and then, and
+    /// what is given ahead of need would be filled for nothing.
+    pub(super) fn grow_in_small_steps(&self, small: bool) {
+        self.in_small_steps.store(small, Ordering::Relaxed);
     }
 
     /// Commits chunks until at least `end` bytes, or everything reserved, can be used.

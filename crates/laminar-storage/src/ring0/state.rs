@@ -1,7 +1,6 @@
-//! The half of a core that its own thread holds: what changes it. Reading is in `read.rs`.
+//! The half of a core that its own thread holds: what changes it. Reading is in `read.rs`,
+//! filling it when it is opened in `load.rs`.
 #![expect(unsafe_code, reason = "reads records through the index and retires them")]
-
-use std::sync::atomic::Ordering;
 
 use super::arena::{Arena, Purpose, Slot};
 use super::class::Class;
@@ -12,7 +11,6 @@ use super::record::Kind;
 use super::retire::{RetireQueue, Retired};
 use super::segment::Needle;
 use super::{KEY_AND_VALUE_FIT, Ring0Error};
-use crate::format::digest::record_digest;
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::changelog::{ChangelogProducer, StateChangelogEntry};
@@ -32,12 +30,12 @@ pub(crate) struct CoreState {
     pub(super) arena: Arena,
     pub(super) index: Index,
     changelog: ChangelogProducer,
-    retired: RetireQueue,
+    pub(super) retired: RetireQueue,
     pub(super) pending: Pending,
 }
 
 #[inline]
-fn check(key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
+pub(super) fn check(key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
     if key.len() > MAX_KEY_LEN {
         return Err(Ring0Error::KeyTooLong(key.len()));
     }
@@ -213,57 +211,6 @@ impl CoreState {
         Ok(())
     }
 
-    /// Recovery: applies a put, or a delete on `None`, that is in the log already. Nothing goes to the
-    /// changelog, and the replaced slot is free at once. Returns what the digest of the state grew by, to
-    /// be added up by wrapping: the new record comes, the one that was there goes.
-    pub(crate) fn load(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<u64, Ring0Error> {
-        check(key, value.unwrap_or_default())?;
-        self.flush()?;
-        if !self.retired.is_quiet() {
-            return Err(Ring0Error::NotQuiet);
-        }
-        self.reclaim(usize::MAX);
-        let needle = Needle::new(self.hasher.hash(key), key);
-        let mut growth = 0_u64;
-        let replaced = match value {
-            Some(value) => {
-                let lookup = self.lookup(&needle, key)?;
-                let slot = self.allocate(Arena::class_for(key, value)?, Purpose::Upkeep)?;
-                growth = record_digest(key, value);
-                let at = self.arena.write(slot, Kind::Put, 0, growth, key, value);
-                match lookup {
-                    Lookup::Found(place, old) => {
-                        self.index.swing(place, &needle, at);
-                        Some(old)
-                    }
-                    Lookup::Room(place) => {
-                        self.index.insert(place, &needle, at);
-                        None
-                    }
-                }
-            }
-            None => self.find(&needle, key).map(|(place, old)| {
-                self.index.remove(place, needle.hash);
-                old
-            }),
-        };
-        if let Some(old) = replaced {
-            // SAFETY: it was live until now (R0-4), and is not free.
-            let gone = unsafe { self.arena.record(old) }.header.digest.load(Ordering::Relaxed);
-            growth = growth.wrapping_sub(gone);
-            // SAFETY: it was live until now (R0-4). Every entry that was ever pushed is released, so
-            // that Ring 1 looks at no record, and no later entry will name this one (R0-5).
-            unsafe { self.arena.free(old) };
-        }
-        Ok(growth)
-    }
-
-    /// After loading: whether what was loaded keeps within the limit. On the way there it need not, because the log
-    /// leaves out versions that were replaced soon after, and a record that made room comes later than it was.
-    pub(crate) fn check_limit(&self) -> Result<(), Ring0Error> {
-        if self.arena.is_within_limit() { Ok(()) } else { Err(self.arena.full()) }
-    }
-
     /// The changelog's counters.
     #[cfg(test)]
     pub(crate) fn changelog(&self) -> &ChangelogProducer {
@@ -307,7 +254,7 @@ impl CoreState {
     }
 
     /// Takes back what up to `most` released entries retired.
-    fn reclaim(&mut self, most: usize) {
+    pub(super) fn reclaim(&mut self, most: usize) {
         for _ in 0..most {
             let Some(retired) = self.retired.take() else {
                 return;

@@ -21,6 +21,7 @@ use crate::error::{Detail, io_detail};
 use crate::format::digest::StateDigest;
 use crate::format::record::Record;
 use crate::format::segment_header::WalMode;
+use crate::format::state_file::StateRecord;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
 use crate::incremental::open::lock_checkpoints;
 use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
@@ -230,18 +231,20 @@ fn load_core(
     .map_err(memory)?;
     let mut offsets = CoreOffsets::default();
     let mut expected = None;
-    // Of what is in memory now, added up on the way there.
-    let mut digest = 0_u64;
+    let mut loader = state.loader().map_err(memory)?;
     if let Some(reader) = &located.checkpoint {
         for file in reader.files(core) {
             let mut cursor = file.cursor();
             while cursor.advance()? {
-                if let Some(record) = cursor.current() {
-                    let growth = state.load(record.key, record.value).map_err(memory)?;
-                    digest = digest.wrapping_add(growth);
+                match cursor.current() {
+                    Some(StateRecord { key, value: Some(value) }) => {
+                        loader.put(key, value).map_err(memory)?
+                    }
+                    Some(StateRecord { key, value: None }) => loader.delete(key).map_err(memory)?,
+                    None => {}
                 }
                 if cursor.ends_block() {
-                    watch.keys(&mut keys, state.len());
+                    watch.keys(&mut keys, loader.len());
                 }
             }
         }
@@ -256,29 +259,28 @@ fn load_core(
     let mut full = Ok(());
     let replayed = cursor.replay(|record, _| {
         let loaded = match record {
-            Record::Put { key, value } => state.load(key, Some(value)),
-            Record::Delete { key } => state.load(key, None),
+            Record::Put { key, value } => loader.put(key, value),
+            Record::Delete { key } => loader.delete(key),
             Record::Commit(body) => {
                 let commit = body.decode().unwrap_or_default();
                 // Any other log was rebuilt into a checkpoint before.
                 offsets.commit(commit.offsets, commit.watermark, WalMode::Epochs);
-                Ok(0)
+                Ok(())
             }
             Record::Barrier { digest, .. } => {
                 expected = *digest;
-                watch.keys(&mut keys, state.len());
-                Ok(0)
+                watch.keys(&mut keys, loader.len());
+                Ok(())
             }
-            _ => Ok(0),
+            _ => Ok(()),
         };
-        match loaded {
-            Ok(growth) => digest = digest.wrapping_add(growth),
-            Err(error) if full.is_ok() => full = Err(memory(error)),
-            Err(_) => {}
+        if let (Err(error), true) = (loaded, full.is_ok()) {
+            full = Err(memory(error));
         }
         Ok(())
     })?;
     full?;
+    let digest = loader.finish().map_err(memory)?;
     state.check_limit().map_err(memory)?;
     let digest = StateDigest { digest, live_keys: state.len() };
     let replaying = started.elapsed().saturating_sub(loading);

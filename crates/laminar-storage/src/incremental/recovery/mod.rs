@@ -197,7 +197,8 @@ impl RecoveryManager {
     /// `Corruption` when what is there is damaged in a way that could lose something acknowledged,
     /// `UnsupportedVersion`, `Io`. Nothing was changed then.
     pub fn recover(&self) -> Result<RecoveredState, IncrementalCheckpointError> {
-        Ok(recover_parts(&self.config)?.whole())
+        let keep = self.config.collect_state_changes;
+        Ok(recover_wanted(&self.config, Wanted::Mode(self.config.mode), keep, &Watch::default())?.whole())
     }
 
     /// Recovers with the default settings.
@@ -223,16 +224,16 @@ impl RecoveryManager {
     }
 }
 
-/// Checkpoint and changes, not yet put together.
+/// Checkpoint and changes.
 pub(crate) struct Parts {
-    /// The checkpoint's state; everything but `state` is that of the end.
+    /// Everything but `state` is that of the end; that too, unless changes were kept.
     pub(crate) state: RecoveredState,
+    /// Where they are kept, not applied to the state.
     pub(crate) changes: Vec<ReplayedChange>,
     /// Per core, bytes of its log that count.
     pub(crate) positions: Vec<u64>,
     /// The digest that was stored with the recovery point, where it was looked for and is known.
     digest: Option<StateDigest>,
-    collect: bool,
 }
 
 impl Parts {
@@ -241,9 +242,7 @@ impl Parts {
             self.state.state.apply(&change.key, change.value.as_deref());
         }
         self.state.report.keys = self.state.state.len() as u64;
-        if self.collect {
-            self.state.state_changes = self.changes;
-        }
+        self.state.state_changes = self.changes;
         self.state
     }
 }
@@ -283,7 +282,7 @@ pub(crate) fn recover_acknowledged(
     watch: &Watch,
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
-    let parts = recover_wanted(&config, Wanted::Acknowledged, watch)?;
+    let parts = recover_wanted(&config, Wanted::Acknowledged, false, watch)?;
     let expected = parts.digest;
     let mut state = parts.whole();
     if let Some(expected) = expected {
@@ -333,12 +332,18 @@ fn stored_digest(vfs: &Arc<dyn Vfs>, located: &Located) -> Result<Option<StateDi
     Ok(Some(total).filter(|_| same_layout || all_closed))
 }
 
-/// Recovers checkpoint and changes.
+/// Recovers checkpoint and changes, apart.
 pub(crate) fn recover_parts(config: &RecoveryConfig) -> Result<Parts, Failure> {
-    recover_wanted(config, Wanted::Mode(config.mode), &Watch::default())
+    recover_wanted(config, Wanted::Mode(config.mode), true, &Watch::default())
 }
 
-fn recover_wanted(config: &RecoveryConfig, wanted: Wanted, watch: &Watch) -> Result<Parts, Failure> {
+/// Changes are applied as they are read, so that no more than the state is in memory, or kept apart.
+fn recover_wanted(
+    config: &RecoveryConfig,
+    wanted: Wanted,
+    keep: bool,
+    watch: &Watch,
+) -> Result<Parts, Failure> {
     let started = Instant::now();
     if config.repair_wal {
         repair_segments(&config.vfs, &config.wal_path)?;
@@ -352,19 +357,26 @@ fn recover_wanted(config: &RecoveryConfig, wanted: Wanted, watch: &Watch) -> Res
             };
             Ok::<_, Failure>(state)
         })?;
-    let Replayed { changes, offsets, bytes } = replay(config, &located, watch)?;
+    let mut changes = Vec::new();
+    let Replayed { counts, offsets, bytes } = replay(config, &located, watch, |change| {
+        if keep {
+            changes.push(change);
+        } else {
+            state.state.apply_owned(change.key, change.value);
+        }
+    })?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
-    state.wal_entries_replayed = changes.len() as u64;
+    state.wal_entries_replayed = counts.values().sum();
     let digest = match wanted {
         Wanted::Acknowledged => stored_digest(&config.vfs, &located)?,
         Wanted::Mode(_) => None,
     };
     let positions = positions(&located);
     state.wal_position = state.wal_position.max(positions.iter().sum());
-    state.report = report(&located, &state, &changes, &bytes);
+    state.report = report(&located, &state, &counts, &bytes);
     state.report.phases.recover = started.elapsed();
-    Ok(Parts { state, changes, positions, digest, collect: config.collect_state_changes })
+    Ok(Parts { state, changes, positions, digest })
 }
 
 fn base_state(
@@ -435,20 +447,26 @@ impl Positions {
 
 /// What replaying a log came to.
 struct Replayed {
-    /// The changes that count, in the total order.
-    changes: Vec<ReplayedChange>,
+    /// How many changes count, by core.
+    counts: BTreeMap<usize, u64>,
     /// Every core's offsets and watermark after them.
     offsets: Vec<CoreOffsets>,
     /// Bytes replayed of every core's log, in the order of the survey.
     bytes: Vec<u64>,
 }
 
-fn replay(config: &RecoveryConfig, located: &Located, watch: &Watch) -> Result<Replayed, PerCoreWalError> {
+/// Hands the changes that count to `each`, in the total order.
+fn replay(
+    config: &RecoveryConfig,
+    located: &Located,
+    watch: &Watch,
+    mut each: impl FnMut(ReplayedChange),
+) -> Result<Replayed, PerCoreWalError> {
     let plan = &located.plan;
     let logs = plan.survey.cores.iter().map(|log| log.core);
     let cursor = |core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)).watched(watch);
     let mut positions = Positions::of(located);
-    let mut changes = Vec::new();
+    let (mut counts, mut replayed) = (BTreeMap::new(), 0);
     let mut merged = MergedEntries::new(logs.map(cursor).collect());
     for entry in merged.by_ref() {
         let entry = entry?;
@@ -466,12 +484,14 @@ fn replay(config: &RecoveryConfig, located: &Located, watch: &Watch) -> Result<R
             }
             WalOperation::Checkpoint { .. } => continue,
         };
-        if changes.len() as u64 >= config.max_wal_entries {
+        if replayed >= config.max_wal_entries {
             break;
         }
-        changes.push(ReplayedChange { key, value, epoch, core_id });
+        replayed += 1;
+        *counts.entry(core_id).or_default() += 1;
+        each(ReplayedChange { key, value, epoch, core_id });
     }
-    Ok(Replayed { changes, offsets: positions.cores, bytes: merged.bytes() })
+    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes() })
 }
 
 fn positions(located: &Located) -> Vec<u64> {
@@ -482,7 +502,7 @@ fn positions(located: &Located) -> Vec<u64> {
 fn report(
     located: &Located,
     state: &RecoveredState,
-    changes: &[ReplayedChange],
+    counts: &BTreeMap<usize, u64>,
     bytes: &[u64],
 ) -> RecoveryReport {
     let mut report = RecoveryReport::of(located);
@@ -491,8 +511,7 @@ fn report(
     report.watermark = state.watermark;
     for (core, bytes) in report.cores.iter_mut().zip(bytes) {
         core.replayed_bytes = *bytes;
-        let id = core.core.index();
-        core.replayed = changes.iter().filter(|change| change.core_id == id).count() as u64;
+        core.replayed = counts.get(&core.core.index()).copied().unwrap_or(0);
     }
     report
 }

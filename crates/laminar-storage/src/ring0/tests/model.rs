@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::small;
+use crate::format::digest::StateDigest;
 use crate::incremental::changelog::StateOp;
 
 #[derive(Clone, Debug)]
@@ -176,6 +177,57 @@ proptest! {
         while !drain.is_empty() {
             model.drain(&mut drain, 7);
         }
+        prop_assert_eq!(drain.digest(), state.digest());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+
+    /// Few keys, so that many are written again while the record before still waits for the index, and
+    /// colliding ones, so that long keys have to be compared.
+    #[test]
+    fn loading_agrees_with_a_map(
+        changes in prop::collection::vec((0..40_u8, prop::option::of(0..60_usize)), 0..400),
+        keep in prop_oneof![Just(u64::MAX), Just(0xffff), Just(0)],
+    ) {
+        let config = StateConfig {
+            core: CoreId(0), ring_capacity: 64, reserve_bytes: 2 << 20, first_epoch: Epoch(1),
+        };
+        let mut hasher = KeyHasher::of_process();
+        hasher.keep = keep;
+        let (mut state, mut drain) = new_state_with(config, hasher).unwrap();
+        let empty = state.memory().live_bytes;
+        let mut map = HashMap::new();
+        let mut loader = state.loader().unwrap();
+        for ((k, len), nth) in changes.iter().zip(0_u32..) {
+            let value = len.map(|len| [nth.to_le_bytes().as_slice(), &vec![7; len]].concat());
+            match value {
+                Some(value) => {
+                    loader.put(&name(*k), &value).unwrap();
+                    map.insert(name(*k), value);
+                }
+                None => {
+                    loader.delete(&name(*k)).unwrap();
+                    map.remove(&name(*k));
+                }
+            }
+        }
+        let digest = StateDigest { digest: loader.finish().unwrap(), live_keys: map.len() as u64 };
+        prop_assert_eq!(digest, state.digest());
+        for k in 0..40 {
+            prop_assert_eq!(state.get(&name(k)), map.get(&name(k)).map(Vec::as_slice));
+        }
+        // Every slot is live or free: nothing that was replaced or deleted is lost.
+        let slot = |(key, value): (&Vec<u8>, &Vec<u8>)| (24 + key.len() + value.len()).next_multiple_of(16) as u64;
+        prop_assert_eq!(state.memory().live_bytes - empty, map.iter().map(slot).sum::<u64>());
+        // The store goes on from here.
+        drain.set_digest(digest);
+        for k in 0..40 {
+            state.try_put(&name(k), b"new").unwrap();
+        }
+        state.flush().unwrap();
+        drain.drain(usize::MAX);
         prop_assert_eq!(drain.digest(), state.digest());
     }
 }
