@@ -129,12 +129,12 @@ fn repeats(run: &Run) -> usize {
     run.size(3, 5)
 }
 
-#[derive(Clone, Copy)]
 /// The plain floor on one thread, for other measurements.
 pub fn plain_floor(run: &Run, keys: u64) -> Result<Duration, Error> {
     Ok(floor(run, keys, 1, read_floor::<Plain>)?.time)
 }
 
+#[derive(Clone, Copy)]
 struct Floor {
     time: Duration,
     cpu: Duration,
