@@ -44,6 +44,8 @@ scenarios! {
     store_retain_one "store-retain-one"
     store_retain_three "store-retain-three"
     store_merging "store-merging"
+    store_cut_many "store-cut-many"
+    store_cut_departed "store-cut-departed"
     store_checkpoint_nothing "store-checkpoint-nothing"
     store_savepoints "store-savepoints"
     store_forks "store-forks"

@@ -88,6 +88,8 @@ fn checkpointing() -> Vec<StoreScenario> {
         retaining("store-retain-one", 1, 1, true, checkpoints()),
         retaining("store-retain-three", 1, 3, true, checkpoints()),
         retaining("store-merging", 1, 2, false, merging()),
+        retaining("store-cut-many", 1, 2, false, cut_many(&[])),
+        retaining("store-cut-departed", 2, 2, false, cut_many(&[Do::Open(1)])),
         retaining("store-checkpoint-nothing", 2, 2, true, checkpoint_nothing()),
         retaining("store-savepoints", 2, 1, true, savepoints()),
         retaining("store-forks", 1, 2, false, forks()),
@@ -330,6 +332,19 @@ fn checkpoints() -> Vec<Do> {
         script.push(Do::Checkpoint);
     }
     script.extend([Do::Open(0), Do::Put(1, 3, 900), Do::SealAll, Do::Ack, Do::Checkpoint]);
+    script
+}
+
+/// A log of several segments per core, which one checkpoint cuts at once; between, something else.
+fn cut_many(between: &[Do]) -> Vec<Do> {
+    let mut script = Vec::new();
+    for round in 0..5 {
+        script.extend([Do::Put(round, round + 8, 1200), Do::SealAll, Do::Ack]);
+    }
+    script.extend_from_slice(between);
+    for round in 0..3 {
+        script.extend([Do::Put(round, round + 2, 40), Do::SealAll, Do::Ack, Do::Checkpoint]);
+    }
     script
 }
 
