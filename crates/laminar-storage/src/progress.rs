@@ -230,8 +230,22 @@ impl Stage {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// How many bytes of a log are said to have been read.
+    pub(crate) fn replayed_by(work: impl FnOnce(&Watch)) -> u64 {
+        let heard = Arc::new(AtomicU64::new(0));
+        let to = Arc::clone(&heard);
+        let listener: Arc<Mutex<Listener>> = Arc::new(Mutex::new(move |progress: RecoveryProgress| {
+            to.store(progress.bytes_done, Ordering::Relaxed);
+        }));
+        let watch = Watch::new(Some(&listener));
+        watch.loading(0, u64::MAX);
+        work(&watch);
+        watch.done(0);
+        heard.load(Ordering::Relaxed)
+    }
 
     #[test]
     fn what_is_left_follows_from_what_is_done() {

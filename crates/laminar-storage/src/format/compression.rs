@@ -123,6 +123,32 @@ mod tests {
         }
     }
 
+    /// One that packs to as many bytes as it has is told from a packed one by that number alone.
+    #[test]
+    fn a_block_that_gets_no_smaller_is_stored_as_it_is() {
+        let mut random = 1_u64;
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random.to_le_bytes()[3]
+        };
+        let noise: Vec<u8> = (0..4000).map(|_| next()).collect();
+        let mut equal = 0;
+        for repeated in 0..100 {
+            let block = [&noise[..], &noise[..repeated]].concat();
+            equal += usize::from(lz4_flex::block::compress(&block).len() == block.len());
+            assert!(round_trip(Compression::Lz4, &block) <= block.len() + PREFIX_LEN, "{repeated}");
+        }
+        assert!(equal > 0);
+    }
+
+    #[test]
+    fn the_longest_block_comes_back() {
+        let longest = vec![7; MAX_BLOCK_LEN];
+        assert!(round_trip(Compression::Lz4, &longest) < MAX_BLOCK_LEN / 100);
+    }
+
     /// Nothing of it can come from a block whose checksum is right; were it to, it is an error that
     /// takes no memory.
     #[test]

@@ -289,6 +289,39 @@ mod tests {
         assert_eq!(payload.len(), 116 + 7);
     }
 
+    /// Writers make room by it: less would make frames and segments longer than they may be, more would
+    /// waste them.
+    #[test]
+    fn the_most_that_a_record_takes_is_little_more_than_what_it_takes() {
+        let long = [7; 1000];
+        for record in [
+            Record::Put { key: &long[..100], value: &long },
+            Record::Put { key: &long, value: b"" },
+            Record::Delete { key: &long },
+            Record::Commit(CommitBody::new(&long)),
+            Record::Checkpoint { id: CheckpointId(4) },
+            Record::Barrier { durable: Epoch(8), digest: Some(StateDigest { digest: 1, live_keys: 2 }) },
+            Record::Confirm { durable: Epoch(9) },
+            Record::SegmentEnd { next: SegmentNumber(2) },
+        ] {
+            for after_ns in [1, 2] {
+                let mut payload = Vec::new();
+                record.encode(after_ns, &mut payload);
+                let (len, most) = (payload.len(), record.encoded_len_max());
+                assert!(len <= most && most <= len + 32, "{record:?}: {len} of {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_commit_with_bytes_behind_its_last_offset_makes_no_sense() {
+        let mut body = Vec::new();
+        encode_commit_body(&mut body, None, [("orders/0", 12)].into_iter());
+        assert!(CommitBody::new(&body).decode().is_some());
+        body.push(0);
+        assert_eq!(CommitBody::new(&body).decode(), None);
+    }
+
     #[test]
     fn every_truncation_and_unknown_op_is_refused() {
         let mut payload = Vec::new();

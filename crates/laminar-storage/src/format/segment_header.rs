@@ -238,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn a_core_that_its_incarnation_does_not_have_makes_no_sense() {
+        let last = SegmentHeader { core: CoreId(3), ..sample() };
+        assert_eq!(SegmentHeader::decode(&last.encode()), Ok(last));
+        for core in [4, 5] {
+            let beyond = SegmentHeader { core: CoreId(core), ..sample() };
+            assert_eq!(SegmentHeader::decode(&beyond.encode()), Err(HeaderFault::Field));
+        }
+    }
+
+    #[test]
     fn zeros_short_files_and_newer_versions_are_told_apart() {
         assert_eq!(SegmentHeader::decode(&[0; 256]), Err(HeaderFault::Blank));
         assert_eq!(SegmentHeader::decode(&sample().encode()[..255]), Err(HeaderFault::Blank));

@@ -194,14 +194,7 @@ impl IncrementalCheckpointManager {
         let mut metadata = self.describe(id, wal_position, &files);
         metadata.key_count = self.count_keys(&metadata, all_rewritten, changes)?;
         let manifest = metadata.to_json()?;
-        if manifest.len() as u64 > MAX_MANIFEST_LEN {
-            let what =
-                format!("the manifest would have {} bytes, {MAX_MANIFEST_LEN} can be read", manifest.len());
-            let detail = Detail::new(what).at_path(&spill.dir);
-            return Err(IncrementalCheckpointError::invalid(
-                detail.remedy("Use fewer or shorter source names."),
-            ));
-        }
+        check_manifest_len(manifest.len() as u64, &spill.dir)?;
         let manifest_path = spill.dir.join(MANIFEST_NAME);
         let manifest_file = self
             .vfs
@@ -480,6 +473,29 @@ impl IncrementalCheckpointManager {
     }
 }
 
+/// Nothing is written that could not be read again.
+fn check_manifest_len(len: u64, dir: &Path) -> Result<()> {
+    if len <= MAX_MANIFEST_LEN {
+        return Ok(());
+    }
+    let what = format!("the manifest would have {len} bytes, {MAX_MANIFEST_LEN} can be read");
+    let detail = Detail::new(what).at_path(dir);
+    Err(IncrementalCheckpointError::invalid(detail.remedy("Use fewer or shorter source names.")))
+}
+
 fn already_exists(what: String) -> IncrementalCheckpointError {
     IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_may_be_as_long_as_can_be_read_and_no_longer() {
+        let dir = Path::new("/c");
+        check_manifest_len(MAX_MANIFEST_LEN, dir).unwrap();
+        let error = check_manifest_len(MAX_MANIFEST_LEN + 1, dir).unwrap_err();
+        assert!(matches!(error, IncrementalCheckpointError::InvalidConfig(_)), "{error}");
+    }
 }

@@ -60,4 +60,16 @@ mod tests {
         disk.sync_dir(root).unwrap();
         assert!(names.sync(&disk, root).is_err());
     }
+
+    /// Whoever opens the log next must not build upon a segment that a power cut may take away.
+    #[test]
+    fn a_file_that_is_taken_back_is_gone() {
+        let disk = SimDisk::new(1);
+        let path = Path::new("/segment");
+        disk.create_new(path).unwrap();
+        take_back(&disk, path);
+        assert_eq!(disk.kind(path).unwrap(), None);
+        // One that is not there, or cannot be removed, is nobody's failure.
+        take_back(&disk, path);
+    }
 }

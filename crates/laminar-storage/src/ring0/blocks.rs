@@ -196,3 +196,65 @@ impl Directory {
         unsafe { std::slice::from_raw_parts_mut(self.base.at(self.at).cast(), len) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::region::HUGE_PAGE;
+    use super::*;
+
+    /// Memory for as many blocks as there are in the smallest region.
+    fn blocks() -> Blocks {
+        let region = Arc::new(Region::reserve(HUGE_PAGE as u64).unwrap());
+        Blocks::new(region, Prefaulter::of_process()).unwrap()
+    }
+
+    #[test]
+    fn a_pointer_says_whether_its_segment_overflows() {
+        let block = blocks().take().unwrap();
+        let (plain, chained) = (block.pointer(), block.pointer().chained());
+        assert!(!plain.is_chained() && chained.is_chained());
+        assert_eq!([plain.block(), chained.block()], [block, block]);
+        assert!(chained.chained().is_chained());
+    }
+
+    #[test]
+    fn segments_and_their_bytes_are_counted() {
+        let mut blocks = blocks();
+        // The first block is for splitting.
+        assert_eq!((blocks.segments(), blocks.used()), (0, SEGMENT));
+        for _ in 0..3 {
+            blocks.take().unwrap();
+        }
+        assert_eq!((blocks.segments(), blocks.used()), (3, 4 * SEGMENT));
+    }
+
+    #[test]
+    fn a_directory_that_was_outgrown_becomes_empty_segments() {
+        let mut blocks = blocks();
+        let mut directory = blocks.directory(2 * DIRECTORY_BLOCK).unwrap();
+        directory.pointers_mut(2 * DIRECTORY_BLOCK).fill(Pointer(7));
+        let used = blocks.used();
+        blocks.recycle(directory);
+        let (first, second) = (blocks.take().unwrap(), blocks.take().unwrap());
+        assert_ne!(first, second);
+        assert_eq!(blocks.used(), used, "no more memory was needed");
+        for block in [first, second] {
+            assert_eq!((blocks.segment(block).count, blocks.next(block)), (0, None));
+        }
+        blocks.take().unwrap();
+        assert_eq!(blocks.used(), used + SEGMENT);
+    }
+
+    /// A put that was accepted waits, and must find memory when it is its turn.
+    #[test]
+    fn what_is_promised_can_be_had() {
+        let mut blocks = blocks();
+        let left = HUGE_PAGE / SEGMENT - 1;
+        assert!(matches!(blocks.reserve(left + 1), Err(Ring0Error::StateFull { .. })));
+        blocks.reserve(left).unwrap();
+        for _ in 0..left {
+            blocks.take().unwrap();
+        }
+        assert!(blocks.take().is_err() && blocks.reserve(1).is_err());
+    }
+}

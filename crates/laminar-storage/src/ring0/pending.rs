@@ -96,3 +96,40 @@ fn tag(hash: u64) -> u16 {
     let [a, b, ..] = hash.to_le_bytes();
     u16::from_le_bytes([a, b])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(hash: u64, at: u64) -> Waiting {
+        Waiting { needle: Needle::new(hash, &[]), at, value_len: 0 }
+    }
+
+    #[test]
+    fn nothing_waits_at_first() {
+        let pending = Pending::new();
+        assert!(pending.oldest().is_none() && pending.iter().next().is_none());
+        assert_eq!((pending.len(), pending.find(0, |_| true)), (0, None));
+    }
+
+    /// Sixteen puts of one key: its tag is everywhere.
+    #[test]
+    fn the_newest_put_of_a_key_is_found_among_puts_of_the_same_hash() {
+        let mut pending = Pending::new();
+        for round in 0..3 {
+            for at in 1..=WAITING_MOST as u64 {
+                pending.add(put(7, at));
+                assert_eq!(pending.find(7, |_| true), Some(at), "round {round}");
+            }
+            assert!(pending.is_full());
+            assert_eq!((pending.find(7, |at| at == 1), pending.find(7, |_| false)), (Some(1), None));
+            assert_eq!(pending.find(8, |_| true), None);
+            for at in 1..=WAITING_MOST as u64 {
+                assert_eq!(pending.oldest().map(|put| put.at), Some(at));
+                pending.finish_oldest();
+                assert_eq!(pending.find(7, |other| other == at), None, "it is in the index");
+            }
+            assert!(pending.oldest().is_none());
+        }
+    }
+}

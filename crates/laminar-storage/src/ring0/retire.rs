@@ -134,3 +134,40 @@ impl RetireQueue {
 
 #[cfg(all(test, loom))]
 mod loom_tests;
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+
+    /// A queue of eight places of which so many are taken; entry `n` retired the record at `16 * (n + 1)`.
+    fn queue(taken: u64) -> (RetireQueue, Arc<Released>) {
+        let released = Arc::new(Released::default());
+        let mut queue = RetireQueue::new(8, Arc::clone(&released));
+        (1..=taken).for_each(|n| queue.push(Retired::record(16 * n)));
+        (queue, released)
+    }
+
+    #[test]
+    fn half_full_is_more_than_half_of_the_places() {
+        let (mut queue, released) = queue(4);
+        assert!(!queue.is_half_full());
+        queue.push(Retired::record(80));
+        assert!(queue.is_half_full());
+        released.publish(1);
+        assert_eq!(queue.take(), Some(Retired::record(16)));
+        assert!(!queue.is_half_full());
+    }
+
+    #[test]
+    fn what_comes_next_is_what_was_released() {
+        let (mut queue, released) = queue(5);
+        assert_eq!(queue.upcoming(0), Retired::NOTHING, "nothing is released");
+        released.publish(4);
+        assert_eq!(queue.take(), Some(Retired::record(16)));
+        let next = [0, 1, 2, 3].map(|ahead| queue.upcoming(ahead));
+        let known = [32, 48, 64].map(Retired::record);
+        assert_eq!(next, [known[0], known[1], known[2], Retired::NOTHING]);
+        assert_eq!([(); 4].map(|()| queue.take()), [Some(known[0]), Some(known[1]), Some(known[2]), None]);
+    }
+}

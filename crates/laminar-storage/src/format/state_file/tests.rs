@@ -96,6 +96,31 @@ fn another_identity_and_a_newer_version_are_named() {
     assert_eq!(check_header(&newer, &ID), Err(Fault::NewerVersion { found: 2 }));
 }
 
+/// A checksum that is right says that it was written like that, not that it means anything.
+#[test]
+fn header_fields_that_were_never_written_are_refused() {
+    for (at, byte) in [(8, 0), (36, 1), (59, 1)] {
+        let mut header = encode_header(&ID, Compression::None);
+        header[at] = byte;
+        let crc = Salt::new(&[]).crc(&[&header[..60]]);
+        header[60..].copy_from_slice(&crc.to_le_bytes());
+        let refused = check_header(&header, &ID);
+        assert!(matches!(refused, Err(Fault::Damaged(_))), "byte {at}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_deletion_has_no_value() {
+    let mut out = Vec::new();
+    StateRecord { key: b"key", value: None }.encode(&mut out);
+    assert!(StateRecord::decode(&out).is_ok());
+    let deletion = out[0];
+    out.clear();
+    StateRecord { key: b"key", value: Some(b"value") }.encode(&mut out);
+    out[0] = deletion;
+    assert!(matches!(StateRecord::decode(&out), Err(Fault::Damaged(_))));
+}
+
 #[test]
 fn a_record_never_reaches_beyond_its_bytes() {
     let mut out = Vec::new();

@@ -30,6 +30,35 @@ fn entries_say_what_they_are() {
     assert!(seal.is_seal() && !seal.is_put() && !seal.is_delete());
 }
 
+/// An index by this hash alone would otherwise be a list.
+#[test]
+fn keys_have_hashes_of_their_own() {
+    let hashes: std::collections::HashSet<_> =
+        (0..100_u8).map(|n| StateChangelogEntry::hash_key(&[n])).collect();
+    assert_eq!(hashes.len(), 100);
+    assert_eq!(StateChangelogEntry::hash_key(b"k"), StateChangelogEntry::hash_key(b"k"));
+}
+
+#[test]
+fn what_waits_and_what_fits_is_known_at_both_ends() {
+    let buffer = StateChangelogBuffer::with_capacity(8);
+    assert!(buffer.is_empty() && !buffer.is_full());
+    for n in 0..3 {
+        assert!(buffer.push(entry(n)));
+    }
+    assert!(!buffer.is_empty() && !buffer.is_full());
+    assert_eq!((buffer.len(), buffer.available()), (3, 5));
+    let (producer, mut consumer) = buffer.split();
+    assert_eq!((producer.capacity(), consumer.capacity()), (8, 8));
+    assert_eq!((producer.available(), producer.total_drained()), (5, 0));
+    assert!(!consumer.is_empty());
+    assert_eq!(consumer.drain(2).len(), 2);
+    assert_eq!((consumer.len(), consumer.total_drained()), (1, 2));
+    assert_eq!((producer.available(), producer.total_drained(), producer.total_pushed()), (7, 2, 3));
+    assert_eq!(consumer.drain(2).len(), 1);
+    assert!(consumer.is_empty());
+}
+
 #[test]
 fn capacity_is_rounded_up_to_a_power_of_two() {
     for (asked, given) in [(0, 1), (1, 1), (3, 4), (8, 8), (1000, 1024)] {

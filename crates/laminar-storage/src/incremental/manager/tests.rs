@@ -1,6 +1,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers made here
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::vfs::sim::{Duration as For, Fault, ImageId, ImagePolicy, Keep, Short,
 use crate::vfs::{Vfs, create_dir_durably};
 
 mod crash;
+mod publish;
 
 fn config() -> CheckpointConfig {
     CheckpointConfig::new(Path::new("/c")).with_max_retained(3)
@@ -132,13 +134,16 @@ fn only_what_changed_is_written() {
     }
     let first = manager.create_checkpoint(0).unwrap();
     assert!(!first.is_incremental && first.parent_id.is_none());
-    let before = disk.stats().bytes_written;
+    let (before, read_before) = (disk.stats().bytes_written, disk.stats().bytes_read);
     manager.put(b"one", b"change").unwrap();
     let second = manager.create_checkpoint(0).unwrap();
     assert!(second.is_incremental);
     assert_eq!(second.parent_id, Some(first.id));
     let written = disk.stats().bytes_written - before;
     assert!(written < 2000, "{written} bytes written for one change");
+    // Its keys are counted by what changed.
+    let read = disk.stats().bytes_read - read_before;
+    assert!(read < first.size_bytes / 10, "{read} bytes read for one change");
     assert!(second.written_bytes() < 300);
     assert_eq!(second.key_count, 10_001);
 
@@ -429,6 +434,9 @@ fn spilled_parts_and_a_later_id() {
     assert!(metadata.files.iter().all(|file| file.checkpoint == 1 || file.checkpoint == 40));
     assert_eq!(metadata.written_bytes(), metadata.size_bytes);
     validate_checkpoint_in(&disk, &dir_of(40)).unwrap();
+    // What was merged before it was published takes no room.
+    let there = names(&disk).into_iter().filter(|name| name.starts_with("/c/checkpoint_0000000000000028/"));
+    assert_eq!(there.count(), metadata.files.len() + 1);
     assert!(!names(&disk).iter().any(|name| name.contains(".tmp/")));
     for n in 0..50_u8 {
         assert_eq!(manager.get(&[n]).unwrap().is_some(), n >= 25, "{n}");
@@ -531,7 +539,7 @@ fn unknown_names_are_left_alone() {
 #[test]
 fn links_that_are_refused_become_copies() {
     let disk = SimDisk::new(1);
-    let vfs = Arc::new(NoLinks(disk.clone()));
+    let vfs = Contrary::without_links(&disk, ErrorKind::CrossesDevices);
     let mut manager = IncrementalCheckpointManager::with_vfs(config(), vfs).unwrap();
     for n in 0..4_u8 {
         manager.put(&[n], &[n; 50]).unwrap();
@@ -545,48 +553,66 @@ fn links_that_are_refused_become_copies() {
     }
 }
 
+/// A disk that refuses links, or does something else behind the back of whoever renames.
 #[derive(Debug)]
-pub(in crate::incremental) struct NoLinks(pub(in crate::incremental) SimDisk);
+pub(in crate::incremental) struct Contrary {
+    disk: SimDisk,
+    links: Option<ErrorKind>,
+    /// Called with the new path, once it has the name.
+    renamed: fn(&SimDisk, &Path),
+}
 
-impl Vfs for NoLinks {
-    fn hard_link(&self, _: &Path, _: &Path) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::CrossesDevices.into())
+impl Contrary {
+    pub(in crate::incremental) fn without_links(disk: &SimDisk, links: ErrorKind) -> Arc<Self> {
+        Arc::new(Self { disk: disk.clone(), links: Some(links), renamed: |_, _| {} })
+    }
+
+    pub(in crate::incremental) fn meddling(disk: &SimDisk, renamed: fn(&SimDisk, &Path)) -> Arc<Self> {
+        Arc::new(Self { disk: disk.clone(), links: None, renamed })
+    }
+}
+
+impl Vfs for Contrary {
+    fn hard_link(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.links.map_or_else(|| self.disk.hard_link(from, to), |kind| Err(kind.into()))
     }
     fn create_new(&self, path: &Path) -> std::io::Result<Arc<dyn crate::vfs::VfsFile>> {
-        self.0.create_new(path)
+        self.disk.create_new(path)
     }
     fn open(&self, path: &Path, access: crate::vfs::Access) -> std::io::Result<Arc<dyn crate::vfs::VfsFile>> {
-        self.0.open(path, access)
+        self.disk.open(path, access)
     }
     fn create_dir(&self, path: &Path) -> std::io::Result<()> {
-        self.0.create_dir(path)
+        self.disk.create_dir(path)
     }
     fn read_dir(&self, path: &Path) -> std::io::Result<Vec<(String, crate::vfs::FileKind)>> {
-        self.0.read_dir(path)
+        self.disk.read_dir(path)
     }
     fn kind(&self, path: &Path) -> std::io::Result<Option<crate::vfs::FileKind>> {
-        self.0.kind(path)
+        self.disk.kind(path)
     }
     fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
-        self.0.rename(from, to)
+        self.disk.rename(from, to)?;
+        (self.renamed)(&self.disk, to);
+        Ok(())
     }
     fn remove_file(&self, path: &Path) -> std::io::Result<()> {
-        self.0.remove_file(path)
+        self.disk.remove_file(path)
     }
     fn remove_dir(&self, path: &Path) -> std::io::Result<()> {
-        self.0.remove_dir(path)
+        self.disk.remove_dir(path)
     }
     fn sync_dir(&self, path: &Path) -> std::io::Result<()> {
-        self.0.sync_dir(path)
+        self.disk.sync_dir(path)
     }
     fn lock(&self, path: &Path) -> std::io::Result<Box<dyn Debug + Send + Sync>> {
-        self.0.lock(path)
+        self.disk.lock(path)
     }
     fn now_ns(&self) -> u64 {
-        self.0.now_ns()
+        self.disk.now_ns()
     }
     fn random_u64(&self) -> u64 {
-        self.0.random_u64()
+        self.disk.random_u64()
     }
 }
 

@@ -118,14 +118,16 @@ fn as_many_cores_as_there_can_be_and_no_more() {
 }
 
 #[test]
-fn a_file_is_listed_once_and_belongs_to_no_later_checkpoint() {
+fn a_file_is_listed_once_by_its_own_name_and_belongs_to_no_later_checkpoint() {
     let mut twice = sample();
     twice.files.insert(1, twice.files[0].clone());
     twice.size_bytes += 200;
     let mut later = sample();
     later.id = 8;
     later.parent_id = None;
-    for mut metadata in [twice, later] {
+    let mut misnamed = sample();
+    misnamed.files[0].name = "../elsewhere.sst".into();
+    for mut metadata in [twice, later, misnamed] {
         metadata.sst_files = metadata.files.iter().map(|file| file.name.clone()).collect();
         assert!(metadata.to_json().is_err(), "{:?}", metadata.sst_files);
     }

@@ -150,3 +150,73 @@ fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
         core_count: metadata.core_count,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};
+    use crate::vfs::sim::{Duration as For, Fault, SimDisk};
+
+    /// Two checkpoints and no log.
+    fn two_checkpoints() -> SimDisk {
+        let disk = SimDisk::new(1);
+        let config = CheckpointConfig::new(Path::new("/c"));
+        let mut manager = IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())).unwrap();
+        for n in 1..=2_u8 {
+            manager.put(&[n], &[n; 100]).unwrap();
+            manager.create_checkpoint(0).unwrap();
+        }
+        drop(manager);
+        disk.snapshot().restart()
+    }
+
+    fn located(disk: &SimDisk) -> Result<Located, Failure> {
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let (checkpoint_dir, wal_dir) = (Path::new("/c"), Path::new("/wal"));
+        let load = |_: &Located| Ok(());
+        locate(&vfs, checkpoint_dir, wal_dir, Wanted::Acknowledged, &Watch::default(), load)
+            .map(|(located, ())| located)
+    }
+
+    fn damage(disk: &SimDisk, id: u64) {
+        let dir = EntryName::Checkpoint(CheckpointId(id)).path(Path::new("/c"));
+        disk.flip_bit(dir.join("metadata.json"), 99).unwrap();
+    }
+
+    #[test]
+    fn behind_a_damaged_checkpoint_the_one_before_is_taken_and_named() {
+        let disk = two_checkpoints();
+        let newest = located(&disk).unwrap();
+        assert_eq!((newest.metadata().map(|found| found.id), newest.skipped.as_slice()), (Some(2), &[][..]));
+        assert!(newest.checkpoint_bytes() > 200, "{}", newest.checkpoint_bytes());
+        damage(&disk, 2);
+        let before = located(&disk).unwrap();
+        assert_eq!(before.metadata().map(|found| found.id), Some(1));
+        assert_eq!(before.skipped, [CheckpointId(2)]);
+        assert!((100..200).contains(&before.checkpoint_bytes()), "{}", before.checkpoint_bytes());
+        damage(&disk, 1);
+        let none = located(&disk).unwrap();
+        assert!(none.checkpoint.is_none() && none.checkpoint_bytes() == 0);
+        assert_eq!(none.skipped, [CheckpointId(2), CheckpointId(1)]);
+    }
+
+    /// A device that fails for a moment must not bring an old state back.
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_is_not_passed_over() {
+        let mut failed = 0;
+        for read in 1..40 {
+            let disk = two_checkpoints();
+            disk.number_reads(true);
+            disk.fail_op(disk.ops() + read, Fault::Eio, For::Once);
+            match located(&disk) {
+                Ok(located) => assert_eq!(located.metadata().map(|found| found.id), Some(2), "read {read}"),
+                Err(Failure::Checkpoint(error)) => {
+                    assert!(matches!(error, IncrementalCheckpointError::Io(_)), "read {read}: {error}");
+                    failed += 1;
+                }
+                Err(Failure::Log(error)) => assert!(matches!(error, PerCoreWalError::Io(_)), "{error}"),
+            }
+        }
+        assert!(failed > 3, "{failed}");
+    }
+}

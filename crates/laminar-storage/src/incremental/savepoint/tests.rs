@@ -1,11 +1,13 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers made here
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::*;
-use crate::incremental::manager::tests::NoLinks;
+use crate::incremental::manager::tests::Contrary;
 use crate::incremental::{CheckpointConfig, StateMap, validate_checkpoint_in};
-use crate::vfs::sim::{Duration as For, Fault, ImagePolicy, Keep, SimDisk};
+use crate::vfs::create_dir_durably;
+use crate::vfs::sim::{Duration as For, Fault, ImageId, ImagePolicy, Keep, SimDisk};
 
 const SAVED: &str = "/saved";
 const UNFINISHED_SAVED: &str = "/saved.unfinished";
@@ -122,7 +124,7 @@ fn what_a_crash_left_is_removed_and_what_others_left_is_not() {
 #[test]
 fn a_savepoint_without_links_is_a_copy() {
     let disk = SimDisk::new(1);
-    let mut manager = open_on(Arc::new(NoLinks(disk.clone()))).unwrap();
+    let mut manager = open_on(Contrary::without_links(&disk, ErrorKind::CrossesDevices)).unwrap();
     checkpoint(&mut manager, 1).unwrap();
     let state = checkpoint(&mut manager, 2).unwrap();
     let receipt = manager.savepoint(SAVED).unwrap();
@@ -152,7 +154,11 @@ fn a_power_cut_after_any_operation_leaves_a_savepoint_or_none() {
     for links in [true, false] {
         let disk = SimDisk::new(3);
         disk.record(true);
-        let vfs: Arc<dyn Vfs> = if links { Arc::new(disk.clone()) } else { Arc::new(NoLinks(disk.clone())) };
+        let vfs: Arc<dyn Vfs> = if links {
+            Arc::new(disk.clone())
+        } else {
+            Contrary::without_links(&disk, ErrorKind::CrossesDevices)
+        };
         let mut done = None;
         history(&disk, vfs, &mut done).unwrap();
         let done = done.unwrap();
@@ -211,8 +217,11 @@ fn a_savepoint_that_fails_harms_nobody() {
         for op in before + 1..=after + if links { 0 } else { 8 } {
             for duration in [For::Once, For::Forever] {
                 let disk = SimDisk::new(3);
-                let vfs: Arc<dyn Vfs> =
-                    if links { Arc::new(disk.clone()) } else { Arc::new(NoLinks(disk.clone())) };
+                let vfs: Arc<dyn Vfs> = if links {
+                    Arc::new(disk.clone())
+                } else {
+                    Contrary::without_links(&disk, ErrorKind::CrossesDevices)
+                };
                 let mut manager = open_on(vfs).unwrap();
                 checkpoint(&mut manager, 1).unwrap();
                 let state = checkpoint(&mut manager, 2).unwrap();
@@ -252,5 +261,123 @@ fn a_damaged_checkpoint_makes_no_savepoint() {
     assert!(manager.savepoint(SAVED).unwrap_err().is_corruption());
     assert!(disk.kind(Path::new(SAVED)).unwrap().is_none());
     disk.flip_bit(&manifest, 99).unwrap();
+    manager.savepoint(SAVED).unwrap();
+}
+
+/// The disk took every write and every sync and still has something else under the final name.
+#[test]
+fn what_reads_back_different_is_no_savepoint() {
+    let damages: [fn(&SimDisk, &Path); 3] = [
+        |disk, dir| disk.flip_bit(dir.join("job.json"), 3).unwrap(),
+        |disk, dir| disk.flip_bit(dir.join(MANIFEST_NAME), 8 * 70).unwrap(),
+        |disk, dir| drop(disk.remove(dir.join("state-0000000000000001-0000-0000.sst"))),
+    ];
+    for (nth, damage) in damages.into_iter().enumerate() {
+        let disk = SimDisk::new(1);
+        let mut manager = open(&disk);
+        checkpoint(&mut manager, 1).unwrap();
+        drop(manager);
+        let manager = open_on(Contrary::meddling(&disk, damage)).unwrap();
+        let error = manager.savepoint_with(SAVED, &[("job.json", b"{}")]).unwrap_err();
+        assert!(error.is_corruption(), "{nth}: {error}");
+        assert!(disk.kind(Path::new(SAVED)).unwrap().is_none(), "{nth}");
+        assert!(manager.poisoned_by().is_none(), "{nth}: {error}");
+    }
+}
+
+/// Files of the store are durable where they are, and a sync of them would wait for nothing.
+#[test]
+fn a_savepoint_by_links_syncs_its_own_files_only() {
+    let disk = SimDisk::new(1);
+    let mut manager = open(&disk);
+    checkpoint(&mut manager, 1).unwrap();
+    checkpoint(&mut manager, 2).unwrap();
+    let before = disk.stats().sync_data;
+    manager.savepoint_with(SAVED, &[("job.json", b"{}")]).unwrap();
+    assert_eq!(disk.stats().sync_data - before, 2);
+}
+
+const NEW: &str = "/new";
+
+/// A savepoint of two changes, and a place for a new set of checkpoints.
+fn saved() -> (SimDisk, StateMap) {
+    let disk = SimDisk::new(1);
+    let mut manager = open(&disk);
+    checkpoint(&mut manager, 1).unwrap();
+    let state = checkpoint(&mut manager, 2).unwrap();
+    manager.savepoint(SAVED).unwrap();
+    drop(manager);
+    create_dir_durably(&disk, Path::new(NEW)).unwrap();
+    (disk, state)
+}
+
+fn begin(disk: &SimDisk, has_log: bool) -> Result<Imported> {
+    import(disk, Path::new(SAVED), Path::new(NEW), has_log)
+}
+
+fn first_of_new() -> PathBuf {
+    EntryName::Checkpoint(CheckpointId(2)).path(Path::new(NEW))
+}
+
+#[test]
+fn a_savepoint_becomes_the_first_checkpoint_and_the_same_one_again() {
+    let (disk, state) = saved();
+    // What an earlier try left is no state.
+    let unfinished = EntryName::Pending(CheckpointId(2)).path(Path::new(NEW));
+    create_dir_durably(&disk, &unfinished).unwrap();
+    for (has_log, existed) in [(false, false), (false, true), (true, true)] {
+        let imported = begin(&disk, has_log).unwrap();
+        assert_eq!((imported.epoch, imported.existed), (Epoch(2), existed));
+        assert_eq!(load(&disk, &first_of_new().display().to_string()).unwrap(), state);
+    }
+    assert!(disk.kind(&unfinished).unwrap().is_none());
+}
+
+#[test]
+fn a_savepoint_is_not_put_where_there_is_or_was_a_state() {
+    let refused = |disk: &SimDisk, has_log, what: &str| {
+        let before = disk.files();
+        let error = begin(disk, has_log).unwrap_err();
+        assert!(matches!(error, IncrementalCheckpointError::AlreadyExists(_)), "{what}: {error}");
+        assert_eq!(disk.files(), before, "{what}");
+    };
+    refused(&saved().0, true, "a log");
+    let (disk, _) = saved();
+    create_dir_durably(&disk, &EntryName::Trash(CheckpointId(1)).path(Path::new(NEW))).unwrap();
+    refused(&disk, false, "checkpoints that were removed");
+    let (disk, _) = saved();
+    let config = CheckpointConfig::new(Path::new(NEW));
+    let mut other = IncrementalCheckpointManager::with_vfs(config, Arc::new(disk.clone())).unwrap();
+    checkpoint(&mut other, 1).unwrap();
+    refused(&disk, false, "a checkpoint of another id");
+    checkpoint(&mut other, 2).unwrap();
+    refused(&disk, false, "a checkpoint of the same id and another content");
+}
+
+/// Whoever copied the savepoint to where it is need not have synced it, and links do not make it durable.
+#[test]
+fn what_was_copied_without_a_sync_is_durable_once_it_is_a_checkpoint() {
+    let (disk, state) = saved();
+    let copied = Path::new("/copied");
+    disk.create_dir(copied).unwrap();
+    for (name, _) in disk.read_dir(Path::new(SAVED)).unwrap() {
+        let bytes = disk.read_file(Path::new(SAVED).join(&name)).unwrap();
+        let file = disk.create_new(&copied.join(&name)).unwrap();
+        write_all_at(file.as_ref(), &bytes, 0).unwrap();
+    }
+    import(&disk, copied, Path::new(NEW), false).unwrap();
+    let after = disk.snapshot().image(&ImageId::default()).mount();
+    assert_eq!(load(&after, &first_of_new().display().to_string()).unwrap(), state);
+}
+
+#[test]
+fn on_a_full_disk_the_advice_is_to_free_space() {
+    let disk = SimDisk::new(1);
+    let mut manager = open(&disk);
+    checkpoint(&mut manager, 1).unwrap();
+    disk.set_capacity(Some(0));
+    let error = manager.savepoint(SAVED).unwrap_err();
+    assert!(error.to_string().contains("Free space"), "{error}");
+    disk.set_capacity(None);
     manager.savepoint(SAVED).unwrap();
 }

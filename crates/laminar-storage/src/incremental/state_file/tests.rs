@@ -7,12 +7,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::format::MAX_VALUE_LEN;
 use crate::format::compression::Compression;
-use crate::format::state_file::{BLOCK_TARGET_LEN, FileIdentity, StateRecord};
+use crate::format::state_file::{
+    BLOCK_TARGET_LEN, FOOTER_LEN, FileIdentity, Footer, IndexEntry, StateRecord, encode_header,
+};
 use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::metadata::CheckpointFile;
-use crate::vfs::sim::SimDisk;
+use crate::incremental::reshard::KeyRange;
+use crate::vfs::sim::{Duration, Fault, SimDisk};
 
 type Records = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
@@ -100,12 +104,116 @@ fn a_key_costs_one_block() {
 }
 
 #[test]
+fn a_range_of_keys_costs_its_own_blocks() {
+    let disk = SimDisk::new(1);
+    let meta = write(&disk, &many(20_000));
+    let reader = open(&disk, &meta).unwrap();
+    let before = disk.stats().reads;
+    let range = KeyRange { from: Some(b"key-010000".to_vec()), to: Some(b"key-010003".to_vec()) };
+    let mut cursor = reader.cursor_within(&range);
+    for key in ["key-010000", "key-010001", "key-010002"] {
+        assert!(cursor.advance().unwrap());
+        assert_eq!(cursor.current().unwrap().key, key.as_bytes());
+    }
+    for _ in 0..2 {
+        assert!(!cursor.advance().unwrap() && cursor.current().is_none());
+    }
+    assert!(disk.stats().reads - before <= 2, "{}", disk.stats().reads - before);
+    // The footer counts the tombstones of all of them, not of those at the end.
+    let range = KeyRange { from: Some(b"key-019990".to_vec()), to: None };
+    let mut cursor = reader.cursor_within(&range);
+    for _ in 0..10 {
+        assert!(cursor.advance().unwrap());
+    }
+    assert!(!cursor.advance().unwrap());
+}
+
+#[test]
 fn the_writer_refuses_disorder_and_oversize() {
     let disk = SimDisk::new(1);
     let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None).unwrap();
     writer.push(StateRecord { key: b"b", value: None }).unwrap();
     for key in [b"a".as_slice(), b"b", &[255; 65_536]] {
         assert!(writer.push(StateRecord { key, value: None }).is_err());
+    }
+}
+
+#[test]
+fn a_value_may_be_as_long_as_the_longest_and_no_longer() {
+    let disk = SimDisk::new(1);
+    let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None).unwrap();
+    let value = vec![7; MAX_VALUE_LEN + 1];
+    let mut push = |key: &[u8], len| writer.push(StateRecord { key, value: Some(&value[..len]) });
+    push(b"a", MAX_VALUE_LEN).unwrap();
+    assert!(push(b"b", MAX_VALUE_LEN + 1).is_err());
+    push(b"b", 0).unwrap();
+    let meta = writer.finish().unwrap().meta;
+    assert_eq!((meta.records, meta.len > MAX_VALUE_LEN as u64), (2, true));
+}
+
+/// The index is in memory, and every write is a system call.
+#[test]
+fn blocks_have_their_size_and_are_written_many_at_a_time() {
+    let disk = SimDisk::new(1);
+    let meta = write(&disk, &many(20_000));
+    let most = meta.len as usize / BLOCK_TARGET_LEN + 1;
+    let blocks = open(&disk, &meta).unwrap().blocks();
+    assert!((most / 2..=most).contains(&blocks), "{blocks} blocks, at most {most}");
+    assert!(disk.stats().writes <= meta.len / (256 << 10) + 3, "{} writes", disk.stats().writes);
+}
+
+/// Whoever could make right checksums still could not make keys come twice or in disorder, which would
+/// break every merge.
+#[test]
+fn records_that_contradict_their_order_or_their_index_are_damage() {
+    // Blocks of keys, and how many of them the index says there are.
+    let read_crafted = |blocks: &[(&[u8], u32)]| {
+        let disk = SimDisk::new(1);
+        let id = identity();
+        let mut bytes = encode_header(&id, Compression::None).to_vec();
+        let mut index = Vec::new();
+        for (keys, records) in blocks {
+            let mut block = Vec::new();
+            for key in *keys {
+                StateRecord { key: &[*key], value: Some(&[7; 50]) }.encode(&mut block);
+            }
+            let offset = bytes.len() as u64;
+            let crc = id.block_crc(offset, &block);
+            let len = block.len() as u32;
+            IndexEntry { offset, len, records: *records, crc, first_key: &keys[..1] }.encode(&mut index);
+            bytes.extend(block);
+        }
+        let index_offset = bytes.len() as u64;
+        let mut meta = CheckpointFile::of(&id);
+        meta.records = blocks.iter().map(|(_, records)| u64::from(*records)).sum();
+        meta.len = index_offset + (index.len() + FOOTER_LEN) as u64;
+        let footer = Footer {
+            index_offset,
+            index_len: index.len() as u64,
+            records: meta.records,
+            tombstones: 0,
+            blocks: blocks.len() as u64,
+            file_len: meta.len,
+            index_crc: id.index_crc(index_offset, &index),
+        };
+        let (footer, checksum) = footer.encode(&id);
+        meta.checksum = checksum;
+        disk.overwrite(path_of(&meta), &[bytes, index, footer.to_vec()].concat()).unwrap();
+        read(&disk, &meta)
+    };
+    assert_eq!(read_crafted(&[(b"ab", 2), (b"cd", 2)]).unwrap().len(), 4);
+    let bad: [&[(&[u8], u32)]; 7] = [
+        &[(b"aa", 2)],
+        &[(b"acb", 3)],
+        &[(b"ab", 2), (b"bc", 2)],
+        &[(b"ac", 2), (b"bd", 2)],
+        &[(b"abc", 2)],
+        &[(b"ab", 3)],
+        &[(b"ab", 1), (b"cd", 3)],
+    ];
+    for blocks in bad {
+        let error = read_crafted(blocks).unwrap_err();
+        assert!(error.is_corruption(), "{blocks:?}: {error}");
     }
 }
 
@@ -132,6 +240,33 @@ fn damage_is_named() {
     let error = open(&disk, &meta).unwrap_err();
     assert!(matches!(error, IncrementalCheckpointError::Corruption(_)));
     assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn the_last_record_of_each_block_is_known() {
+    let disk = SimDisk::new(1);
+    let reader = open(&disk, &write(&disk, &many(5000))).unwrap();
+    let (mut cursor, mut ends) = (reader.cursor(), 0);
+    while cursor.advance().unwrap() {
+        ends += usize::from(cursor.ends_block());
+    }
+    assert_eq!((ends, ends > 1), (reader.blocks(), true));
+}
+
+/// Damage is a reason to try an older checkpoint; a device that fails is not.
+#[test]
+fn a_read_that_fails_is_no_damage_and_a_file_that_got_shorter_is() {
+    let disk = SimDisk::new(1);
+    let meta = write(&disk, &many(3000));
+    let reader = open(&disk, &meta).unwrap();
+    let get = || reader.get(b"key-002999", &mut BlockCache::default()).map(|value| value.is_some());
+    disk.number_reads(true);
+    disk.fail_op(disk.ops() + 1, Fault::Eio, Duration::Once);
+    let error = get().unwrap_err();
+    assert!(matches!(error, IncrementalCheckpointError::Io(_)), "{error}");
+    assert!(get().unwrap());
+    disk.truncate(path_of(&meta), meta.len / 2).unwrap();
+    assert!(get().unwrap_err().is_corruption());
 }
 
 #[test]

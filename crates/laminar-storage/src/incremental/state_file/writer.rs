@@ -110,12 +110,6 @@ impl StateFileWriter {
         Ok(())
     }
 
-    /// Number of records so far.
-    #[must_use]
-    pub fn records(&self) -> u64 {
-        self.records
-    }
-
     /// Writes the rest: the open block, the index, the footer. Nothing is synced.
     ///
     /// # Errors

@@ -175,6 +175,16 @@ fn identity_and_evidence_that_cannot_be_read_are_errors() {
     assert!(matches!(read_current(&disk, dir()).unwrap_err(), PerCoreWalError::Io(_)));
     disk.fail_op(disk.ops() + 1, Fault::Eio, Duration::Once);
     assert!(matches!(read_closed(&disk, dir(), Some(store_id)).unwrap_err(), PerCoreWalError::Io(_)));
+    // One of a later version is not taken for damage.
+    let mut newer = read_current(&disk, dir()).unwrap().unwrap().encode();
+    newer[8] = 2;
+    let body = newer.len() - 4;
+    let crc = crate::format::checksum::crc32c(&newer[..body]);
+    newer[body..].copy_from_slice(&crc.to_le_bytes());
+    let current = disk.read_file(dir().join(CURRENT)).unwrap();
+    disk.overwrite(dir().join(CURRENT), &newer).unwrap();
+    assert!(matches!(read_current(&disk, dir()).unwrap_err(), PerCoreWalError::NewerFormat(_)));
+    disk.overwrite(dir().join(CURRENT), &current).unwrap();
     // One that is too long for what it is proves nothing, and is not read.
     for name in [CURRENT, CLOSED] {
         disk.overwrite(dir().join(name), &[7; 64 * SEGMENT_HEADER_LEN]).unwrap();

@@ -253,3 +253,6 @@ fn changed(stretch: &Stretch) -> PerCoreWalError {
             .remedy("Something else changes the file, or the device fails; check both, then open again."),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,3 +33,38 @@ pub(crate) fn repair_segments(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<u64, Per
     }
     Ok(cut)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::per_core_wal::PerCoreWalManager;
+    use crate::vfs::sim::{ImageId, SimDisk};
+    use crate::vfs::write_all_at;
+
+    #[test]
+    fn torn_tails_are_cut_off_for_good_and_nothing_else() {
+        let disk = SimDisk::new(1);
+        let (vfs, dir): (Arc<dyn Vfs>, _) = (Arc::new(disk.clone()), Path::new("/wal"));
+        assert_eq!(repair_segments(&vfs, dir).unwrap(), 0, "there is no log");
+        let config = PerCoreWalConfig::new(dir, 3).with_vfs(Arc::clone(&vfs));
+        let mut manager = PerCoreWalManager::new(config).unwrap();
+        for core in 0..3 {
+            manager.writer(core).append_put(b"key", b"value").unwrap();
+        }
+        manager.sync_all().unwrap();
+        let paths = [0, 1, 2].map(|core| manager.writer(core).path().to_path_buf());
+        drop(manager);
+        let lens = paths.clone().map(|path| disk.read_file(path).unwrap().len() as u64);
+        // Two torn ends, and zeros that were written ahead.
+        for ((path, len), tail) in paths.iter().zip(lens).zip([&[0xff; 100][..], &[0xff; 20], &[0; 512]]) {
+            let file = vfs.open(path, Access::ReadWrite).unwrap();
+            write_all_at(file.as_ref(), tail, len).unwrap();
+        }
+        assert_eq!(repair_segments(&vfs, dir).unwrap(), 120);
+        assert_eq!(repair_segments(&vfs, dir).unwrap(), 0);
+        let ends = |disk: &SimDisk| paths.clone().map(|path| disk.read_file(path).unwrap().len() as u64);
+        assert_eq!(ends(&disk), [lens[0], lens[1], lens[2] + 512]);
+        let after = disk.snapshot().image(&ImageId::default()).mount();
+        assert_eq!(ends(&after)[..2], lens[..2]);
+    }
+}

@@ -99,3 +99,6 @@ fn replaced(dir: &Path, header: &SegmentHeader) -> PerCoreWalError {
             .remedy("Something else changed the file; stop it, then open again."),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,8 @@ impl Tally {
         if frame.first_sequence <= self.last_sequence || frame.first_timestamp <= self.last_timestamp {
             return Err(contradiction("a frame's sequence or time goes backwards"));
         }
-        if self.records > 0 && frame.epoch < self.max_epoch {
+        // Of the first frame nothing is known, and no epoch is smaller than zero.
+        if frame.epoch < self.max_epoch {
             return Err(contradiction("a frame's epoch goes backwards"));
         }
         self.records += u64::from(frame.records);
@@ -169,6 +170,15 @@ mod tests {
         let mut tally = Tally::new(&segment(0, 1).header);
         assert!(add(&mut tally, 0, 1, 1, &PUT));
         assert_eq!(tally.records, 1);
+    }
+
+    #[test]
+    fn a_barrier_closes_its_epoch_and_testifies_to_an_earlier_one() {
+        let mut tally = Tally::new(&segment(0, 1).header);
+        assert!(add(&mut tally, 5, 1, 1, &PUT));
+        assert_eq!((tally.sealed_epoch, tally.acknowledged), (Epoch::ZERO, Epoch::ZERO));
+        assert!(add(&mut tally, 5, 2, 2, &Record::Barrier { durable: Epoch(4), digest: None }));
+        assert_eq!((tally.sealed_epoch, tally.acknowledged), (Epoch(5), Epoch(4)));
     }
 
     #[test]

@@ -223,6 +223,32 @@ fn every_log_reaches_back_to_the_checkpoint_or_to_its_beginning() {
     first.check_coverage(dir()).unwrap();
 }
 
+/// A log whose first incarnation was begun on a checkpoint of epoch 5 that was made without it.
+fn forked(base: Option<Base>, change: impl Fn(&mut SegmentHeader)) -> Result<(), PerCoreWalError> {
+    let mut plan = Plan { base, ..sound() };
+    for log in &mut plan.survey.cores {
+        log.segments[0].header.previous = Predecessor::default();
+        log.segments[0].header.void_above = Epoch(5);
+        change(&mut log.segments[0].header);
+    }
+    plan.check_beginning(dir())
+}
+
+#[test]
+fn a_log_that_was_begun_on_a_checkpoint_is_nothing_without_it() {
+    let as_it_is = |_: &mut SegmentHeader| {};
+    forked(Some(unbound(5)), as_it_is).unwrap();
+    forked(Some(bound(6, &[1, 1])), as_it_is).unwrap();
+    for base in [None, Some(unbound(4))] {
+        let error = forked(base, as_it_is).unwrap_err();
+        assert!(matches!(error, PerCoreWalError::SegmentNotFound(_)), "{error}");
+    }
+    // Begun on nothing; not the first segment; or a log that has no epochs.
+    forked(None, |header| header.void_above = Epoch::ZERO).unwrap();
+    forked(None, |header| header.previous = segment(0, 2).header.previous).unwrap();
+    forked(None, |header| header.mode = WalMode::Plain).unwrap();
+}
+
 #[test]
 fn the_cores_of_the_checkpoint_are_needed_until_it_covers_the_whole_log() {
     let needed = |base| Plan { base, ..sound() }.needed_cores();

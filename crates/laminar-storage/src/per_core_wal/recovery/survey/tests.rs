@@ -65,6 +65,14 @@ fn the_position_counts_the_frames_of_all_segments() {
 }
 
 #[test]
+fn what_is_left_to_read_is_what_the_checkpoint_does_not_cover() {
+    let (mut some, mut all) = (segment(0, 2), segment(1, 2));
+    (some.start, some.len) = (300, 512);
+    (all.start, all.len) = (512, 512);
+    assert_eq!(survey_of(vec![some, all]).uncovered(), 212);
+}
+
+#[test]
 fn an_incarnation_without_records_decides_nothing() {
     let (mut old, mut new) = (segment(0, 2), segment(1, 3));
     (old.header.core_count, new.header.core_count) = (2, 5);
@@ -301,4 +309,142 @@ fn zeros_written_ahead_are_a_clean_end_of_a_segment_in_use_only() {
     let survey = whole(&vfs).unwrap();
     let ends: Vec<_> = survey.cores[0].segments.iter().map(|s| (s.case, s.dropped)).collect();
     assert_eq!(ends, [('A', 0), ('B', 0)]);
+}
+
+/// A roll that a crash interrupted, and then an opening that a crash interrupted before it swept what the roll
+/// had left behind.
+#[test]
+fn a_segment_that_the_chain_leads_past_was_never_completed() {
+    let disk = SimDisk::new(1);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+    let mut manager = PerCoreWalManager::new(config.clone()).unwrap();
+    manager.writer(0).append_put(b"key", b"value").unwrap();
+    manager.sync_all().unwrap();
+    drop(manager);
+    let first = list_segments(&disk, Path::new("/wal")).unwrap()[0];
+    let begun = SegmentName { number: first.number.next(), ..first };
+    let begin = |name: SegmentName| {
+        let file = disk.create_new(&path_of(name)).unwrap();
+        crate::vfs::write_all_at(file.as_ref(), &[0; SEGMENT_HEADER_LEN], 0).unwrap();
+    };
+    begin(begun);
+    drop(PerCoreWalManager::new(config).unwrap());
+    let names = list_segments(&disk, Path::new("/wal")).unwrap();
+    let [_, last] = names[..] else { panic!("{names:?}") };
+    assert_eq!(
+        (names[0], last.number),
+        (first, begun.number.next()),
+        "it was swept, its number is not used again"
+    );
+    begin(begun);
+    let survey = whole(&vfs).unwrap();
+    assert_eq!(survey.leftovers, [path_of(begun)]);
+    assert_eq!(survey.cores[0].segments.len(), 2);
+    // Numbers are used once: no crash leaves another segment with that of one of the two that are linked.
+    for number in [first.number, last.number] {
+        let stranger = SegmentName { number, incarnation: Incarnation(first.incarnation.0 + 8), ..first };
+        let stranger = SegmentName {
+            incarnation: if number == first.number { stranger.incarnation } else { first.incarnation },
+            ..stranger
+        };
+        begin(stranger);
+        let error = whole(&vfs).unwrap_err();
+        assert!(matches!(&error, PerCoreWalError::SegmentNotFound(_)), "{number:?}: {error}");
+        disk.remove(path_of(stranger)).unwrap();
+    }
+    whole(&vfs).unwrap();
+}
+
+/// Whoever reads a log while it grows sees what is durable, and no more.
+#[test]
+fn a_growing_segment_counts_up_to_the_end_that_is_given() {
+    let disk = SimDisk::new(1);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+    let mut manager = PerCoreWalManager::new(config).unwrap();
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        manager.writer(0).append_put(b"key", b"value").unwrap();
+        manager.sync_all().unwrap();
+        ends.push(manager.ends()[0]);
+    }
+    for (records, end) in (1..).zip(ends) {
+        let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[end]).unwrap();
+        let segment = &survey.cores[0].segments[0];
+        assert_eq!((segment.len, segment.records, segment.case), (end.1, records, 'B'));
+    }
+}
+
+#[test]
+fn reading_begins_behind_the_frames_that_the_checkpoint_covers() {
+    let disk = SimDisk::new(1);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+    let mut manager = PerCoreWalManager::new(config).unwrap();
+    let mut starts = vec![SEGMENT_HEADER_LEN as u64];
+    // Each frame has two records.
+    for _ in 0..3 {
+        manager.writer(0).append_put(b"key", b"value").unwrap();
+        manager.writer(0).append_delete(b"key").unwrap();
+        manager.sync_all().unwrap();
+        starts.push(manager.ends()[0].1);
+    }
+    for covered in 0..=7 {
+        let survey = Survey::of(&vfs, Path::new("/wal"), &|_| Sequence(covered)).unwrap();
+        let segment = &survey.cores[0].segments[0];
+        let whole_frames = usize::try_from(covered / 2).unwrap().min(3);
+        assert_eq!((segment.start, segment.len), (starts[whole_frames], starts[3]), "{covered}");
+    }
+}
+
+#[test]
+fn what_is_cut_off_a_torn_end_is_counted() {
+    let disk = SimDisk::new(1);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::clone(&vfs));
+    let mut manager = PerCoreWalManager::new(config).unwrap();
+    manager.writer(0).append_put(b"key", b"value").unwrap();
+    manager.sync_all().unwrap();
+    let (path, len) = (manager.writer(0).path().to_path_buf(), manager.ends()[0].1);
+    let file = vfs.open(&path, crate::vfs::Access::ReadWrite).unwrap();
+    crate::vfs::write_all_at(file.as_ref(), &[0xff; 100], len).unwrap();
+    let segment = whole(&vfs).unwrap().cores[0].segments[0].clone();
+    assert_eq!((segment.case, segment.len, segment.file_len), ('C', len, len + 100));
+    assert_eq!(segment.dropped, 100);
+}
+
+/// `CURRENT` says whose log it is, and a segment of another one is none of it.
+#[test]
+fn segments_of_another_log_are_refused() {
+    let disk = SimDisk::new(1);
+    let (vfs, _) = reopened(&disk);
+    let path = Path::new("/wal").join(CURRENT);
+    let current = read_current(vfs.as_ref(), Path::new("/wal")).unwrap().unwrap();
+    let other = Current { store_id: StoreId(current.store_id.0 ^ 1), ..current };
+    disk.overwrite(&path, &other.encode()).unwrap();
+    let error = whole(&vfs).unwrap_err();
+    assert!(error.is_corruption() && error.to_string().contains("another log"), "{error}");
+    disk.overwrite(&path, &current.encode()).unwrap();
+    whole(&vfs).unwrap();
+}
+
+#[test]
+fn a_segment_of_an_established_incarnation_is_missed_when_it_is_gone() {
+    let disk = SimDisk::new(1);
+    let (vfs, names) = reopened(&disk);
+    disk.remove(path_of(names[1])).unwrap();
+    let error = whole(&vfs).unwrap_err();
+    assert!(matches!(&error, PerCoreWalError::SegmentNotFound(_)), "{error}");
+    assert!(error.to_string().contains("CURRENT says"), "{error}");
+}
+
+/// Whose directory was taken by another log, or by a later opening of his own, must not write there.
+#[test]
+fn the_established_incarnation_is_told_from_every_other_one() {
+    let header = segment(0, 2).header;
+    let current = current(2).unwrap();
+    assert!(current.is_of(&header));
+    assert!(!current.is_of(&segment(0, 3).header));
+    assert!(!Current { store_id: StoreId(STORE.0 + 1), ..current }.is_of(&header));
 }
