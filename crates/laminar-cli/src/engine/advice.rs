@@ -20,6 +20,10 @@ const INSTEAD: &[(&str, &str)] = &[
         "Raise settings.state_limit_bytes or use more cores;",
         "Use more --cores, so that each has less to hold;",
     ),
+    (
+        ", allow more address space (`ulimit -v`) or set a lower settings.state_limit_bytes;",
+        " or allow more address space (`ulimit -v`);",
+    ),
     ("Try again shortly, or use put, which waits;", "Run the same command again;"),
     ("Use a newer version of laminar-storage;", "Use a newer version of laminar;"),
     (
