@@ -12,8 +12,8 @@
 //! would write all of it twice.
 //!
 //! *Many files.* What is to be merged by the rule above, and can wait, waits until it is
-//! [`MergePolicy::run`] files, large ones not counted. A checkpoint then mostly writes what changed, the number of files stays logarithmic in
-//! the size of the state, and each record is rewritten a logarithmic number of times.
+//! [`MergePolicy::run`] files, large ones not counted. A checkpoint then mostly writes what changed, the number of
+//! files stays logarithmic in the size of the state, and each record is rewritten a logarithmic number of times.
 //!
 //! Records count beside bytes so that many small tombstones cannot keep many large dead values alive.
 //! Chains that are short and small are left alone: there is nothing to win.
