@@ -256,15 +256,23 @@ impl Replica<'_> {
             Ok(copies.len())
         });
         if made.is_err() {
-            // What a crash brings back of it is complete or has the name of something unfinished. A renaming
-            // that failed may have taken place.
-            if renaming && matches!(vfs.kind(self.pending), Ok(None)) {
-                let _ = vfs.rename(self.target, self.pending);
-            }
-            let removed = self.remove_pending(vfs);
+            let removed = self.take_back(vfs, renaming);
             tracing::warn!(path = %self.target.display(), ?removed, "gave up what was begun");
         }
         made
+    }
+
+    /// What a crash brings back of it afterwards is complete or has the name of something unfinished: when it
+    /// may have its final name on disk, its files stay until that name is durably gone.
+    fn take_back(&self, vfs: &dyn Vfs, renaming: bool) -> Result<bool> {
+        let io = IncrementalCheckpointManager::io;
+        // A renaming that failed may have taken place.
+        if renaming && matches!(vfs.kind(self.pending), Ok(None)) {
+            vfs.rename(self.target, self.pending).map_err(io("could not take its name from", self.target))?;
+            let parent = parent_of(self.target);
+            vfs.sync_dir(parent).map_err(io("could not sync the directory", parent))?;
+        }
+        self.remove_pending(vfs)
     }
 
     /// Writes and syncs everything under the temporary name; returns the names of the copies.

@@ -210,6 +210,7 @@ fn a_savepoint_that_fails_harms_nobody() {
         Fault::Enospc,
         Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false },
         Fault::SyncDropsAndCleans { keep: Keep::All, reads_old: true },
+        Fault::SyncDropsAndCleans { keep: Keep::All, reads_old: false },
     ];
     let mut failed = 0;
     for (fault, links) in faults.into_iter().flat_map(|fault| [(fault, true), (fault, false)]) {
@@ -229,6 +230,12 @@ fn a_savepoint_that_fails_harms_nobody() {
                 disk.fail_op(op, fault, duration);
                 let result = manager.savepoint(SAVED);
                 disk.clear_faults();
+                // Also when the power fails while it is taken back: it once had its name on disk, and no manifest.
+                for image in disk.snapshot().images(&few_images()).map(|image| image.mount()) {
+                    if image.kind(Path::new(SAVED)).unwrap().is_some() {
+                        assert_eq!(load(&image, SAVED).unwrap(), state, "{place}");
+                    }
+                }
                 assert!(manager.poisoned_by().is_none(), "{place}");
                 if let Err(error) = &result {
                     failed += 1;
