@@ -25,12 +25,23 @@ impl Names {
     /// The failure of this sync, or that an earlier one failed.
     pub(crate) fn sync(&self, vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if *failed {
-            return Err(io::Error::other("an earlier sync of this directory failed"));
-        }
+        Self::succeeded(*failed)?;
         let result = vfs.sync_dir(dir);
         *failed = result.is_err() && !sabotaged(Sabotage::LostNameForgotten);
         result
+    }
+
+    /// To be asked before a name is removed because others are gone for good: after a failed sync those may only
+    /// look as if they were.
+    ///
+    /// # Errors
+    /// When a sync failed.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        Self::succeeded(*self.failed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn succeeded(failed: bool) -> io::Result<()> {
+        if failed { Err(io::Error::other("an earlier sync of this directory failed")) } else { Ok(()) }
     }
 }
 
@@ -56,8 +67,10 @@ mod tests {
         disk.create_new(Path::new("/segment")).unwrap();
         let fault = Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false };
         disk.fail_op(disk.ops() + 1, fault, Duration::Once);
+        names.check().unwrap();
         assert!(names.sync(&disk, root).is_err());
         disk.sync_dir(root).unwrap();
+        assert!(names.check().is_err());
         assert!(names.sync(&disk, root).is_err());
     }
 

@@ -13,7 +13,7 @@
 //!
 //! The newest segment of a core is looked at in any case. Of a core that left, that is one of those to be
 //! removed, and one before it would announce a successor that is missing: it goes last, when all others
-//! are gone for good.
+//! are gone for good. After a failed sync of the directory nobody can tell that, and nothing is removed any more.
 //!
 //! A plain log can be opened without any checkpoint, and is then walked to its beginning. There the oldest goes
 //! first and the directory is synced after each, so that a crash leaves a chain without gaps.
@@ -117,6 +117,10 @@ fn remove(
 ) -> Result<(), PerCoreWalError> {
     let (vfs, dir) = (scope.policy.vfs.as_ref(), scope.policy.dir.as_path());
     let io = |path: &Path, e| PerCoreWalError::io("could not remove an obsolete segment", path, e);
+    if names.is_empty() {
+        return Ok(());
+    }
+    scope.policy.names.check().map_err(|e| io(dir, e))?;
     for name in names {
         let path = dir.join(name.file_name());
         if let Some(FileKind::File { len }) = vfs.kind(&path).map_err(|e| io(&path, e))? {
@@ -125,10 +129,7 @@ fn remove(
         vfs.remove_file_lazily(&path).map_err(|e| io(&path, e))?;
         truncation.segments += 1;
     }
-    if !names.is_empty() {
-        scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))?;
-    }
-    Ok(())
+    scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))
 }
 
 #[cfg(test)]
@@ -141,7 +142,7 @@ mod tests {
     use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};
     use crate::per_core_wal::recovery::survey::Survey;
     use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
-    use crate::vfs::sim::{Op, SimDisk};
+    use crate::vfs::sim::{Duration, Fault, Keep, Op, SimDisk};
     use crate::vfs::{Vfs, write_all_at};
 
     /// A log of two cores, each of at least six segments.
@@ -292,6 +293,27 @@ mod tests {
         assert_eq!(newest, [vec!["unlink"; left - 1], vec!["fsync"]].concat());
         assert_eq!(older, ["unlink", "fsync"]);
         assert!(segments(&disk, 1).is_empty());
+    }
+
+    /// A sync of the directory failed, and names that looked removed stayed on the disk. The next truncation found only
+    /// the newest segment of the core that left, and removed it; another sync made that durable, and after a power
+    /// cut a segment announced one that was missing. Found by the sweep over `store-cut-departed`.
+    #[test]
+    fn after_a_failed_sync_of_the_directory_nothing_more_is_removed() {
+        let disk = SimDisk::new(1);
+        let manager = log(&disk);
+        let scope = TruncationScope { core_count: 1, start: Sequence(40), ..of_a_store(&manager) };
+        let newest = *segments(&disk, 1).last().unwrap();
+        let [_, second] = published(&disk, manager.store_id(), &[Sequence::ZERO, Sequence(40)]);
+        let unlinks = segments(&disk, 1).len() as u64 - 1;
+        let fault = Fault::SyncDropsAndCleans { keep: Keep::Nothing, reads_old: false };
+        disk.fail_op(disk.ops() + unlinks + 1, fault, Duration::Once);
+        truncate_segments(&scope, &second).unwrap_err();
+        assert_eq!(segments(&disk, 1), [newest], "as far as one can see");
+        truncate_segments(&scope, &second).unwrap_err();
+        disk.sync_dir(Path::new("/wal")).unwrap();
+        let after = disk.snapshot().flushed().mount();
+        assert_eq!(segments(&after, 1).len() as u64, unlinks + 1);
     }
 
     /// Until the directory is synced, any part of what was removed may be there again after a power cut.
