@@ -48,13 +48,15 @@ pub struct Sweep {
     pub one_in: u64,
     /// So many runs with two faults, drawn from the seed, instead of all runs with one; 0 for those.
     pub pairs: u64,
+    /// Only the run with this number, and what was done in it.
+    pub only: Option<usize>,
     /// Threads.
     pub threads: usize,
 }
 
 impl Default for Sweep {
     fn default() -> Self {
-        Self { faults: ALL_FAULTS.to_vec(), images_max: 4, one_in: 1, pairs: 0, threads: 1 }
+        Self { faults: ALL_FAULTS.to_vec(), images_max: 4, one_in: 1, pairs: 0, only: None, threads: 1 }
     }
 }
 
@@ -69,6 +71,8 @@ pub struct FaultReport {
     pub recoveries: u64,
     /// What went wrong: fault, operation, and error.
     pub failures: Vec<String>,
+    /// The operations of a single run, and of those of its recoveries that failed.
+    pub traces: Vec<String>,
     /// Wall clock time.
     pub elapsed: Duration,
 }
@@ -80,6 +84,7 @@ impl FaultReport {
         self.refused += other.refused;
         self.recoveries += other.recoveries;
         self.failures.extend(other.failures.iter().cloned());
+        self.traces.extend(other.traces.iter().cloned());
         self.elapsed += other.elapsed;
     }
 }
@@ -116,13 +121,17 @@ pub fn sweep_faults<S: Scenario>(scenario: &S, seed: u64, sweep: &Sweep) -> Faul
     } else {
         (0..sweep.pairs).map(|n| pair(draw(seed, n), sweep, clean.ops())).collect()
     };
-    let (next, total) = (AtomicUsize::new(0), Mutex::new(FaultReport::default()));
+    let first = sweep.only.unwrap_or_default();
+    let end = sweep.only.map_or(plans.len(), |only| only.saturating_add(1).min(plans.len()));
+    let (next, total) = (AtomicUsize::new(first), Mutex::new(FaultReport::default()));
     std::thread::scope(|scope| {
         for _ in 0..sweep.threads.max(1) {
             scope.spawn(|| {
                 let mut report = FaultReport::default();
-                while let Some(planned) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    sweep_one(scenario, seed, planned, sweep.images_max, &mut report);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(planned) = plans.get(..end).and_then(|plans| plans.get(number)) else { break };
+                    Run { scenario, seed, sweep, number, planned }.make(&mut report);
                 }
                 total.lock().unwrap_or_else(PoisonError::into_inner).add(&report);
             });
@@ -165,54 +174,77 @@ fn draw(seed: u64, n: u64) -> u64 {
     xxh3_64_with_seed(&n.to_le_bytes(), seed)
 }
 
-fn sweep_one<S: Scenario>(
-    scenario: &S,
+/// One run of a scenario with its faults.
+struct Run<'a, S> {
+    scenario: &'a S,
     seed: u64,
-    planned: &[Planned],
-    images_max: usize,
-    report: &mut FaultReport,
-) {
-    let disk = SimDisk::new(seed);
-    disk.number_reads(true);
-    for (fault, lasting, op) in planned {
-        disk.fail_op(*op, *fault, *lasting);
+    sweep: &'a Sweep,
+    number: usize,
+    planned: &'a [Planned],
+}
+
+impl<S: Scenario> Run<'_, S> {
+    /// Runs the scenario, whatever that returns, then recovers without faults.
+    fn make(&self, report: &mut FaultReport) {
+        let disk = SimDisk::new(self.seed);
+        disk.number_reads(true);
+        for (fault, lasting, op) in self.planned {
+            disk.fail_op(*op, *fault, *lasting);
+        }
+        let mut log = Log::new(self.scenario.start());
+        let result = guarded(|| self.scenario.run(&disk, &mut log));
+        if disk.faults_fired() < self.planned.len() as u64 {
+            return;
+        }
+        report.runs += 1;
+        report.refused += u64::from(result.is_err());
+        self.trace(report, &format!("{result:?}"), &disk);
+        if let Err(error) = result
+            && error.starts_with("panicked")
+        {
+            self.fail(report, "running", &error);
+        }
+        let snapshot = disk.snapshot();
+        let known = log.model();
+        let restarted = snapshot.restart();
+        let learned = self.check(report, known, "after a kill", &restarted);
+        // That a file system goes on with names that are not on the disk, for a program that starts again, is
+        // more than any journal does. Bytes are another matter: those are shown and counted as clean.
+        let policy = ImagePolicy { exhaustive_bits: 0, random: 0, torn_cuts: 1, ..ImagePolicy::default() };
+        let again = if restarted.has_lost_names() { 0 } else { self.sweep.images_max };
+        for image in restarted.snapshot().images(&policy).take(again) {
+            self.check(report, &learned, "after a kill, a recovery and a power cut", &image.mount());
+        }
+        for image in snapshot.images(&policy).take(self.sweep.images_max) {
+            self.check(report, known, &format!("image {}", image.id()), &image.mount());
+        }
     }
-    let mut log = Log::new(scenario.start());
-    let result = guarded(|| scenario.run(&disk, &mut log));
-    if disk.faults_fired() < planned.len() as u64 {
-        return;
-    }
-    report.runs += 1;
-    report.refused += u64::from(result.is_err());
-    let mut failed = |what: &str, error: String| {
-        let name = scenario.name();
-        report.failures.push(format!("{name} {seed}: {planned:?}, {what}: {error}"));
-    };
-    if let Err(error) = result
-        && error.starts_with("panicked")
-    {
-        failed("running", error);
-    }
-    let snapshot = disk.snapshot();
-    let known = log.model();
-    let mut check = |known: &S::Model, what: &str, disk: &SimDisk| {
+
+    /// Recovers and goes on; returns what is known then.
+    fn check(&self, report: &mut FaultReport, known: &S::Model, what: &str, disk: &SimDisk) -> S::Model {
+        disk.set_tracing(self.sweep.only.is_some());
         let mut log = Log::of_last(known.clone());
         report.recoveries += 1;
-        if let Err(error) = guarded(|| scenario.recover_and_go_on(disk, &mut log)) {
-            failed(what, error);
+        if let Err(error) = guarded(|| self.scenario.recover_and_go_on(disk, &mut log)) {
+            self.fail(report, what, &error);
+            self.trace(report, what, disk);
         }
         log.model().clone()
-    };
-    let restarted = snapshot.restart();
-    let learned = check(known, "after a kill", &restarted);
-    // That a file system goes on with names that are not on the disk, for a program that starts again, is
-    // more than any journal does. Bytes are another matter: those are shown and counted as clean.
-    let policy = ImagePolicy { exhaustive_bits: 0, random: 0, torn_cuts: 1, ..ImagePolicy::default() };
-    let again = if restarted.has_lost_names() { 0 } else { images_max };
-    for image in restarted.snapshot().images(&policy).take(again) {
-        check(&learned, "after a kill, a recovery and a power cut", &image.mount());
     }
-    for image in snapshot.images(&policy).take(images_max) {
-        check(known, &format!("image {}", image.id()), &image.mount());
+
+    fn fail(&self, report: &mut FaultReport, what: &str, error: &str) {
+        let Self { seed, number, planned, .. } = self;
+        let pairs =
+            if self.sweep.pairs == 0 { String::new() } else { format!(" --pairs {}", self.sweep.pairs) };
+        let again =
+            format!("laminar-sim faults {} --seed {seed}{pairs} --run {number}", self.scenario.name());
+        report.failures.push(format!("{again}: {planned:?}, {what}: {error}"));
+    }
+
+    fn trace(&self, report: &mut FaultReport, what: &str, disk: &SimDisk) {
+        if self.sweep.only.is_some() {
+            let lines: String = disk.trace().iter().map(|op| format!("    {op}\n")).collect();
+            report.traces.push(format!("{what}\n{lines}"));
+        }
     }
 }

@@ -20,6 +20,7 @@ const USAGE: &str = "usage:
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
                      [--for MINUTES] [--part I/N]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
+  laminar-sim faults NAME [--seed N] [--pairs N] --run N
   laminar-sim replay NAME SEED TRAIL
   laminar-sim real   NAME SEED DIRECTORY
 --all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
@@ -28,7 +29,8 @@ const USAGE: &str = "usage:
 --for: one seed after the other until the time is over.
 --part: only the images of the I-th of N parts, for runs that share the work.
 real: does what the scenario does on real files below an empty directory.
---pairs: runs with two faults, drawn from the seed, instead of every single one.";
+--pairs: runs with two faults, drawn from the seed, instead of every single one.
+--run: of all these only that one, with its operations.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -67,6 +69,7 @@ fn run(arguments: &[String]) -> Result<bool, String> {
                 for failure in report.failures.iter().take(options.plan.failures_max) {
                     println!("  {failure}");
                 }
+                report.traces.iter().for_each(|trace| print!("{trace}"));
                 total.add(&report);
             }
             println!("all: {total}");
@@ -177,6 +180,7 @@ impl Options {
             "threads" => self.plan.threads = small()? as usize,
             "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
             "pairs" => self.sweep.pairs = value,
+            "run" => self.sweep.only = Some(small()? as usize),
             "for" => {
                 let time = Duration::from_secs(value.saturating_mul(60));
                 self.plan.until = Some(Instant::now().checked_add(time).ok_or("--for: too long")?);
