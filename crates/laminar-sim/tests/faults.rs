@@ -2,13 +2,15 @@
 //! acknowledged after it, and the next opening recovers. `laminar-sim faults --all` makes all runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+use std::path::Path;
 use std::sync::Arc;
 
 use laminar_sim::registry::{find, real};
 use laminar_sim::store::{DIR, open, small_settings};
 use laminar_sim::{FaultReport, Sweep};
-use laminar_storage::StateReader;
 use laminar_storage::vfs::sim::{Duration, Fault, ImageId, Keep, SimDisk};
+use laminar_storage::vfs::{Access, Vfs};
+use laminar_storage::{Opened, StateReader};
 
 fn swept(name: &str, sweep: &Sweep) -> FaultReport {
     let report = find(name).unwrap().sweep_faults(1, sweep);
@@ -69,4 +71,46 @@ fn a_length_that_a_failed_sync_forgot_is_written_again() {
         assert_eq!(reader.report().recovery_point, epoch, "op {op}");
     }
     assert!(refused > 5, "{refused}");
+}
+
+/// A write stopped short of the zeros at the end of a frame, and failed. Recovery gave the frame up, wrote zeros
+/// behind the end of the file, as it always did, and so completed it: the next opening found an epoch that had been
+/// discarded. Found by the sweep with pairs of faults over `store-recover-one-core`.
+#[test]
+fn what_a_recovery_gave_up_is_not_completed_by_zeros() {
+    let mut tried = 0;
+    for key_len in 1..=8 {
+        let disk = SimDisk::new(1);
+        disk.record(true);
+        let Opened { store, mut cores, .. } = open(&disk, 2, &small_settings()).unwrap();
+        for (core, letter) in cores.iter_mut().zip(*b"ab") {
+            core.put(&vec![letter; key_len], b"value").unwrap();
+            core.seal_epoch().unwrap();
+        }
+        drop((store, cores));
+        let writes = disk.history().into_iter().filter(|snapshot| {
+            snapshot.last_op().is_some_and(|op| op.call == "pwrite" && op.path.ends_with(".log"))
+        });
+        for written in writes {
+            let path = Path::new(&*written.last_op().unwrap().path);
+            let bytes = written.restart().read_file(path).unwrap();
+            let zeros = bytes.iter().rev().take_while(|byte| **byte == 0).count().min(bytes.len() - 256);
+            for missing in 1..=zeros {
+                tried += 1;
+                let disk = written.restart();
+                let file = disk.open(path, Access::ReadWrite).unwrap();
+                file.set_len((bytes.len() - missing) as u64).unwrap();
+                let point = |cores| open(&disk, cores, &small_settings()).unwrap().report.recovery_point;
+                // The core that leaves has no later segment that would say where its log ends.
+                let reader = StateReader::open_with(DIR, Arc::new(disk.clone())).unwrap();
+                assert_eq!(
+                    [1, 1, 2, 1].map(point),
+                    [reader.report().recovery_point; 4],
+                    "{}: {missing} bytes missing",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(tried > 10, "{tried}");
 }

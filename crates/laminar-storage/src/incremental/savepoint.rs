@@ -270,7 +270,9 @@ impl Replica<'_> {
         if renaming && matches!(vfs.kind(self.pending), Ok(None)) {
             vfs.rename(self.target, self.pending).map_err(io("could not take its name from", self.target))?;
             let parent = parent_of(self.target);
-            vfs.sync_dir(parent).map_err(io("could not sync the directory", parent))?;
+            if !sabotaged(Sabotage::TakenBackUnsynced) {
+                vfs.sync_dir(parent).map_err(io("could not sync the directory", parent))?;
+            }
         }
         self.remove_pending(vfs)
     }

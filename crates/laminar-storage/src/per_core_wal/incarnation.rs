@@ -76,6 +76,9 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 /// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
 /// changes nothing; zeros behind everything there is, as written ahead, make the system write the file's
 /// length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
+///
+/// Where the file ends within a frame, it is cut to its whole ones instead. The zeros could be just the bytes that are
+/// missing, and what this recovery gave up would be there for the next one.
 fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
     if sabotaged(Sabotage::EndNotWrittenAgain) {
         return Ok(());
@@ -89,6 +92,9 @@ fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
         read_exact_at(file, part, at)?;
         write_all_at(file, part, at)?;
         at += part.len() as u64;
+    }
+    if segment.ends_in_frame && !sabotaged(Sabotage::TornFrameCompleted) {
+        return file.set_len(segment.len);
     }
     if segment.proven < segment.len {
         write_all_at(file, &[0; FRAME_ALIGN], segment.file_len)?;

@@ -68,7 +68,8 @@ pub(crate) fn truncate_segments(
             // A core of an earlier layout: all of it lies before this incarnation.
             if let Some((newest, older)) = core.split_last().filter(|_| largest >= scope.start) {
                 obsolete.extend_from_slice(older);
-                last.push(*newest);
+                let early = sabotaged(Sabotage::DepartedNewestFirst);
+                if early { &mut obsolete } else { &mut last }.push(*newest);
             }
         } else {
             let cut = floor.cuts.get(id.index()).copied().unwrap_or(largest);

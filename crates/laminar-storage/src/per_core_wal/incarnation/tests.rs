@@ -93,6 +93,16 @@ fn what_is_proven_is_not_written_again() {
 }
 
 #[test]
+fn a_file_that_ends_within_a_frame_is_cut_and_not_completed() {
+    let disk = SimDisk::new(1);
+    let file = disk.create_new(Path::new("/segment")).unwrap();
+    write_all_at(file.as_ref(), &[7; 600], 0).unwrap();
+    let torn = Segment { proven: 504, file_len: 600, ends_in_frame: true, ..segment(0, 1) };
+    write_again(&torn, file.as_ref()).unwrap();
+    assert_eq!(disk.read_file("/segment").unwrap(), [7; 512]);
+}
+
+#[test]
 fn a_log_whose_ids_cannot_grow_is_refused_by_name() {
     for (incarnation, number, fits) in [
         (Incarnation::LAST.0 - 1, SegmentNumber::LAST.0 - 1, true),

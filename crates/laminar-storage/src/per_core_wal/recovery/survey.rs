@@ -41,6 +41,8 @@ pub(crate) struct Segment {
     /// The case of the truth table, and what was cut off.
     pub(crate) case: char,
     pub(crate) dropped: u64,
+    /// The file ends within a frame: more bytes could make a whole one of what was dropped.
+    pub(crate) ends_in_frame: bool,
 }
 
 /// One core's log.
@@ -439,8 +441,9 @@ impl Walk<'_> {
             log.acknowledged = log.acknowledged.max(tally.acknowledged);
         }
         let dropped = if case.verdict == Verdict::Cut { file_len - len } else { 0 };
+        let ends_in_frame = dropped > 0 && fault == Some(FrameFault::Short);
         let segment = tally.segment(path, header, len, file_len, case.label, dropped);
-        Ok(Some(Segment { start, ..segment }))
+        Ok(Some(Segment { start, ends_in_frame, ..segment }))
     }
 
     /// Judges a segment without a readable header.

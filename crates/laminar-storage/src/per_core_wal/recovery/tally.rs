@@ -123,6 +123,7 @@ impl Tally {
             max_epoch: self.max_epoch,
             case,
             dropped,
+            ends_in_frame: false,
         }
     }
 }

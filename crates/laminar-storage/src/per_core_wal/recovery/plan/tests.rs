@@ -42,6 +42,7 @@ pub(in crate::per_core_wal) fn segment(core: u16, incarnation: u64) -> Segment {
         max_epoch: Epoch(1),
         case: 'B',
         dropped: 0,
+        ends_in_frame: false,
     }
 }
 
