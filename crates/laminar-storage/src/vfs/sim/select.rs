@@ -58,7 +58,7 @@ impl Default for ImagePolicy {
 pub struct Images {
     survey: Survey,
     policy: ImagePolicy,
-    selections: std::vec::IntoIter<Picks>,
+    selections: Selections,
     variants: Vec<ImageId>,
     seen: HashSet<u64, Xxh3DefaultBuilder>,
     duplicates: u64,
@@ -70,11 +70,13 @@ impl Images {
         let needs = Needs::new(&survey, policy.profile);
         let all = needs.every(1 << policy.exhaustive_bits.min(24));
         let exhaustive = all.is_some();
-        let selections = all.unwrap_or_else(|| needs.telling(&survey, policy));
+        let telling = |needs| Telling { needs, next: 0, seen: HashSet::default() };
+        let selections =
+            all.map_or_else(|| Selections::Telling(telling(needs)), |all| Selections::All(all.into_iter()));
         Self {
             survey,
             policy: policy.clone(),
-            selections: selections.into_iter(),
+            selections,
             variants: Vec::new(),
             seen: HashSet::default(),
             duplicates: 0,
@@ -141,7 +143,10 @@ impl Iterator for Images {
     fn next(&mut self) -> Option<Image> {
         loop {
             let Some(id) = self.variants.pop() else {
-                let picks = self.selections.next()?;
+                let picks = match &mut self.selections {
+                    Selections::All(all) => all.next(),
+                    Selections::Telling(telling) => telling.next(&self.survey, &self.policy),
+                }?;
                 self.add_variants(picks);
                 continue;
             };
@@ -165,7 +170,83 @@ fn below(random: u64, bound: usize) -> usize {
     usize::try_from(random % bound.max(1) as u64).unwrap_or_default()
 }
 
+/// The selections of a snapshot's items.
+#[derive(Debug)]
+enum Selections {
+    All(std::vec::IntoIter<Picks>),
+    Telling(Telling),
+}
+
+/// The telling selections, each made when it is its turn: of thousands of items often only the first few are wanted.
+///
+/// None, all, each item alone, all but one, every prefix and suffix; each file, all sizes, all bytes and all entries
+/// alone or missing; and random ones of every density.
+#[derive(Debug)]
+struct Telling {
+    needs: Needs,
+    next: usize,
+    seen: HashSet<Picks>,
+}
+
+impl Telling {
+    fn next(&mut self, survey: &Survey, policy: &ImagePolicy) -> Option<Picks> {
+        loop {
+            let picks = self.nth(self.next, survey, policy)?;
+            self.next += 1;
+            if self.seen.insert(picks.clone()) {
+                return Some(picks);
+            }
+        }
+    }
+
+    fn nth(&self, number: usize, survey: &Survey, policy: &ImagePolicy) -> Option<Picks> {
+        let (needs, items, files) = (&self.needs, self.needs.len(), survey.files.len());
+        let what = |item: usize| survey.items[item].what;
+        let Some(number) = number.checked_sub(2) else {
+            return Some(needs.closed(|_| number == 1));
+        };
+        // Each group of items alone, and then missing.
+        let (group, missing) = (number / 2, number % 2 == 1);
+        let of_group = |chosen: &dyn Fn(usize) -> bool| {
+            Some(if missing { needs.opened(|item| !chosen(item)) } else { needs.closed(chosen) })
+        };
+        if group < 2 * items {
+            let this = group / 2;
+            return if group.is_multiple_of(2) {
+                of_group(&|item| item == this)
+            } else {
+                of_group(&|item| item < this)
+            };
+        }
+        let group = group - 2 * items;
+        if group < files {
+            return of_group(&|item| match what(item) {
+                What::Atom { file, .. } | What::Size { file, .. } => file == group,
+                What::Entry { .. } => false,
+            });
+        }
+        match group - files {
+            0 => of_group(&|item| matches!(what(item), What::Atom { .. })),
+            1 => of_group(&|item| matches!(what(item), What::Size { .. })),
+            2 => of_group(&|item| matches!(what(item), What::Entry { .. })),
+            _ => {
+                let round = number - 2 * (2 * items + files + 3);
+                (round < policy.random as usize).then(|| self.random(round, policy.seed))
+            }
+        }
+    }
+
+    fn random(&self, round: usize, seed: u64) -> Picks {
+        let seed = draw(seed, self.needs.len() as u64, round as u64);
+        let density = [16, 64, 128, 192, 240][below(seed, 5)];
+        let hit = |item: usize| draw(seed, item as u64, 0) % 256 < density;
+        // Closing makes them fuller and opening emptier, so do each in turn.
+        if round.is_multiple_of(2) { self.needs.closed(hit) } else { self.needs.opened(hit) }
+    }
+}
+
 /// Which items each item needs, always earlier ones; and which have arrived for certain.
+#[derive(Debug)]
 struct Needs {
     direct: Vec<Vec<usize>>,
     certain: Vec<bool>,
@@ -289,40 +370,5 @@ impl Needs {
             }
         }
         picks
-    }
-
-    /// None, all, each alone, all but one, every prefix and suffix; each file, all sizes, all bytes
-    /// and all entries alone or missing; and random ones of every density.
-    fn telling(&self, survey: &Survey, policy: &ImagePolicy) -> Vec<Picks> {
-        let n = self.len();
-        let mut found = vec![self.closed(|_| false), self.closed(|_| true)];
-        let mut both = |group: &dyn Fn(usize) -> bool| {
-            found.push(self.closed(group));
-            found.push(self.opened(|item| !group(item)));
-        };
-        for i in 0..n {
-            both(&|item| item == i);
-            both(&|item| item < i);
-        }
-        let what = |item: usize| survey.items[item].what;
-        for of in 0..survey.files.len() {
-            both(&|item| match what(item) {
-                What::Atom { file, .. } | What::Size { file, .. } => file == of,
-                What::Entry { .. } => false,
-            });
-        }
-        both(&|item| matches!(what(item), What::Atom { .. }));
-        both(&|item| matches!(what(item), What::Size { .. }));
-        both(&|item| matches!(what(item), What::Entry { .. }));
-        for round in 0..policy.random {
-            let seed = draw(policy.seed, n as u64, u64::from(round));
-            let density = [16, 64, 128, 192, 240][below(seed, 5)];
-            let hit = |item: usize| draw(seed, item as u64, 0) % 256 < density;
-            // Closing makes them fuller and opening emptier, so do each in turn.
-            found.push(if round % 2 == 0 { self.closed(hit) } else { self.opened(hit) });
-        }
-        let mut seen = HashSet::new();
-        found.retain(|picks| seen.insert(picks.clone()));
-        found
     }
 }
