@@ -268,8 +268,16 @@ impl<S: Scenario> Explorer<'_, S> {
         (key >> 8).is_multiple_of(4) && spent.load(Ordering::Relaxed) < due
     }
 
-    /// All crashes at one snapshot. `level` counts the crashes before.
-    fn crash_at(&self, snapshot: &Snapshot, known: &Version<S::Model>, trail: &Trail, level: usize) {
+    /// All crashes at one snapshot. `level` counts the crashes before. Images that can be seen at `since` already, an
+    /// operation before, are left out. Returns whether every image there is has been looked at.
+    fn crash_at(
+        &self,
+        snapshot: &Snapshot,
+        known: &Version<S::Model>,
+        trail: &Trail,
+        level: usize,
+        since: Option<u64>,
+    ) -> bool {
         // With nothing pending, a kill leaves the same as a power cut.
         if !snapshot.is_clean()
             && self.is_chosen(snapshot.hash(), level)
@@ -284,6 +292,9 @@ impl<S: Scenario> Explorer<'_, S> {
         }
         let policy = if level == 0 { &self.plan.policy } else { &self.plan.nested_policy };
         let mut images = snapshot.images(policy);
+        if let Some(op) = since {
+            images = images.newer_than(op);
+        }
         if !images.is_exhaustive() {
             self.sampled.fetch_add(1, Ordering::Relaxed);
         }
@@ -292,7 +303,7 @@ impl<S: Scenario> Explorer<'_, S> {
                 self.stop.store(true, Ordering::Relaxed);
             }
             if self.stop.load(Ordering::Relaxed) {
-                return;
+                return false;
             }
             if !self.plan.part.contains(image.hash()) {
                 continue;
@@ -309,6 +320,7 @@ impl<S: Scenario> Explorer<'_, S> {
             }
         }
         self.duplicates.fetch_add(images.duplicates(), Ordering::Relaxed);
+        images.is_exhaustive() && policy.one_in <= 1
     }
 
     fn count(&self, image: u64, level: usize) {
@@ -356,12 +368,16 @@ impl<S: Scenario> Explorer<'_, S> {
             return;
         }
         self.nested.fetch_add(1, Ordering::Relaxed);
+        // Where all was looked at last, and with what knowledge.
+        let mut complete: Option<(u64, u64)> = None;
         for snapshot in disk.history() {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let known = log.at(snapshot.op());
-            self.crash_at(&snapshot, known, trail, level + 1);
+            let (op, known) = (snapshot.op(), log.at(snapshot.op()));
+            let since = complete.filter(|(_, fingerprint)| *fingerprint == known.fingerprint);
+            let is_complete = self.crash_at(&snapshot, known, trail, level + 1, since.map(|(op, _)| op));
+            complete = is_complete.then_some((op, known.fingerprint));
         }
     }
 }
@@ -390,7 +406,7 @@ impl<S: Scenario> Explorer<'_, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            self.crash_at(snapshot, log.at(snapshot.op()), &Trail::default(), 0);
+            self.crash_at(snapshot, log.at(snapshot.op()), &Trail::default(), 0, None);
         }
     }
 

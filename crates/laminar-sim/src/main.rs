@@ -26,7 +26,7 @@ const USAGE: &str = "usage:
 --all: every scenario that has no mistake built in, as without a name. store-random-N: for any N.
 --long: all selections of up to 12 pending items, three crashes deep, with millions of images.
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
---for: one seed after the other until the time is over.
+--for: one seed after the other until the time is over, an equal share of it for every scenario.
 --part: only the images of the I-th of N parts, for runs that share the work.
 real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.
@@ -197,16 +197,25 @@ impl Options {
         let distinct = Arc::new(Distinct::default());
         let plan = Plan { distinct: Some(Arc::clone(&distinct)), ..self.plan.clone() };
         let is_over = || plan.until.is_some_and(|until| Instant::now() >= until);
-        let scenarios = self.scenarios()?;
-        let runs = self.seeds().flat_map(|seed| scenarios.iter().map(move |scenario| (scenario, seed)));
-        for (scenario, seed) in runs.take_while(|_| !is_over()) {
-            let report = scenario.explore(seed, &plan);
+        let mut turns: Vec<_> =
+            self.scenarios()?.into_iter().map(|s| (Duration::ZERO, self.seed, s)).collect();
+        // Whose turn it is: of those with seeds left, the one that took the least time so far.
+        let seeds = self.seeds();
+        while let Some((spent, seed, scenario)) =
+            turns.iter_mut().filter(|(_, seed, _)| seeds.contains(seed)).min_by_key(|(spent, ..)| *spent)
+        {
+            if is_over() {
+                break;
+            }
+            let report = scenario.explore(*seed, &plan);
+            *spent += report.elapsed;
             let cut = if is_over() { " (cut short: the time is over)" } else { "" };
             println!("{} {seed}: {report}{cut}", scenario.name());
             for failure in &report.failures {
                 println!("  {failure}");
             }
             total.add(&report);
+            *seed += 1;
             println!(
                 "  so far {distinct}, {} failures, {} s",
                 total.failures.len(),

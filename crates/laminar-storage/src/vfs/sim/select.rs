@@ -63,6 +63,7 @@ pub struct Images {
     seen: HashSet<u64, Xxh3DefaultBuilder>,
     duplicates: u64,
     exhaustive: bool,
+    newer_than: Option<u64>,
 }
 
 impl Images {
@@ -81,7 +82,16 @@ impl Images {
             seen: HashSet::default(),
             duplicates: 0,
             exhaustive,
+            newer_than: None,
         }
+    }
+
+    /// Without those in which nothing of what a later operation than number `op` did has arrived. Where every image
+    /// of the snapshot after that operation was made, they are all among those; but for other places where an atom is
+    /// torn.
+    #[must_use]
+    pub fn newer_than(self, op: u64) -> Self {
+        Self { newer_than: Some(op), ..self }
     }
 
     /// How many images were made and found to be the same as an earlier one, so far.
@@ -106,7 +116,9 @@ impl Images {
         let survey = &self.survey;
         let mut last_atom = None;
         let (mut sized, mut dropped) = (false, false);
+        let mut is_new = self.newer_than.is_none();
         for (number, item) in survey.items.iter().enumerate() {
+            is_new |= picks.has(number) && self.newer_than.is_some_and(|op| item.op > op);
             match (item.what, picks.has(number)) {
                 (What::Atom { file, index }, true) => last_atom = Some((number, file, index)),
                 (What::Atom { .. }, false) => dropped = true,
@@ -115,6 +127,14 @@ impl Images {
             }
         }
         let plain = ImageId { picks, ..ImageId::default() };
+        // What has not arrived may be garbage, and there is more of that now.
+        let garbage = self.policy.garbage && sized && (dropped || !survey.files.is_empty());
+        if garbage {
+            self.variants.push(ImageId { garbage, ..plain.clone() });
+        }
+        if !is_new {
+            return;
+        }
         if let Some((item, file, index)) = last_atom
             && let DataChange::Atom { len, .. } = survey.files[file].node().pending[index].change
             && len > 1
@@ -129,9 +149,6 @@ impl Images {
                 self.variants
                     .push(ImageId { torn: Some(Torn { item, cut: torn.0, head: torn.1 }), ..plain.clone() });
             }
-        }
-        if self.policy.garbage && sized && (dropped || !survey.files.is_empty()) {
-            self.variants.push(ImageId { garbage: true, ..plain.clone() });
         }
         self.variants.push(plain);
     }

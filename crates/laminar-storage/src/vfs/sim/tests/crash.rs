@@ -288,3 +288,41 @@ fn replacing_a_file_durably_is_old_or_new_at_every_instant() {
     }
     assert!(images >= 40, "{images}");
 }
+
+#[test]
+fn what_an_operation_adds_is_all_that_is_new_after_it() {
+    let disk = SimDisk::new(1);
+    disk.record(true);
+    create_dir_durably(&disk, path("d")).unwrap();
+    let file = disk.create_new(path("d/a")).unwrap();
+    write_all_at(file.as_ref(), &[1; 700], 0).unwrap();
+    file.set_len(2000).unwrap();
+    write_all_at(file.as_ref(), &[2; 100], 1500).unwrap();
+    file.sync_data().unwrap();
+    disk.rename(path("d/a"), path("d/b")).unwrap();
+    write_all_at(file.as_ref(), &[3; 600], 100).unwrap();
+    disk.sync_dir(path("d")).unwrap();
+    file.set_len(50).unwrap();
+    write_all_at(file.as_ref(), &[4; 600], 40).unwrap();
+    disk.remove_file(path("d/b")).unwrap();
+    // Where an atom is torn depends on its number, which changes.
+    let policy = ImagePolicy { torn_cuts: 0, ..ImagePolicy::default() };
+    let (mut all, mut new, mut made) = (std::collections::HashSet::new(), all_of(&disk, &policy), 0);
+    for (number, snapshot) in disk.history().iter().enumerate() {
+        all.extend(snapshot.images(&policy).map(|image| image.hash()));
+        if number > 0 {
+            let before = disk.history()[number - 1].op();
+            for image in snapshot.images(&policy).newer_than(before) {
+                new.insert(image.hash());
+                made += 1;
+            }
+        }
+    }
+    assert_eq!(all, new);
+    assert!(made < 3 * all.len(), "{made} of {}", all.len());
+}
+
+/// Of the first snapshot.
+fn all_of(disk: &SimDisk, policy: &ImagePolicy) -> std::collections::HashSet<u64> {
+    disk.history()[0].images(policy).map(|image| image.hash()).collect()
+}
