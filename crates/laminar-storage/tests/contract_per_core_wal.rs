@@ -359,19 +359,20 @@ fn what_is_written_after_a_torn_end_is_found_again() {
     for round in 1..=3_u8 {
         let mut manager = open(dir.path(), 1);
         assert_eq!(manager.merge_segments().unwrap().len(), usize::from(round) - 1);
-        for (path, bytes) in &torn {
+        for (path, whole) in &torn {
             let now = std::fs::read(path).unwrap();
-            // Zeros may follow: the end is written again, to be sure of the file's length.
-            let rest = now.strip_prefix(bytes.as_slice()).unwrap();
+            // What tore within a record is cut off. Zeros may follow: the end is written again, to be sure of the
+            // file's length.
+            let rest = now.strip_prefix(whole.as_slice()).unwrap();
             assert!(rest.iter().all(|byte| *byte == 0), "{} was written on", path.display());
         }
         manager.writer(0).append_put(b"key", &[round]).unwrap();
         manager.sync_all().unwrap();
         let path = manager.writer(0).path().to_path_buf();
         drop(manager);
-        let bytes = [std::fs::read(&path).unwrap().as_slice(), b"a write that a crash tore"].concat();
-        std::fs::write(&path, &bytes).unwrap();
-        torn.push((path, bytes));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [whole.as_slice(), b"a write that a crash tore"].concat()).unwrap();
+        torn.push((path, whole));
     }
     assert_eq!(open(dir.path(), 1).merge_segments().unwrap().len(), 3);
 }
