@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use laminar_storage::incremental::merge::MergePolicy;
 use laminar_storage::incremental::{
-    CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, validate_checkpoint_in,
+    CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, ManagerOptions,
+    validate_checkpoint_in,
 };
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
@@ -107,6 +109,8 @@ pub struct CheckpointScenario {
     pub retained: usize,
     /// Whether a checkpoint writes only what changed.
     pub incremental: bool,
+    /// How large the ranges of a base are, where the small states of scenarios are to have several.
+    pub range_bytes: Option<u64>,
     /// What is done.
     pub script: Vec<CheckpointDo>,
 }
@@ -120,7 +124,11 @@ impl CheckpointScenario {
         let config = CheckpointConfig::new(Path::new(DIR))
             .with_max_retained(self.retained)
             .with_incremental(self.incremental);
-        text(IncrementalCheckpointManager::with_vfs(config, vfs))
+        let mut options = ManagerOptions::default();
+        if let Some(range_bytes) = self.range_bytes {
+            options.merge = MergePolicy { small_files: 0, small_bytes: 0, run: 3, range_bytes };
+        }
+        text(IncrementalCheckpointManager::with_options(config, vfs, options))
     }
 
     /// Everything the manager finds, each checkpoint read and validated; its own state is the newest's.
@@ -300,7 +308,7 @@ pub fn checkpoint_scenarios() -> Vec<CheckpointScenario> {
     use CheckpointDo::{Create, Delete, Keep, Position, Put, Remove, Reopen};
     let scenario = |name, retained, incremental, script: &[CheckpointDo]| {
         let script = script.to_vec();
-        CheckpointScenario { name, retained, incremental, script }
+        CheckpointScenario { name, retained, incremental, range_bytes: None, script }
     };
     let mut rounds = Vec::new();
     for n in 0..6 {
@@ -316,7 +324,14 @@ pub fn checkpoint_scenarios() -> Vec<CheckpointScenario> {
         [Create, Keep(2), Reopen, Delete(4), Create, Keep(1)],
     ];
     let reopened = [Put(0, 3, 700), Create, Put(3, 4, 20), Reopen, Put(2, 6, 30), Create, Reopen, Create];
+    let mut ranges = vec![Put(0, 12, 400), Create, Reopen];
+    for n in [3, 9, 0, 6, 11] {
+        ranges.extend([Put(n, n + 1, 300), Delete((n + 5) % 12), Create]);
+    }
+    let ranges =
+        CheckpointScenario { range_bytes: Some(900), ..scenario("checkpoints-ranges", 2, true, &ranges) };
     vec![
+        ranges,
         scenario("checkpoints-retain-one", 1, true, &rounds),
         scenario("checkpoints-retain-two", 2, true, &rounds),
         scenario("checkpoints-in-full", 3, false, &rounds),

@@ -82,6 +82,7 @@ scenarios! {
     wal_checkpoints "wal-checkpoints"
     wal_checkpoints_kept "wal-checkpoints-kept"
     wal_checkpoints_repaired "wal-checkpoints-repaired"
+    checkpoints_ranges "checkpoints-ranges"
     checkpoints_retain_one "checkpoints-retain-one"
     checkpoints_retain_two "checkpoints-retain-two"
     checkpoints_in_full "checkpoints-in-full"

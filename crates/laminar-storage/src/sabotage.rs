@@ -166,6 +166,8 @@ sabotages! {
         "laminar-storage/lib" "incremental::manager::tests::crash::short_and_interrupted_transfers_change_nothing"
     21 RetentionTakesNewest "retention removes the newest checkpoints"
         "laminar-storage/contract_incremental" "listing_retention_and_deletion"
+    21 DeltaGoesEarly "a delta goes when the newest range has it, not when all have"
+        "laminar-storage/lib" "incremental::base::tests::a_large_state_is_written_in_ranges_and_they_are_renewed_a_few_at_a_time"
     21 ManifestListsNewOnly "a manifest leaves out the files it shares"
         "laminar-storage/contract_incremental" "each_directory_stands_alone"
     21 FailedListingIsEmpty "checkpoints that cannot be listed count as none"

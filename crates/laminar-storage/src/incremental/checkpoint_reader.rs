@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::base::sources;
 use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
-use super::merge::{Merge, Source};
+use super::merge::Merge;
 use super::metadata::IncrementalCheckpointMetadata;
 use super::state_file::StateFileReader;
 use super::state_map::StateMap;
@@ -140,8 +141,7 @@ impl CheckpointReader {
         E: From<IncrementalCheckpointError>,
         F: FnMut(&[u8], &[u8]) -> std::result::Result<(), E>,
     {
-        let sources = self.files(core).iter().map(|file| Source::File(file.cursor())).collect();
-        let mut merge = Merge::new(sources)?;
+        let mut merge = Merge::new(sources(self.files(core).iter(), StateFileReader::cursor))?;
         while let Some(record) = merge.next_record()? {
             if let Some(value) = record.value {
                 apply(record.key, value)?;

@@ -2,9 +2,11 @@
 
 use std::cmp::Ordering;
 
+use super::base::sources;
 use super::checkpoint_reader::CheckpointReader;
 use super::error::IncrementalCheckpointError;
 use super::merge::{Merge, Source};
+use super::state_file::StateFileReader;
 use super::state_map::{Iter, StateMap};
 use crate::ids::CoreId;
 
@@ -207,8 +209,7 @@ impl<'a> Side<'a> {
         };
         // A key is live on one core at most, so the live records of all cores are one sorted sequence.
         let cores = reader.cores().filter(|core| !leave_out(*core)).map(|core| {
-            let files = reader.files(core).iter().map(|file| Source::File(file.cursor()));
-            Ok(Source::live(Merge::new(files.collect())?))
+            Ok(Source::live(Merge::new(sources(reader.files(core).iter(), StateFileReader::cursor))?))
         });
         let cores = cores.collect::<Result<Vec<_>, IncrementalCheckpointError>>()?;
         Ok(Self::Checkpoint(Merge::new(cores)?))

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::base::holders;
 use super::config::CheckpointConfig;
 use super::error::IncrementalCheckpointError;
 use super::merge::{MergePolicy, Weight};
@@ -229,7 +230,8 @@ impl IncrementalCheckpointManager {
         if let Some(known) = self.get_in_memory(core, key) {
             return Ok(known.map(<[u8]>::to_vec));
         }
-        for file in self.chains.get(core.index()).into_iter().flatten().rev() {
+        let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
+        for file in holders(chain, key).filter_map(|at| chain.get(at)) {
             if let Some(known) = file.reader.get(key, &mut BlockCache::default())? {
                 return Ok(known.map(<[u8]>::to_vec));
             }

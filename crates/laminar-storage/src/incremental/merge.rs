@@ -2,7 +2,9 @@
 //!
 //! # When to merge
 //! A core's state is a chain of files, oldest first; a key's newest record counts. Every checkpoint
-//! that changes something adds a file, so files must be merged now and then, for two reasons.
+//! that changes something adds a file, so files must be merged now and then. Once there is a base (see
+//! `base.rs`), its ranges are renewed a few at a time, and `DEBT`, `PAYMENT` and `MOST_DEBT` say when.
+//! Before there is one, and among deltas, files are merged for two reasons.
 //!
 //! *Dead records.* Walking from the newest to the oldest, a file that is less than twice as large as
 //! everything newer than it, in bytes or in records, is to be merged with that. As long as the oldest file is not
@@ -18,6 +20,7 @@
 //! Records count beside bytes so that many small tombstones cannot keep many large dead values alive.
 //! Chains that are short and small are left alone: there is nothing to win.
 
+use super::base::BaseCursor;
 use super::error::IncrementalCheckpointError;
 use super::overlay::SortedChanges;
 use super::state_file::FileCursor;
@@ -34,11 +37,13 @@ pub struct MergePolicy {
     pub small_bytes: u64,
     /// Files of which a merge makes one, the new changes counted, where only their number is a reason.
     pub run: usize,
+    /// A range of the base has at least about so many bytes, if there is that much.
+    pub range_bytes: u64,
 }
 
 impl Default for MergePolicy {
     fn default() -> Self {
-        Self { small_files: 8, small_bytes: 1 << 20, run: 8 }
+        Self { small_files: 8, small_bytes: 1 << 20, run: 8, range_bytes: 256 << 10 }
     }
 }
 
@@ -52,13 +57,60 @@ pub struct Weight {
 }
 
 impl Weight {
-    fn plus(self, other: Self) -> Self {
+    /// Whether it is at least this part of `whole`, in bytes or in records.
+    fn is_at_least(self, (part, of): (u64, u64), whole: Self) -> bool {
+        let at_least = |this: u64, all: u64| this.saturating_mul(of) >= all.saturating_mul(part);
+        at_least(self.bytes, whole.bytes) || at_least(self.records, whole.records)
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
             records: self.records.saturating_add(other.records),
         }
     }
 }
+
+/// How much a range of the base weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeWeight {
+    /// The checkpoint that wrote it.
+    pub checkpoint: u64,
+    /// What is in it.
+    pub weight: Weight,
+}
+
+/// What a checkpoint does with the files of one core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Everything is written as a new base.
+    All,
+    /// The changes and the deltas from `first` on become one delta, and these ranges, numbered by key, are written
+    /// again. Never all there are.
+    Some {
+        /// The number of deltas for none of them.
+        first: usize,
+        /// In the order of their keys.
+        ranges: Vec<usize>,
+    },
+}
+
+/// A base of more ranges is written anew, in fewer.
+const MOST_RANGES: usize = 64;
+
+/// Deltas that weigh less than this part of the base are left alone, as a fraction.
+const DEBT: (u64, u64) = (1, 4);
+
+/// Ranges that weigh so many times what changed are written again while there is more. So the deltas of one round
+/// through all ranges weigh half of the base.
+const PAYMENT: u64 = 2;
+
+/// More than this part of the base is too much to be paid little by little, as after one very large change.
+const MOST_DEBT: (u64, u64) = (4, 5);
+
+/// Deltas that are so large a part of the base are not merged with others: an old change in a new delta has to wait
+/// longer until it can go.
+const LARGE_PART: u64 = 256;
 
 /// Chains never have more files than this: each is a link, a line in the manifest and an open file.
 const MOST_FILES: usize = 48;
@@ -67,10 +119,49 @@ const MOST_FILES: usize = 48;
 const LARGE: u64 = 64 << 20;
 
 impl MergePolicy {
-    /// The first file, counted from the oldest, that is to be merged with all newer ones and the new
-    /// changes; the number of files when none is. `live` are the live keys with the changes, where known.
+    /// What to do with a core's files. `changes` are those in memory, `changed` also those in deltas that no
+    /// checkpoint has yet; `live` are the live keys with the changes, where known.
     #[must_use]
-    pub fn first_to_merge(&self, chain: &[Weight], changes: Weight, live: Option<u64>) -> usize {
+    pub fn plan(
+        &self,
+        base: &[RangeWeight],
+        deltas: &[Weight],
+        changes: Weight,
+        changed: Weight,
+        live: Option<u64>,
+    ) -> Plan {
+        let some = |first, ranges| Plan::Some { first, ranges };
+        if base.is_empty() {
+            let first = self.first_to_merge(deltas, changes, live, LARGE);
+            return if first == 0 && changes.records > 0 { Plan::All } else { some(first, Vec::new()) };
+        }
+        if changes.records == 0 {
+            return some(deltas.len(), Vec::new());
+        }
+        let size = base.iter().fold(Weight::default(), |sum, range| sum.plus(range.weight));
+        let debt = deltas.iter().fold(changes, |sum, file| sum.plus(*file));
+        if size.plus(debt).bytes <= self.small_bytes {
+            let few = base.len() + deltas.len() < self.small_files;
+            return if few { some(deltas.len(), Vec::new()) } else { Plan::All };
+        }
+        if debt.is_at_least(MOST_DEBT, size) || base.len() >= MOST_RANGES {
+            return Plan::All;
+        }
+        // Deltas are merged with each other for their number only: they have a base that is large enough.
+        let large_enough = Weight { bytes: u64::MAX / 4, records: u64::MAX / 4 };
+        let chain: Vec<_> = [large_enough].iter().chain(deltas).copied().collect();
+        let large = LARGE.min(size.bytes / LARGE_PART);
+        let first = self.first_to_merge(&chain, changes, None, large).saturating_sub(1);
+        if !debt.is_at_least(DEBT, size) {
+            return some(first, Vec::new());
+        }
+        let ranges = oldest(base, changed);
+        if ranges.len() == base.len() { Plan::All } else { some(first, ranges) }
+    }
+
+    /// The first file, counted from the oldest, that is to be merged with all newer ones and the new
+    /// changes; the number of files when none is. Files of `large` bytes are not rewritten for their number.
+    fn first_to_merge(&self, chain: &[Weight], changes: Weight, live: Option<u64>, large: u64) -> usize {
         if changes.records == 0 {
             return chain.len();
         }
@@ -94,17 +185,36 @@ impl MergePolicy {
             return first;
         }
         let many = |first: usize| {
-            let small = chain.iter().skip(first).filter(|file| file.bytes < LARGE).count();
+            let small = chain.iter().skip(first).filter(|file| file.bytes < large).count();
             small + 1 >= self.run
         };
         // Neither the oldest file nor another large one is rewritten for the number of newer ones.
-        let large = chain.get(first..run).is_some_and(|more| more.iter().any(|file| file.bytes >= LARGE));
+        let any_large = chain.get(first..run).is_some_and(|more| more.iter().any(|file| file.bytes >= large));
         match first {
-            1.. if !large && many(first) => first,
+            1.. if !any_large && many(first) => first,
             _ if many(run) => run,
             _ => chain.len(),
         }
     }
+}
+
+/// The oldest ranges that together weigh [`PAYMENT`] times what changed; at least one.
+fn oldest(base: &[RangeWeight], changed: Weight) -> Vec<usize> {
+    let mut by_age: Vec<_> = base.iter().enumerate().collect();
+    by_age.sort_by_key(|(_, range)| range.checkpoint);
+    let mut sum = Weight::default();
+    let mut ranges = Vec::new();
+    for (at, range) in by_age {
+        let is_paid = sum.bytes >= changed.bytes.saturating_mul(PAYMENT)
+            && sum.records >= changed.records.saturating_mul(PAYMENT);
+        if is_paid && !ranges.is_empty() {
+            break;
+        }
+        sum = sum.plus(range.weight);
+        ranges.push(at);
+    }
+    ranges.sort_unstable();
+    ranges
 }
 
 /// Whether at least two thirds of it all are live, in records and in bytes. Which records are dead is not known; those
@@ -130,6 +240,8 @@ fn few_are_dead(chain: &[Weight], changes: Weight, total: Weight, live: u64) -> 
 pub enum Source<'a> {
     /// A state file.
     File(FileCursor),
+    /// The ranges of a base.
+    Base(BaseCursor),
     /// Changes in memory.
     Memory(SortedChanges<'a>),
     /// Other sources, merged, without what they delete.
@@ -147,6 +259,7 @@ impl<'a> Source<'a> {
     fn advance(&mut self) -> Result<()> {
         match self {
             Self::File(cursor) => cursor.advance().map(drop),
+            Self::Base(cursor) => cursor.advance(),
             Self::Memory(changes) => {
                 changes.advance();
                 Ok(())
@@ -164,6 +277,7 @@ impl<'a> Source<'a> {
     fn current(&mut self) -> Option<StateRecord<'_>> {
         match self {
             Self::File(cursor) => cursor.current(),
+            Self::Base(cursor) => cursor.current(),
             Self::Memory(changes) => changes.current(),
             Self::Live(merge) => merge.on_key(),
         }
@@ -240,11 +354,11 @@ mod tests {
         sizes.iter().map(|&n| Weight { bytes: n * 1000, records: n }).collect()
     }
 
-    const EAGER: MergePolicy = MergePolicy { small_files: 0, small_bytes: 0, run: 2 };
+    const EAGER: MergePolicy = MergePolicy { small_files: 0, small_bytes: 0, run: 2, range_bytes: 1 };
     const PATIENT: MergePolicy = MergePolicy { run: 4, ..EAGER };
 
     fn first(policy: MergePolicy, sizes: &[u64], changes: u64, live: Option<u64>) -> usize {
-        policy.first_to_merge(&weights(sizes), weights(&[changes])[0], live)
+        policy.first_to_merge(&weights(sizes), weights(&[changes])[0], live, LARGE)
     }
 
     #[test]
@@ -256,7 +370,7 @@ mod tests {
         }
         // Many small tombstones over few large values.
         let small = Weight { bytes: 30, records: 60 };
-        assert_eq!(EAGER.first_to_merge(&weights(&[100]), small, None), 0);
+        assert_eq!(EAGER.first_to_merge(&weights(&[100]), small, None, LARGE), 0);
     }
 
     #[test]
@@ -292,17 +406,70 @@ mod tests {
         // A tenth of the records, and perhaps nearly all of the bytes, are dead.
         let chain = [Weight { bytes: 1_000_000, records: 10 }, Weight { bytes: 1000, records: 100 }];
         let changes = Weight { bytes: 100, records: 10 };
-        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(120)), 2);
-        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(110)), 0);
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(120), LARGE), 2);
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(110), LARGE), 0);
+    }
+
+    /// Ranges of a thousand records each, written by these checkpoints.
+    fn base(written_by: &[u64]) -> Vec<RangeWeight> {
+        let weight = weights(&[1000])[0];
+        written_by.iter().map(|&checkpoint| RangeWeight { checkpoint, weight }).collect()
+    }
+
+    #[test]
+    fn ranges_are_renewed_oldest_first_once_deltas_weigh_a_quarter() {
+        let plan = |written_by: &[u64], deltas: &[u64], changes: u64| {
+            let changes = weights(&[changes])[0];
+            PATIENT.plan(&base(written_by), &weights(deltas), changes, changes, None)
+        };
+        let some = |first, ranges: &[usize]| Plan::Some { first, ranges: ranges.to_vec() };
+        assert_eq!(plan(&[1; 8], &[1000], 0), some(1, &[]), "nothing changed");
+        assert_eq!(plan(&[1; 8], &[1000], 999), some(1, &[]));
+        assert_eq!(plan(&[1; 8], &[1000], 1000), some(1, &[0, 1]), "twice what changed");
+        assert_eq!(plan(&[7, 1, 7, 1, 3, 7, 7, 7], &[1999], 1), some(1, &[1]), "at least one");
+        assert_eq!(plan(&[7, 1, 7, 1, 3, 7, 7, 7], &[1000], 1200), some(1, &[1, 3, 4]));
+        assert_eq!(plan(&[1; 8], &[3000], 3399), some(1, &[0, 1, 2, 3, 4, 5, 6]));
+        assert_eq!(plan(&[1; 8], &[3000], 3400), Plan::All, "too much");
+        assert_eq!(plan(&[1; 3], &[100], 1001), Plan::All, "twice that is all there is");
+        assert_eq!(plan(&[1; MOST_RANGES], &[], 1), Plan::All, "too many");
+        // Deltas are merged for their number, but not those that are large beside the base.
+        assert_eq!(plan(&[1; 40], &[50, 50, 50], 50), some(0, &[]));
+        assert_eq!(plan(&[1; 40], &[200, 200, 200], 200), some(3, &[]));
+    }
+
+    #[test]
+    fn what_was_spilled_counts_as_changed() {
+        let (spilled, changes) = (weights(&[2500]), weights(&[1])[0]);
+        let changed = changes.plus(spilled[0]);
+        let plan = PATIENT.plan(&base(&[1; 8]), &spilled, changes, changed, None);
+        assert_eq!(plan, Plan::Some { first: 1, ranges: vec![0, 1, 2, 3, 4, 5] });
+    }
+
+    #[test]
+    fn a_small_state_is_written_anew_when_it_has_many_files() {
+        let policy = MergePolicy::default();
+        let one = weights(&[1])[0];
+        let plan = |deltas| {
+            let base = [RangeWeight { checkpoint: 1, weight: one }];
+            policy.plan(&base, &vec![one; deltas], one, one, None)
+        };
+        assert_eq!(plan(6), Plan::Some { first: 6, ranges: Vec::new() });
+        assert_eq!(plan(7), Plan::All);
+        assert_eq!(policy.plan(&[], &[], one, one, None), Plan::All, "the first checkpoint");
+        let nothing = Weight::default();
+        assert_eq!(
+            policy.plan(&[], &[], nothing, nothing, None),
+            Plan::Some { first: 0, ranges: Vec::new() }
+        );
     }
 
     #[test]
     fn small_chains_and_empty_changes_are_left_alone() {
         let policy = MergePolicy::default();
         let one = weights(&[1])[0];
-        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one, None), 7);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one, None), 0);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default(), None), 8);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one, None, LARGE), 7);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one, None, LARGE), 0);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default(), None, LARGE), 8);
     }
 
     /// Whatever the sizes of the changes, chains stay logarithmic and the oldest file dominates. Returns how often
@@ -312,7 +479,7 @@ mod tests {
         let (mut written, mut changed) = (0, 0);
         for step in 0..10_000_u64 {
             let change = weights(&[1 + step * 7919 % 50])[0];
-            let first = policy.first_to_merge(&chain, change, None);
+            let first = policy.first_to_merge(&chain, change, None, LARGE);
             let merged = chain.drain(first..).fold(change, Weight::plus);
             (written, changed) = (written + merged.records, changed + change.records);
             chain.push(merged);
@@ -338,7 +505,7 @@ mod tests {
         let live = 600_000;
         for _ in 0..500 {
             let change = weights(&[6_000])[0];
-            let first = policy.first_to_merge(&chain, change, Some(live));
+            let first = policy.first_to_merge(&chain, change, Some(live), LARGE);
             let merged = chain.drain(first..).fold(change, Weight::plus);
             // All of it merged: what was overwritten is gone.
             chain.push(if first == 0 { weights(&[live])[0] } else { merged });

@@ -11,8 +11,8 @@
 //! ```text
 //! checkpoints/LOCK                                   held by one manager
 //! checkpoints/checkpoint_0000000000000007/metadata.json
-//!                                        /state-0000000000000003-0000-0000.sst   linked
-//!                                        /state-0000000000000007-0000-0000.sst   written by 7
+//!                                        /state-0000000000000003-0000-8000.sst   linked, a range of the base
+//!                                        /state-0000000000000007-0000-0000.sst   written by 7, a delta
 //! checkpoints/checkpoint_0000000000000008.tmp/       being written; swept when opened
 //! checkpoints/checkpoint_0000000000000002.trash/     being deleted; swept when opened
 //! ```
@@ -29,6 +29,7 @@
 //! A change of bytes belongs in [`crate::format::state_file`] and [`crate::format::manifest`], with
 //! the golden tests there.
 
+mod base;
 pub mod changelog;
 mod checkpoint_reader;
 mod config;
@@ -52,6 +53,7 @@ pub mod state_file;
 mod state_map;
 mod tokens;
 mod validate;
+mod write;
 
 pub use crate::format::compression::Compression;
 pub use crate::per_core_wal::RecoveryMode;

@@ -13,15 +13,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::base::sources;
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
 use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
-use super::links::{check_linked, link_or_copy};
+use super::links::check_linked;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
-use super::merge::{Merge, Source};
+use super::merge::{Merge, Plan, Source};
 use super::metadata::{CheckpointFile, CoreDigest, IncrementalCheckpointMetadata};
-use super::overlay::Overlay;
-use super::spill::Spill;
+use super::overlay::{CoreChanges, Overlay};
 use super::state_file::StateFileReader;
 use super::tokens::{Draft, DraftFile, Published, Synced, WalFloor, Written};
 use crate::error::Detail;
@@ -187,10 +187,10 @@ impl IncrementalCheckpointManager {
             None => self.create_spill(id)?,
         };
         spill.rename(self.vfs.as_ref(), &self.config.checkpoint_dir, id)?;
-        let firsts: Vec<_> = self.cores().map(|core| (core, self.first_to_merge(core, changes))).collect();
-        let all_rewritten = firsts.iter().all(|(_, first)| *first == 0);
-        let write = |(core, first)| self.write_core(core, first, changes, &spill);
-        let files = in_parallel(self.vfs.as_ref(), firsts, write)?;
+        let plans: Vec<_> = self.cores().map(|core| (core, self.plan(core, changes))).collect();
+        let all_rewritten = plans.iter().all(|(_, plan)| *plan == Plan::All);
+        let write = |(core, plan): (CoreId, Plan)| self.write_core(core, &plan, changes, &spill);
+        let files = in_parallel(self.vfs.as_ref(), plans, write)?;
         let mut metadata = self.describe(id, wal_position, &files);
         metadata.key_count = self.count_keys(&metadata, all_rewritten, changes)?;
         let manifest = metadata.to_json()?;
@@ -205,69 +205,6 @@ impl IncrementalCheckpointManager {
         self.wal_cuts.clear();
         self.digests.clear();
         Ok(Draft { metadata, manifest, pending_dir, manifest_file, unsynced: spill.into_unsynced(), files })
-    }
-
-    fn first_to_merge(&self, core: CoreId, changes: &Overlay) -> usize {
-        let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
-        if self.rewrite_all || !self.config.incremental {
-            return 0;
-        }
-        let weights: Vec<_> = chain.iter().map(ChainFile::weight).collect();
-        let changed = changes.cores().get(core.index()).map(|core| core.weight()).unwrap_or_default();
-        let live = self.digests.get(core.index()).map(|core| core.live_keys);
-        self.options.merge.first_to_merge(&weights, changed, live)
-    }
-
-    /// Writes one core's part: older files are linked, those from `first` on merged with the changes.
-    fn write_core(
-        &self,
-        core: CoreId,
-        first: usize,
-        changes: &Overlay,
-        spill: &Spill,
-    ) -> Result<Vec<DraftFile>> {
-        let vfs = self.vfs.as_ref();
-        let chain = self.chains.get(core.index()).map_or(&[][..], Vec::as_slice);
-        let (kept, merged) = chain.split_at_checked(first).unwrap_or((chain, &[]));
-        let mut files = Vec::with_capacity(kept.len() + 1);
-        for file in kept {
-            if file.spilled {
-                files.push(DraftFile::New(file.reader.meta().clone()));
-            } else {
-                self.link(file, spill)?;
-                files.push(DraftFile::Open(file.clone()));
-            }
-        }
-        let changes = changes.cores().get(core.index()).filter(|core| !core.is_empty());
-        if merged.is_empty() && changes.is_none() {
-            return Ok(files);
-        }
-        let older = merged.iter().map(|file| Source::File(file.reader.cursor()));
-        let newest = changes.map(|core| Source::Memory(core.sorted()));
-        let merge = Merge::new(older.chain(newest).collect())?;
-        if let Some(finished) = spill.write(vfs, self.store_id, core, merge, kept.is_empty())? {
-            files.push(DraftFile::New(finished.meta));
-        }
-        for file in merged.iter().filter(|file| file.spilled) {
-            spill.discard(vfs, &file.reader.meta().name)?;
-        }
-        Ok(files)
-    }
-
-    /// Gives a file of the newest checkpoint a second name in the new one, or copies it where the
-    /// file system has no links or no room for another.
-    fn link(&self, file: &ChainFile, spill: &Spill) -> Result<()> {
-        let Some(latest) = &self.latest else {
-            return Ok(());
-        };
-        let name = &file.reader.meta().name;
-        let target = spill.dir.join(name);
-        let source = latest.checkpoint_path(&self.config.checkpoint_dir).join(name);
-        let copy = link_or_copy(self.vfs.as_ref(), &file.reader, &source, &target)?;
-        if let Some(copy) = copy.filter(|_| !sabotaged(Sabotage::CopyNotSynced)) {
-            spill.track(name.clone(), copy);
-        }
-        Ok(())
     }
 
     fn describe(
@@ -318,9 +255,7 @@ impl IncrementalCheckpointManager {
     pub(crate) fn live_digests(&self) -> Result<Vec<CoreDigest>> {
         let cores = self.chains.iter().zip(self.overlay.cores());
         in_parallel(self.vfs.as_ref(), cores, |(chain, changes)| {
-            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.sorted());
-            let mut merge = Merge::new(files.chain([memory]).collect())?;
+            let mut merge = merge_of(chain, changes)?;
             let mut core = CoreDigest { digest: 0, live_keys: 0 };
             while let Some(record) = merge.next_record()? {
                 if let Some(value) = record.value {
@@ -350,9 +285,7 @@ impl IncrementalCheckpointManager {
         }
         let mut live = 0;
         for (chain, changes) in self.chains.iter().zip(changes.cores()) {
-            let files = chain.iter().map(|file| Source::File(file.reader.cursor()));
-            let memory = Source::Memory(changes.sorted());
-            let mut merge = Merge::new(files.chain([memory]).collect())?;
+            let mut merge = merge_of(chain, changes)?;
             while let Some(record) = merge.next_record()? {
                 live += u64::from(record.value.is_some());
             }
@@ -471,6 +404,13 @@ impl IncrementalCheckpointManager {
             }
         }
     }
+}
+
+/// A core's whole state.
+fn merge_of<'a>(chain: &[ChainFile], changes: &'a CoreChanges) -> Result<Merge<'a>> {
+    let mut sources = sources(chain.iter().map(|file| &file.reader), StateFileReader::cursor);
+    sources.push(Source::Memory(changes.sorted()));
+    Merge::new(sources)
 }
 
 /// Nothing is written that could not be read again.

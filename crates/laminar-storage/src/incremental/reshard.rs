@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use super::base::sources;
 use super::error::IncrementalCheckpointError;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
 use super::merge::{Merge, Source};
@@ -142,9 +143,10 @@ impl IncrementalCheckpointManager {
         // moved; so the newest record counts within a core, and live ones win between cores.
         let mut merges = Vec::new();
         for (chain, changes) in self.chains.iter().zip(sorted) {
-            let files = chain.iter().map(|file| Source::File(file.reader.cursor_within(range)));
-            let memory = Source::Memory(changes.within(range));
-            merges.push(Merge::new(files.chain([memory]).collect())?);
+            let mut sources =
+                sources(chain.iter().map(|file| &file.reader), |file| file.cursor_within(range));
+            sources.push(Source::Memory(changes.within(range)));
+            merges.push(Merge::new(sources)?);
         }
         let mut merge = Merge::new(merges.into_iter().map(Source::live).collect())?;
         while let Some(record) = merge.next_record()? {
@@ -256,7 +258,7 @@ mod tests {
             assert_eq!(records, digests[core.index()].live_keys, "each key once");
         }
         // One more change, and the files are brought together.
-        manager.options.merge = MergePolicy { small_files: 0, small_bytes: 0, run: 2 };
+        manager.options.merge = MergePolicy { small_files: 0, small_bytes: 0, run: 2, range_bytes: 1 << 20 };
         manager.apply(CoreId(0), &key(0), None).unwrap();
         let metadata = manager.create_checkpoint(0).unwrap();
         assert_eq!(metadata.files.iter().filter(|file| file.core == 0).count(), 1);
@@ -312,7 +314,8 @@ mod tests {
         let (mut manager, _) = filled(Arc::new(SimDisk::new(1)), Path::new("/c"));
         manager.apply(CoreId(0), &[0], Some(b"before every key")).unwrap();
         manager.create_checkpoint(0).unwrap();
-        let file = Arc::clone(&manager.chains[0][0].reader);
+        let largest = manager.chains[0].iter().max_by_key(|file| file.reader.meta().len).unwrap();
+        let file = Arc::clone(&largest.reader);
         let mut all = Vec::new();
         let mut cursor = file.cursor();
         while cursor.advance().unwrap() {

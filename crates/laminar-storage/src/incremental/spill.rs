@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::base::{FIRST_RANGE, holders};
 use super::error::IncrementalCheckpointError;
 use super::layout::EntryName;
 use super::manager::{ChainFile, IncrementalCheckpointManager, Result};
@@ -34,6 +35,7 @@ pub(super) struct Spill {
 #[derive(Debug, Default)]
 struct Written {
     next_part: BTreeMap<CoreId, u16>,
+    next_range: BTreeMap<CoreId, u16>,
     /// By name.
     files: BTreeMap<String, Arc<dyn VfsFile>>,
 }
@@ -70,14 +72,35 @@ impl Spill {
         change(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Creates the next file of a core.
+    /// Creates the next delta of a core.
     pub(super) fn begin(&self, vfs: &dyn Vfs, store_id: StoreId, core: CoreId) -> Result<StateFileWriter> {
         let part = self.locked(|written| {
             let next = written.next_part.entry(core).or_insert(0);
+            let part = (*next < FIRST_RANGE).then_some(*next)?;
+            *next += 1;
+            Some(part)
+        });
+        self.create_file(vfs, store_id, core, part)
+    }
+
+    /// Creates the next range of a core.
+    fn begin_range(&self, vfs: &dyn Vfs, store_id: StoreId, core: CoreId) -> Result<StateFileWriter> {
+        let part = self.locked(|written| {
+            let next = written.next_range.entry(core).or_insert(FIRST_RANGE);
             let part = *next;
             *next = next.checked_add(1)?;
             Some(part)
         });
+        self.create_file(vfs, store_id, core, part)
+    }
+
+    fn create_file(
+        &self,
+        vfs: &dyn Vfs,
+        store_id: StoreId,
+        core: CoreId,
+        part: Option<u16>,
+    ) -> Result<StateFileWriter> {
         let part = part.ok_or_else(|| {
             let detail = Detail::new("too much was spilled since the last checkpoint").on_core(core);
             IncrementalCheckpointError::Backpressure(Box::new(detail.remedy("Make a checkpoint.")))
@@ -109,6 +132,33 @@ impl Spill {
             writer.push(record)?;
         }
         writer.map(|writer| self.finish(writer)).transpose()
+    }
+
+    /// Writes the live records of a merge into ranges of a core, each of about so many bytes.
+    pub(super) fn write_ranges(
+        &self,
+        vfs: &dyn Vfs,
+        store_id: StoreId,
+        core: CoreId,
+        mut merge: Merge<'_>,
+        len: u64,
+    ) -> Result<Vec<FinishedFile>> {
+        let (mut finished, mut writer) = (Vec::new(), None::<StateFileWriter>);
+        while let Some(record) = merge.next_record()? {
+            if record.value.is_none() {
+                continue;
+            }
+            if let Some(full) = writer.take_if(|writer| writer.record_bytes() >= len) {
+                finished.push(self.finish(full)?);
+            }
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                None => writer.insert(self.begin_range(vfs, store_id, core)?),
+            };
+            writer.push(record)?;
+        }
+        finished.extend(writer.map(|writer| self.finish(writer)).transpose()?);
+        Ok(finished)
     }
 
     /// Ends a file that was begun here.
@@ -210,7 +260,8 @@ impl IncrementalCheckpointManager {
             let mut caches: Vec<BlockCache> = chain.iter().map(|_| BlockCache::default()).collect();
             for StateRecord { key, value: change } in changes.iter() {
                 let mut was_live = false;
-                for (file, cache) in chain.iter().zip(&mut caches).rev() {
+                for at in holders(chain, key) {
+                    let (Some(file), Some(cache)) = (chain.get(at), caches.get_mut(at)) else { continue };
                     if let Some(known) = file.reader.get(key, cache)? {
                         was_live = known.is_some();
                         break;

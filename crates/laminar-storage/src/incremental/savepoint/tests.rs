@@ -110,7 +110,7 @@ fn what_a_crash_left_is_removed_and_what_others_left_is_not() {
     let mut manager = open(&disk);
     let state = checkpoint(&mut manager, 1).unwrap();
     disk.create_dir(Path::new(UNFINISHED_SAVED)).unwrap();
-    for name in [MANIFEST_NAME, "state-0000000000000001-0000-0000.sst", "job.json"] {
+    for name in [MANIFEST_NAME, "state-0000000000000001-0000-8000.sst", "job.json"] {
         disk.create_new(&Path::new(UNFINISHED_SAVED).join(name)).unwrap();
     }
     let error = manager.savepoint(SAVED).unwrap_err();
@@ -277,7 +277,7 @@ fn what_reads_back_different_is_no_savepoint() {
     let damages: [fn(&SimDisk, &Path); 3] = [
         |disk, dir| disk.flip_bit(dir.join("job.json"), 3).unwrap(),
         |disk, dir| disk.flip_bit(dir.join(MANIFEST_NAME), 8 * 70).unwrap(),
-        |disk, dir| drop(disk.remove(dir.join("state-0000000000000001-0000-0000.sst"))),
+        |disk, dir| drop(disk.remove(dir.join("state-0000000000000001-0000-8000.sst"))),
     ];
     for (nth, damage) in damages.into_iter().enumerate() {
         let disk = SimDisk::new(1);

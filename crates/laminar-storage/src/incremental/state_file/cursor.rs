@@ -162,6 +162,11 @@ impl FileCursor {
         Ok(true)
     }
 
+    /// What is wrong where it stands.
+    pub(in crate::incremental) fn damaged(&self, what: &'static str) -> IncrementalCheckpointError {
+        self.fault(&Fault::Damaged(what))
+    }
+
     fn fault(&self, fault: &Fault) -> IncrementalCheckpointError {
         self.reader.fault(fault, self.next_block.saturating_sub(1))
     }

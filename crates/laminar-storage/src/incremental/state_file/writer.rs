@@ -110,6 +110,12 @@ impl StateFileWriter {
         Ok(())
     }
 
+    /// Bytes of all records so far, about as they will be in the file.
+    #[must_use]
+    pub fn record_bytes(&self) -> u64 {
+        self.written + (self.out.len() + self.block.len()) as u64
+    }
+
     /// Writes the rest: the open block, the index, the footer. Nothing is synced.
     ///
     /// # Errors
