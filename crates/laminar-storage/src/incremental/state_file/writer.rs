@@ -18,6 +18,10 @@ type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 /// Blocks are gathered to writes of about this many bytes.
 const WRITE_LEN: usize = 256 << 10;
 
+/// A file is synced whenever so many bytes were written since: what the system may write later is what a sync of the
+/// log can have to wait for.
+const SYNC_LEN: u64 = 8 << 20;
+
 /// A state file that is being written. Records come in strictly growing key order.
 #[derive(Debug)]
 pub struct StateFileWriter {
@@ -28,6 +32,7 @@ pub struct StateFileWriter {
     /// Closed blocks that are not written yet; they start at `written` in the file.
     out: Vec<u8>,
     written: u64,
+    synced: u64,
     /// The open block, its first key, and its number of records.
     block: Vec<u8>,
     /// Memory for packing it.
@@ -71,6 +76,7 @@ impl StateFileWriter {
             compression,
             out: encode_header(&identity, compression).to_vec(),
             written: 0,
+            synced: 0,
             block: Vec::with_capacity(BLOCK_TARGET_LEN + (BLOCK_TARGET_LEN >> 2)),
             packed: Vec::new(),
             first_key: Vec::new(),
@@ -175,6 +181,12 @@ impl StateFileWriter {
             .map_err(|e| IncrementalCheckpointError::io("could not write the state file", &self.path, e))?;
         self.written += self.out.len() as u64;
         self.out.clear();
+        if self.written - self.synced >= SYNC_LEN {
+            self.file.sync_data().map_err(|e| {
+                IncrementalCheckpointError::io("could not sync a part of the state file", &self.path, e)
+            })?;
+            self.synced = self.written;
+        }
         Ok(())
     }
 
