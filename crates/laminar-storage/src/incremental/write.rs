@@ -11,8 +11,10 @@ use super::tokens::DraftFile;
 use crate::ids::CoreId;
 use crate::sabotage::{Sabotage, sabotaged};
 
-/// Into so many ranges a large state is cut when all of it is written.
-const RANGES: u64 = 32;
+/// Into so many ranges a core's large state is cut when all of it is written: all cores together have about `ALL_RANGES`,
+/// each of which is a link and a line in the manifest of every checkpoint.
+const RANGES: std::ops::RangeInclusive<u64> = 4..=32;
+const ALL_RANGES: u64 = 256;
 
 impl IncrementalCheckpointManager {
     /// What is to be done with a core's files.
@@ -166,7 +168,9 @@ impl CorePart<'_> {
 
     /// How long a range is to be where there is so much of everything.
     fn range_len(&self, total: Weight) -> u64 {
-        self.manager.options.merge.range_bytes.max(total.bytes / RANGES)
+        let cores = self.manager.chains.len().max(1) as u64;
+        let ranges = (ALL_RANGES / cores).clamp(*RANGES.start(), *RANGES.end());
+        self.manager.options.merge.range_bytes.max(total.bytes / ranges)
     }
 
     /// Removes those files that only the directory that is being written has.
