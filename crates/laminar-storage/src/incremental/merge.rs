@@ -4,7 +4,7 @@
 //! A core's state is a chain of files, oldest first; a key's newest record counts. Every checkpoint
 //! that changes something adds a file, so files must be merged now and then. Once there is a base (see
 //! `base.rs`), its ranges are renewed a few at a time, and `DEBT`, `PAYMENT` and `MOST_DEBT` say when.
-//! Before there is one, and among deltas, files are merged for two reasons.
+//! Before there is one, files are merged for two reasons; deltas over a base for their number only.
 //!
 //! *Dead records.* Walking from the newest to the oldest, a file that is less than twice as large as
 //! everything newer than it, in bytes or in records, is to be merged with that. As long as the oldest file is not
@@ -63,6 +63,10 @@ impl Weight {
         at_least(self.bytes, whole.bytes) || at_least(self.records, whole.records)
     }
 
+    fn is_less_than_twice(self, newer: Self) -> bool {
+        self.bytes < newer.bytes.saturating_mul(2) || self.records < newer.records.saturating_mul(2)
+    }
+
     pub(super) fn plus(self, other: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(other.bytes),
@@ -95,9 +99,6 @@ pub enum Plan {
     },
 }
 
-/// A base of more ranges is written anew, in fewer.
-const MOST_RANGES: usize = 64;
-
 /// Deltas that weigh less than this part of the base are left alone, as a fraction.
 const DEBT: (u64, u64) = (1, 4);
 
@@ -108,11 +109,7 @@ const PAYMENT: u64 = 2;
 /// More than this part of the base is too much to be paid little by little, as after one very large change.
 const MOST_DEBT: (u64, u64) = (4, 5);
 
-/// Deltas that are so large a part of the base are not merged with others: an old change in a new delta has to wait
-/// longer until it can go.
-const LARGE_PART: u64 = 256;
-
-/// Chains never have more files than this: each is a link, a line in the manifest and an open file.
+/// Chains without a base never have more files than this: each is a link, a line in the manifest and an open file.
 const MOST_FILES: usize = 48;
 
 /// A file of so many bytes is not worth rewriting for there being fewer files.
@@ -120,7 +117,7 @@ const LARGE: u64 = 64 << 20;
 
 impl MergePolicy {
     /// What to do with a core's files. `changes` are those in memory, `changed` also those in deltas that no
-    /// checkpoint has yet; `live` are the live keys with the changes, where known.
+    /// checkpoint has yet; `live` are the live keys with the changes, where known. A base is to have about `ranges`.
     #[must_use]
     pub fn plan(
         &self,
@@ -129,14 +126,14 @@ impl MergePolicy {
         changes: Weight,
         changed: Weight,
         live: Option<u64>,
+        ranges: usize,
     ) -> Plan {
         let some = |first, ranges| Plan::Some { first, ranges };
-        if base.is_empty() {
-            let first = self.first_to_merge(deltas, changes, live, LARGE);
-            return if first == 0 && changes.records > 0 { Plan::All } else { some(first, Vec::new()) };
-        }
-        if changes.records == 0 {
+        if changed.records == 0 {
             return some(deltas.len(), Vec::new());
+        }
+        if base.is_empty() {
+            return self.plan_without_base(deltas, changes, live);
         }
         let size = base.iter().fold(Weight::default(), |sum, range| sum.plus(range.weight));
         let debt = deltas.iter().fold(changes, |sum, file| sum.plus(*file));
@@ -144,24 +141,49 @@ impl MergePolicy {
             let few = base.len() + deltas.len() < self.small_files;
             return if few { some(deltas.len(), Vec::new()) } else { Plan::All };
         }
-        if debt.is_at_least(MOST_DEBT, size) || base.len() >= MOST_RANGES {
+        if debt.is_at_least(MOST_DEBT, size) || base.len() >= 2 * ranges {
             return Plan::All;
         }
-        // Deltas are merged with each other for their number only: they have a base that is large enough.
-        let large_enough = Weight { bytes: u64::MAX / 4, records: u64::MAX / 4 };
-        let chain: Vec<_> = [large_enough].iter().chain(deltas).copied().collect();
-        let large = LARGE.min(size.bytes / LARGE_PART);
-        let first = self.first_to_merge(&chain, changes, None, large).saturating_sub(1);
+        let first = self.first_small(deltas, changes, size.bytes / (2 * ranges).max(1) as u64);
         if !debt.is_at_least(DEBT, size) {
             return some(first, Vec::new());
         }
-        let ranges = oldest(base, changed);
-        if ranges.len() == base.len() { Plan::All } else { some(first, ranges) }
+        let due = oldest(base, changed);
+        if due.len() == base.len() { Plan::All } else { some(first, due) }
+    }
+
+    fn plan_without_base(&self, deltas: &[Weight], changes: Weight, live: Option<u64>) -> Plan {
+        let nothing = Plan::Some { first: deltas.len(), ranges: Vec::new() };
+        // Where all changes were spilled, the newest of them stand for those in memory.
+        let (older, newest) = match deltas.split_last() {
+            Some((newest, older)) if changes.records == 0 => (older, *newest),
+            _ => (deltas, changes),
+        };
+        match self.first_to_merge(older, newest, live) {
+            0 if changes.records > 0 || !older.is_empty() => Plan::All,
+            first if first < older.len() => Plan::Some { first, ranges: Vec::new() },
+            _ => nothing,
+        }
+    }
+
+    /// The first of the newest deltas that are merged for their number; the number of deltas when none are. Each is less
+    /// than twice as large as what is newer. Those of `large` bytes are left alone: an old change in a new delta has
+    /// to wait longer until it can go.
+    fn first_small(&self, deltas: &[Weight], changes: Weight, large: u64) -> usize {
+        let (mut first, mut newer) = (deltas.len(), changes);
+        for (at, file) in deltas.iter().enumerate().rev() {
+            if file.bytes >= large || !file.is_less_than_twice(newer) {
+                break;
+            }
+            first = at;
+            newer = newer.plus(*file);
+        }
+        if deltas.len() - first + 1 >= self.run { first } else { deltas.len() }
     }
 
     /// The first file, counted from the oldest, that is to be merged with all newer ones and the new
-    /// changes; the number of files when none is. Files of `large` bytes are not rewritten for their number.
-    fn first_to_merge(&self, chain: &[Weight], changes: Weight, live: Option<u64>, large: u64) -> usize {
+    /// changes; the number of files when none is. `live` are the live keys with the changes, where known.
+    fn first_to_merge(&self, chain: &[Weight], changes: Weight, live: Option<u64>) -> usize {
         if changes.records == 0 {
             return chain.len();
         }
@@ -174,7 +196,7 @@ impl MergePolicy {
         let (mut first, mut run) = (chain.len(), chain.len());
         let mut newer = changes;
         for (at, file) in chain.iter().enumerate().rev() {
-            if file.bytes < newer.bytes.saturating_mul(2) || file.records < newer.records.saturating_mul(2) {
+            if file.is_less_than_twice(newer) {
                 first = at;
                 run = if run == at + 1 { at } else { run };
             }
@@ -185,11 +207,11 @@ impl MergePolicy {
             return first;
         }
         let many = |first: usize| {
-            let small = chain.iter().skip(first).filter(|file| file.bytes < large).count();
+            let small = chain.iter().skip(first).filter(|file| file.bytes < LARGE).count();
             small + 1 >= self.run
         };
         // Neither the oldest file nor another large one is rewritten for the number of newer ones.
-        let any_large = chain.get(first..run).is_some_and(|more| more.iter().any(|file| file.bytes >= large));
+        let any_large = chain.get(first..run).is_some_and(|more| more.iter().any(|file| file.bytes >= LARGE));
         match first {
             1.. if !any_large && many(first) => first,
             _ if many(run) => run,
@@ -358,7 +380,7 @@ mod tests {
     const PATIENT: MergePolicy = MergePolicy { run: 4, ..EAGER };
 
     fn first(policy: MergePolicy, sizes: &[u64], changes: u64, live: Option<u64>) -> usize {
-        policy.first_to_merge(&weights(sizes), weights(&[changes])[0], live, LARGE)
+        policy.first_to_merge(&weights(sizes), weights(&[changes])[0], live)
     }
 
     #[test]
@@ -370,7 +392,7 @@ mod tests {
         }
         // Many small tombstones over few large values.
         let small = Weight { bytes: 30, records: 60 };
-        assert_eq!(EAGER.first_to_merge(&weights(&[100]), small, None, LARGE), 0);
+        assert_eq!(EAGER.first_to_merge(&weights(&[100]), small, None), 0);
     }
 
     #[test]
@@ -406,8 +428,8 @@ mod tests {
         // A tenth of the records, and perhaps nearly all of the bytes, are dead.
         let chain = [Weight { bytes: 1_000_000, records: 10 }, Weight { bytes: 1000, records: 100 }];
         let changes = Weight { bytes: 100, records: 10 };
-        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(120), LARGE), 2);
-        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(110), LARGE), 0);
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(120)), 2);
+        assert_eq!(PATIENT.first_to_merge(&chain, changes, Some(110)), 0);
     }
 
     /// Ranges of a thousand records each, written by these checkpoints.
@@ -420,7 +442,7 @@ mod tests {
     fn ranges_are_renewed_oldest_first_once_deltas_weigh_a_quarter() {
         let plan = |written_by: &[u64], deltas: &[u64], changes: u64| {
             let changes = weights(&[changes])[0];
-            PATIENT.plan(&base(written_by), &weights(deltas), changes, changes, None)
+            PATIENT.plan(&base(written_by), &weights(deltas), changes, changes, None, 32)
         };
         let some = |first, ranges: &[usize]| Plan::Some { first, ranges: ranges.to_vec() };
         assert_eq!(plan(&[1; 8], &[1000], 0), some(1, &[]), "nothing changed");
@@ -431,18 +453,30 @@ mod tests {
         assert_eq!(plan(&[1; 8], &[3000], 3399), some(1, &[0, 1, 2, 3, 4, 5, 6]));
         assert_eq!(plan(&[1; 8], &[3000], 3400), Plan::All, "too much");
         assert_eq!(plan(&[1; 3], &[100], 1001), Plan::All, "twice that is all there is");
-        assert_eq!(plan(&[1; MOST_RANGES], &[], 1), Plan::All, "too many");
+        assert_eq!(plan(&[1; 64], &[], 1), Plan::All, "too many");
         // Deltas are merged for their number, but not those that are large beside the base.
         assert_eq!(plan(&[1; 40], &[50, 50, 50], 50), some(0, &[]));
-        assert_eq!(plan(&[1; 40], &[200, 200, 200], 200), some(3, &[]));
+        assert_eq!(plan(&[1; 40], &[700, 700, 700], 700), some(3, &[]));
+        assert_eq!(plan(&[1; 40], &[700, 90, 90, 90], 90), some(1, &[]));
+        assert_eq!(plan(&[1; 40], &[90, 90, 700, 90, 90], 90), some(5, &[]), "the large one is in between");
     }
 
     #[test]
     fn what_was_spilled_counts_as_changed() {
         let (spilled, changes) = (weights(&[2500]), weights(&[1])[0]);
         let changed = changes.plus(spilled[0]);
-        let plan = PATIENT.plan(&base(&[1; 8]), &spilled, changes, changed, None);
+        let plan = PATIENT.plan(&base(&[1; 8]), &spilled, changes, changed, None, 32);
         assert_eq!(plan, Plan::Some { first: 1, ranges: vec![0, 1, 2, 3, 4, 5] });
+        // Also when nothing is left in memory.
+        let (none, due) = (Weight::default(), vec![0, 1, 2, 3, 4]);
+        let plan = PATIENT.plan(&base(&[1; 8]), &spilled, none, spilled[0], None, 32);
+        assert_eq!(plan, Plan::Some { first: 1, ranges: due });
+        let parts = weights(&[10; 20]);
+        assert_eq!(PATIENT.plan(&[], &parts, none, parts[0], None, 32), Plan::All);
+        assert_eq!(
+            PATIENT.plan(&[], &parts[..1], none, parts[0], None, 32),
+            Plan::Some { first: 1, ranges: Vec::new() }
+        );
     }
 
     #[test]
@@ -451,14 +485,14 @@ mod tests {
         let one = weights(&[1])[0];
         let plan = |deltas| {
             let base = [RangeWeight { checkpoint: 1, weight: one }];
-            policy.plan(&base, &vec![one; deltas], one, one, None)
+            policy.plan(&base, &vec![one; deltas], one, one, None, 32)
         };
         assert_eq!(plan(6), Plan::Some { first: 6, ranges: Vec::new() });
         assert_eq!(plan(7), Plan::All);
-        assert_eq!(policy.plan(&[], &[], one, one, None), Plan::All, "the first checkpoint");
+        assert_eq!(policy.plan(&[], &[], one, one, None, 32), Plan::All, "the first checkpoint");
         let nothing = Weight::default();
         assert_eq!(
-            policy.plan(&[], &[], nothing, nothing, None),
+            policy.plan(&[], &[], nothing, nothing, None, 32),
             Plan::Some { first: 0, ranges: Vec::new() }
         );
     }
@@ -467,9 +501,9 @@ mod tests {
     fn small_chains_and_empty_changes_are_left_alone() {
         let policy = MergePolicy::default();
         let one = weights(&[1])[0];
-        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one, None, LARGE), 7);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one, None, LARGE), 0);
-        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default(), None, LARGE), 8);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 7]), one, None), 7);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), one, None), 0);
+        assert_eq!(policy.first_to_merge(&weights(&[1; 8]), Weight::default(), None), 8);
     }
 
     /// Whatever the sizes of the changes, chains stay logarithmic and the oldest file dominates. Returns how often
@@ -479,7 +513,7 @@ mod tests {
         let (mut written, mut changed) = (0, 0);
         for step in 0..10_000_u64 {
             let change = weights(&[1 + step * 7919 % 50])[0];
-            let first = policy.first_to_merge(&chain, change, None, LARGE);
+            let first = policy.first_to_merge(&chain, change, None);
             let merged = chain.drain(first..).fold(change, Weight::plus);
             (written, changed) = (written + merged.records, changed + change.records);
             chain.push(merged);
@@ -505,7 +539,7 @@ mod tests {
         let live = 600_000;
         for _ in 0..500 {
             let change = weights(&[6_000])[0];
-            let first = policy.first_to_merge(&chain, change, Some(live), LARGE);
+            let first = policy.first_to_merge(&chain, change, Some(live));
             let merged = chain.drain(first..).fold(change, Weight::plus);
             // All of it merged: what was overwritten is gone.
             chain.push(if first == 0 { weights(&[live])[0] } else { merged });

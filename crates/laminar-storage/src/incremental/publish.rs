@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::base::sources;
-use super::checkpoint_reader::{CheckpointReader, read_manifest};
+use super::checkpoint_reader::read_manifest;
 use super::error::IncrementalCheckpointError;
 use super::layout::MANIFEST_NAME;
 use super::links::check_linked;
@@ -392,14 +392,22 @@ impl IncrementalCheckpointManager {
             return None;
         }
         let dir = before.checkpoint_path(&self.config.checkpoint_dir);
-        match CheckpointReader::open(self.vfs.as_ref(), &dir) {
-            Ok(found) if found.metadata() == before => Some(WalFloor::of(before)),
+        let vfs = self.vfs.as_ref();
+        let found = read_manifest(vfs, &dir).and_then(|found| {
+            // One after the other: there can be as many as a process may open.
+            for file in &found.files {
+                StateFileReader::open(vfs, &dir, file, self.store_id)?;
+            }
+            Ok(found)
+        });
+        match found {
+            Ok(found) if found == *before => Some(WalFloor::of(before)),
             Ok(_) => {
                 tracing::warn!(checkpoint = before.id, "the log is kept: the checkpoint before changed");
                 None
             }
             Err(error) => {
-                tracing::warn!(checkpoint = before.id, %error, "the log is kept: the checkpoint before is damaged");
+                tracing::warn!(checkpoint = before.id, %error, "the log is kept: the checkpoint before cannot be read");
                 None
             }
         }

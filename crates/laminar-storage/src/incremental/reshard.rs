@@ -2,8 +2,8 @@
 //!
 //! The keys are cut into ranges. Each range is one piece of work: all cores' files are merged over it, and
 //! every live record goes to the file of its new core. So every new core gets one file for each range
-//! that has keys for it; no two of them have a key in common, and the next checkpoint that changes the
-//! core merges them. How many ranges there are depends on the state alone, so that the same state gives
+//! that has keys for it; no two of them have a key in common, and a later checkpoint
+//! makes a base of them. How many ranges there are depends on the state alone, so that the same state gives
 //! the same files on every machine.
 
 use std::collections::BTreeMap;

@@ -141,7 +141,7 @@ impl Spill {
         store_id: StoreId,
         core: CoreId,
         mut merge: Merge<'_>,
-        len: u64,
+        mut len: u64,
     ) -> Result<Vec<FinishedFile>> {
         let (mut finished, mut writer) = (Vec::new(), None::<StateFileWriter>);
         while let Some(record) = merge.next_record()? {
@@ -150,6 +150,10 @@ impl Spill {
             }
             if let Some(full) = writer.take_if(|writer| writer.record_bytes() >= len) {
                 finished.push(self.finish(full)?);
+                // Where packed bytes were taken for raw ones, there is far more than was thought.
+                if finished.len().is_multiple_of(64) {
+                    len = len.saturating_mul(2);
+                }
             }
             let writer = match &mut writer {
                 Some(writer) => writer,

@@ -11,10 +11,11 @@ use super::tokens::DraftFile;
 use crate::ids::CoreId;
 use crate::sabotage::{Sabotage, sabotaged};
 
-/// Into so many ranges a core's large state is cut when all of it is written: all cores together have about `ALL_RANGES`,
-/// each of which is a link and a line in the manifest of every checkpoint.
-const RANGES: std::ops::RangeInclusive<u64> = 4..=32;
-const ALL_RANGES: u64 = 256;
+/// Into so many ranges a core's large state is cut when all of it is written, fewer where there are many cores: all
+/// together have about `ALL_RANGES`. Each is an open file, and a link and a line in the manifest of every checkpoint.
+const MOST_RANGES: usize = 32;
+const FEWEST_RANGES: usize = 4;
+const ALL_RANGES: usize = 128;
 
 impl IncrementalCheckpointManager {
     /// What is to be done with a core's files.
@@ -34,7 +35,12 @@ impl IncrementalCheckpointManager {
         let changes = changes.cores().get(core.index()).map(CoreChanges::weight).unwrap_or_default();
         let changed = spilled.fold(changes, Weight::plus);
         let live = self.digests.get(core.index()).map(|core| core.live_keys);
-        self.options.merge.plan(&base, &deltas, changes, changed, live)
+        self.options.merge.plan(&base, &deltas, changes, changed, live, self.ranges_per_core())
+    }
+
+    /// How many ranges a core's base is to have.
+    fn ranges_per_core(&self) -> usize {
+        (ALL_RANGES / self.chains.len().max(1)).clamp(FEWEST_RANGES, MOST_RANGES)
     }
 
     /// Writes one core's part.
@@ -168,9 +174,7 @@ impl CorePart<'_> {
 
     /// How long a range is to be where there is so much of everything.
     fn range_len(&self, total: Weight) -> u64 {
-        let cores = self.manager.chains.len().max(1) as u64;
-        let ranges = (ALL_RANGES / cores).clamp(*RANGES.start(), *RANGES.end());
-        self.manager.options.merge.range_bytes.max(total.bytes / ranges)
+        self.manager.options.merge.range_bytes.max(total.bytes / self.manager.ranges_per_core() as u64)
     }
 
     /// Removes those files that only the directory that is being written has.

@@ -302,5 +302,5 @@ fn every_bit_of_a_checkpoint() {
             disk.flip_bit(&path, bit).unwrap();
         }
     }
-    assert!(bits > 8000);
+    assert!(bits > 5000, "{bits}");
 }
