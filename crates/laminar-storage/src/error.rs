@@ -164,7 +164,7 @@ pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) ->
         [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
     let remedy = match source.kind() {
         _ if too_many.contains(&source.raw_os_error()) => {
-            "Raise the limit of open files (`ulimit -n`; about 20 for each core are enough), then open again; \
+            "Raise the limit of open files (`ulimit -n`; about 100 for each core are enough), then open again; \
              nothing acknowledged is lost"
         }
         io::ErrorKind::PermissionDenied => "Give this user read and write permission, then open again",
