@@ -89,13 +89,18 @@ fn counts(metadata: &IncrementalCheckpointMetadata) -> (usize, usize, usize) {
     (ranges, metadata.files.len() - ranges, written)
 }
 
+/// So many keys, in a first checkpoint.
+fn filled(disk: &SimDisk, keys: u16) -> (IncrementalCheckpointManager, Model, IncrementalCheckpointMetadata) {
+    let (mut manager, mut model) = (open(disk, 1 << 20), Model::new());
+    let all: Vec<_> = (0..keys).map(|n| (n, Some(1))).collect();
+    let first = step(&mut manager, &mut model, &all);
+    (manager, model, first)
+}
+
 #[test]
 fn a_large_state_is_written_in_ranges_and_they_are_renewed_a_few_at_a_time() {
     let disk = SimDisk::new(1);
-    let mut manager = open(&disk, 1 << 20);
-    let mut model = Model::new();
-    let all: Vec<_> = (0..400).map(|n| (n, Some(1))).collect();
-    let first = step(&mut manager, &mut model, &all);
+    let (mut manager, mut model, first) = filled(&disk, 400);
     let (ranges, deltas, written) = counts(&first);
     assert!(ranges > 20 && deltas == 0 && written == ranges, "{ranges} {deltas}");
     check(&disk, &manager, &model);
@@ -121,10 +126,7 @@ fn a_large_state_is_written_in_ranges_and_they_are_renewed_a_few_at_a_time() {
 #[test]
 fn a_state_that_is_deleted_range_by_range_leaves_nothing() {
     let disk = SimDisk::new(1);
-    let mut manager = open(&disk, 1 << 20);
-    let mut model = Model::new();
-    let all: Vec<_> = (0..300).map(|n| (n, Some(1))).collect();
-    step(&mut manager, &mut model, &all);
+    let (mut manager, mut model, _) = filled(&disk, 300);
     for from in (0..300).step_by(6).rev() {
         let gone: Vec<_> = (from..from + 6).map(|n| (n, None)).collect();
         step(&mut manager, &mut model, &gone);
