@@ -57,6 +57,15 @@ pub trait Scenario: Sync {
     /// What is wrong with the recovered state, or why recovery failed.
     fn recover(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
 
+    /// As [`Self::recover`], after a reader has looked, which must change nothing and see what is recovered
+    /// then. The same where a scenario has no readers.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    fn recover_after_a_reader(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String> {
+        self.recover(disk, log)
+    }
+
     /// Recovers once more what [`Self::recover`] left, which must give the same, and works on. What it does
     /// must follow from the disk and the log alone: where both are the same, it is done once.
     ///
@@ -64,12 +73,12 @@ pub trait Scenario: Sync {
     /// As [`Self::recover`].
     fn go_on(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String>;
 
-    /// Both, one after the other.
+    /// All of it, one after the other.
     ///
     /// # Errors
     /// As [`Self::recover`].
     fn recover_and_go_on(&self, disk: &SimDisk, log: &mut Log<Self::Model>) -> Result<(), String> {
-        self.recover(disk, log)?;
+        self.recover_after_a_reader(disk, log)?;
         self.go_on(disk, log)
     }
 
@@ -87,12 +96,15 @@ const FULL_ONE_IN: u64 = 64;
 /// Of so many kills inside recoveries one is tried.
 const NESTED_KILLS_ONE_IN: u64 = 8;
 
-/// Recovers what was left; on some images, which their hash decides, after a try without space. Then goes
-/// on, if the state of the disk and of the log says so.
+/// Of so many images that a crash inside a recovery left, a reader looks at one; at all others it does.
+const NESTED_READERS_ONE_IN: u64 = 4;
+
+/// Recovers what was left after `level` crashes before; on some images, which their hash decides, after a
+/// try without space, and after a reader. Then goes on, if the state of the disk and of the log says so.
 fn recover_image<S: Scenario>(
     scenario: &S,
     disk: &SimDisk,
-    image: u64,
+    (image, level): (u64, usize),
     log: &mut Log<S::Model>,
     goes_on: impl FnOnce(&Log<S::Model>) -> bool,
 ) -> Result<(), String> {
@@ -102,7 +114,11 @@ fn recover_image<S: Scenario>(
             scenario.read_when_full(disk, log).map_err(|e| format!("on a full disk: {e}"))?;
             disk.set_capacity(None);
         }
-        scenario.recover(disk, log)?;
+        if level == 0 || (image >> 16).is_multiple_of(NESTED_READERS_ONE_IN) {
+            scenario.recover_after_a_reader(disk, log)?;
+        } else {
+            scenario.recover(disk, log)?;
+        }
         if goes_on(log) { scenario.go_on(disk, log) } else { Ok(()) }
     })
 }
@@ -353,7 +369,7 @@ impl<S: Scenario> Explorer<'_, S> {
             left = Some(key);
             deeper || !locked(shard(&self.went_on, key)).contains(&key)
         };
-        if let Err(error) = recover_image(self.scenario, disk, look.image, &mut log, goes_on) {
+        if let Err(error) = recover_image(self.scenario, disk, (look.image, level), &mut log, goes_on) {
             let last = crashed.last_op().map(ToString::to_string);
             self.fail(trail, last.unwrap_or_else(|| "start".into()), error);
             return;
@@ -486,7 +502,7 @@ pub fn replay<S: Scenario>(scenario: &S, seed: u64, trail: &Trail) -> Result<Str
     disk.record(true);
     let mut log = Log::new(scenario.start());
     guarded(|| scenario.run(&disk, &mut log))?;
-    replay_steps(scenario, &disk, &log, &trail.0)
+    replay_steps(scenario, &disk, &log, &trail.0, 0)
 }
 
 fn replay_steps<S: Scenario>(
@@ -494,6 +510,7 @@ fn replay_steps<S: Scenario>(
     disk: &SimDisk,
     log: &Log<S::Model>,
     steps: &[Step],
+    level: usize,
 ) -> Result<String, String> {
     let trace = || {
         let lines = disk.trace();
@@ -519,7 +536,7 @@ fn replay_steps<S: Scenario>(
     next.set_tracing(true);
     let known = log.at(step.op);
     let mut log = Log::new(known.model.as_ref().clone());
-    let result = recover_image(scenario, &next, hash, &mut log, |_| true);
+    let result = recover_image(scenario, &next, (hash, level), &mut log, |_| true);
     match result {
         Err(error) if rest.is_empty() => {
             let lines = next.trace();
@@ -527,6 +544,6 @@ fn replay_steps<S: Scenario>(
             Err(format!("{error}\n{}", lines.iter().map(line).collect::<String>()))
         }
         // A recovery that is to be crashed may fail after that.
-        _ => replay_steps(scenario, &next, &log, rest),
+        _ => replay_steps(scenario, &next, &log, rest, level + 1),
     }
 }

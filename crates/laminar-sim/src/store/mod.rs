@@ -478,6 +478,13 @@ impl Scenario for StoreScenario {
     fn recover(&self, disk: &SimDisk, log: &mut Log<Model>) -> Result<(), String> {
         let cores = self.cores_to_recover(log.model());
         let mut live = Live::new(self, disk, log);
+        live.open_with(cores, |_| Ok(()))?;
+        live.act(Do::Drop)
+    }
+
+    fn recover_after_a_reader(&self, disk: &SimDisk, log: &mut Log<Model>) -> Result<(), String> {
+        let cores = self.cores_to_recover(log.model());
+        let mut live = Live::new(self, disk, log);
         live.open(cores)?;
         live.act(Do::Drop)
     }
