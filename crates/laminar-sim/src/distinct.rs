@@ -1,7 +1,10 @@
-//! How many different images a whole run has seen, over all scenarios and seeds.
+//! How many different images a whole run has seen, over all scenarios and seeds, and runs before it.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -34,6 +37,43 @@ impl Distinct {
         }
     }
 
+    /// Adds what [`Self::save`] wrote, so that a run can go on counting where another stopped.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is none of these.
+    pub fn load(&self, path: &Path) -> io::Result<()> {
+        let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let mut word = [0; 8];
+        let mut next = || file.read_exact(&mut word).map(|()| u64::from_le_bytes(word));
+        let (all, inside) = (next()?, next()?);
+        for _ in 0..all {
+            self.add(next()?, 0);
+        }
+        if next().is_ok() || inside > all || self.all() < all {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a file of --seen"));
+        }
+        self.inside.fetch_add(inside, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes the hashes to a file: two numbers, all and those inside recoveries, then all of them.
+    ///
+    /// # Errors
+    /// When the file cannot be written; one that was there before is then as it was.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension("new");
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(&new)?);
+        let shards: Vec<_> =
+            self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let all: u64 = shards.iter().map(|shard| shard.len() as u64).sum();
+        let words = [all, self.inside()].into_iter();
+        for word in words.chain(shards.iter().flat_map(|shard| shard.iter().copied())) {
+            file.write_all(&word.to_le_bytes())?;
+        }
+        file.into_inner()?.sync_all()?;
+        std::fs::rename(&new, path)
+    }
+
     /// How many there were.
     #[must_use]
     pub fn all(&self) -> u64 {
@@ -64,5 +104,28 @@ mod tests {
             distinct.add(image, before);
         }
         assert_eq!((distinct.all(), distinct.inside()), (3, 2));
+    }
+
+    #[test]
+    fn another_run_goes_on_counting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seen");
+        let first = Distinct::default();
+        (0..1000_u64).for_each(|n| first.add(n << 50, usize::from(n < 300)));
+        first.save(&path).unwrap();
+        let second = Distinct::default();
+        second.load(&path).unwrap();
+        assert_eq!((second.all(), second.inside()), (1000, 300));
+        (500..1500_u64).for_each(|n| second.add(n << 50, 1));
+        assert_eq!((second.all(), second.inside()), (1500, 800));
+        second.save(&path).unwrap();
+        let third = Distinct::default();
+        third.load(&path).unwrap();
+        assert_eq!((third.all(), third.inside()), (1500, 800));
+        let bytes = std::fs::read(&path).unwrap();
+        for len in [0, 8, 100, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..len]).unwrap();
+            Distinct::default().load(&path).unwrap_err();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! `laminar-sim`: runs scenarios on the simulated disk, and failures again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const USAGE: &str = "usage:
   laminar-sim list
   laminar-sim run    [NAME | --all] [--long] [--seed N] [--seeds N] [--profile posix|ext4] [--threads N]
                      [--bits N] [--random N] [--images N] [--depth N] [--nested N] [--one-in N]
-                     [--for MINUTES] [--part I/N]
+                     [--for MINUTES] [--part I/N] [--seen FILE]
   laminar-sim faults [NAME | --all] [--seed N] [--images N] [--pairs N]
   laminar-sim faults NAME [--seed N] [--pairs N] --run N
   laminar-sim replay NAME SEED TRAIL
@@ -28,6 +28,7 @@ const USAGE: &str = "usage:
 --nested: images of crashes inside recoveries to spend on each depth; --one-in: of those one in so many.
 --for: one seed after the other until the time is over, an equal share of it for every scenario.
 --part: only the images of the I-th of N parts, for runs that share the work.
+--seen: counts on from the distinct images in this file, if it is there, and leaves them all in it.
 real: does what the scenario does on real files below an empty directory.
 --pairs: runs with two faults, drawn from the seed, instead of every single one.
 --run: of all these only that one, with its operations.";
@@ -117,8 +118,12 @@ struct Options {
     seed: u64,
     seeds: u64,
     plan: Plan,
+    seen: Option<PathBuf>,
     sweep: Sweep,
 }
+
+/// How often what was seen is saved before the end.
+const SAVE_EVERY: Duration = Duration::from_secs(600);
 
 /// A small plan, so that all scenarios together take a minute.
 fn short() -> Plan {
@@ -139,7 +144,7 @@ fn long() -> Plan {
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self, String> {
         let plan = if arguments.iter().any(|a| a == "--long") { long() } else { short() };
-        let mut options = Self { name: None, seed: 1, seeds: 1, plan, sweep: Sweep::default() };
+        let mut options = Self { name: None, seed: 1, seeds: 1, plan, seen: None, sweep: Sweep::default() };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             match argument.strip_prefix("--") {
@@ -165,6 +170,10 @@ impl Options {
         }
         if flag == "part" {
             self.plan.part = value.parse().map_err(|e: String| bad(&e))?;
+            return Ok(());
+        }
+        if flag == "seen" {
+            self.seen = Some(value.into());
             return Ok(());
         }
         let value: u64 = value.parse().map_err(|e| bad(&e))?;
@@ -195,6 +204,11 @@ impl Options {
     fn run_scenarios(&self) -> Result<Report, String> {
         let (start, mut total) = (Instant::now(), Report::default());
         let distinct = Arc::new(Distinct::default());
+        if let Some(path) = self.seen.as_ref().filter(|path| path.exists()) {
+            distinct.load(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            println!("before: {distinct}");
+        }
+        let mut saved = start;
         let plan = Plan { distinct: Some(Arc::clone(&distinct)), ..self.plan.clone() };
         let is_over = || plan.until.is_some_and(|until| Instant::now() >= until);
         let mut turns: Vec<_> =
@@ -221,10 +235,20 @@ impl Options {
                 total.failures.len(),
                 start.elapsed().as_secs()
             );
+            if saved.elapsed() >= SAVE_EVERY {
+                self.save(&distinct)?;
+                saved = Instant::now();
+            }
         }
+        self.save(&distinct)?;
         println!("all: {total}");
         println!("all: {distinct}");
         Ok(total)
+    }
+
+    fn save(&self, distinct: &Distinct) -> Result<(), String> {
+        let Some(path) = &self.seen else { return Ok(()) };
+        distinct.save(path).map_err(|e| format!("{}: {e}", path.display()))
     }
 
     fn seeds(&self) -> std::ops::Range<u64> {
