@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount};
 use laminar_storage::format::current::Current;
-use laminar_storage::incremental::{IncrementalCheckpointMetadata, Listing, RecoveryConfig, read_manifest};
-use laminar_storage::per_core_wal::{PerCoreRecoveryManager, PerCoreWalConfig, SegmentStats};
+use laminar_storage::incremental::{IncrementalCheckpointMetadata, Listing, read_manifest};
+use laminar_storage::per_core_wal::SegmentStats;
 use laminar_storage::vfs::OsVfs;
-use laminar_storage::{CheckpointId, RecoveryReport};
+use laminar_storage::{CheckpointId, RecoveryReport, StateReader};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -20,10 +20,12 @@ use crate::error::{CliError, Result};
 use crate::job::Job;
 use crate::opening::Watched;
 use crate::progress::millis;
+use crate::savepoint_dir::is_savepoint;
 use crate::summary::table;
 
 /// The parts of a store's directory.
 pub struct Parts {
+    state: PathBuf,
     pub wal: PathBuf,
     checkpoints: PathBuf,
 }
@@ -31,7 +33,15 @@ pub struct Parts {
 impl Parts {
     /// Of a directory that has a store.
     pub fn of(state: &Path) -> Result<Self> {
-        let parts = Self { wal: state.join("wal"), checkpoints: state.join("checkpoints") };
+        let parts = Self {
+            state: state.to_path_buf(),
+            wal: state.join("wal"),
+            checkpoints: state.join("checkpoints"),
+        };
+        if is_savepoint(state) {
+            return Err(CliError::failure(format!("{} is a savepoint, not a state", state.display()))
+                .remedy("`laminar verify`, `export`, `scan`, `get`, `top` and `diff` read it; `laminar fork` makes a state of it."));
+        }
         if !parts.wal.exists() && !parts.checkpoints.exists() {
             return Err(CliError::failure(format!("there is no store in {}", state.display()))
                 .remedy("Name its directory with --state."));
@@ -57,14 +67,9 @@ impl Parts {
         Ok(newest.map_or(1, |metadata| usize::from(metadata.core_count)))
     }
 
-    /// All segments of the log, read through.
+    /// All segments of the log, read through. A job may be using them.
     pub fn segments(&self) -> Result<Vec<SegmentStats>> {
-        // The number of cores is not used for statistics; the directory says how many there are.
-        let manager = PerCoreRecoveryManager::new(
-            PerCoreWalConfig::new(&self.wal, 1),
-            RecoveryConfig::new(&self.checkpoints, &self.wal),
-        );
-        manager.segment_stats().map_err(of_library)
+        StateReader::log_segments(&self.state).map_err(CliError::from)
     }
 }
 
@@ -73,34 +78,49 @@ pub fn of_library(error: impl std::fmt::Display) -> CliError {
     CliError::failure(for_user(&error.to_string()))
 }
 
-/// `laminar info`.
+/// What recovery would do, or why it would refuse; and whose state it is.
+struct Found {
+    report: Result<RecoveryReport>,
+    job: Result<Option<Job>>,
+}
+
+impl Found {
+    fn of(args: &InspectArgs) -> Self {
+        let report = read(&args.state, Watched::unless(args.json)).map(|reader| reader.report().clone());
+        let job = match &report {
+            Ok(report) => job_of(&args.state, &report.source_offsets, report.keys),
+            Err(_) => Job::load(&args.state),
+        };
+        Self { report, job }
+    }
+}
+
+/// `laminar info`. Of a state that cannot be opened it shows the parts all the same, and fails then.
 pub fn info(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let parts = Parts::of(&args.state)?;
-    let reader = read(&args.state, Watched::unless(args.json))?;
-    let report = reader.report();
-    let job = job_of(&args.state, &report.source_offsets, report.keys)?;
-    let segments = parts.segments()?;
+    let found = Found::of(args);
+    let segments = parts.segments();
     let mut checkpoints = Vec::new();
     for (id, dir) in parts.checkpoint_dirs()? {
         let manifest = read_manifest(&OsVfs::new(), &dir).map_err(|e| for_user(&e.to_string()));
         checkpoints.push((id, manifest));
     }
     let text = if args.json {
-        format!("{}\n", info_json(args, job.as_ref(), report, &checkpoints, &segments)?)
+        format!("{}\n", info_json(args, &found, &checkpoints, &segments)?)
     } else {
-        info_text(args, job.as_ref(), report, &checkpoints, &segments)
+        info_text(args, &found, &checkpoints, &segments)
     };
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
+    found.report.and(found.job).and(segments.map(drop)).map(drop)
 }
 
 type Checkpoints = [(CheckpointId, Result<IncrementalCheckpointMetadata, String>)];
 
 fn info_json(
     args: &InspectArgs,
-    job: Option<&Job>,
-    report: &RecoveryReport,
+    found: &Found,
     checkpoints: &Checkpoints,
-    segments: &[SegmentStats],
+    segments: &Result<Vec<SegmentStats>>,
 ) -> Result<Value> {
     let checkpoints: Vec<Value> = checkpoints
         .iter()
@@ -113,38 +133,60 @@ fn info_json(
             Err(error) => json!({ "id": id.get(), "error": error }),
         })
         .collect();
-    let segments: Vec<Value> = segments
-        .iter()
-        .map(|s| {
-            json!({
-                "core": s.core_id, "file": s.path.display().to_string(), "bytes": s.file_size,
-                "records": s.entry_count, "epoch_min": s.min_epoch, "epoch_max": s.max_epoch,
-            })
+    let segment = |s: &SegmentStats| {
+        json!({
+            "core": s.core_id, "file": s.path.display().to_string(), "bytes": s.file_size,
+            "records": s.entry_count, "epoch_min": s.min_epoch, "epoch_max": s.max_epoch,
         })
-        .collect();
+    };
+    let segments = match segments {
+        Ok(segments) => segments.iter().map(segment).collect(),
+        Err(error) => json!({ "error": error.to_string() }),
+    };
     Ok(json!({
         "state": args.state.display().to_string(),
-        "job": serde_json::to_value(job).map_err(CliError::internal)?,
-        "recovery": serde_json::to_value(report).map_err(CliError::internal)?,
+        "job": or_error(&found.job)?,
+        "recovery": or_error(&found.report)?,
         "checkpoints": checkpoints,
         "segments": segments,
     }))
 }
 
+/// A result as JSON; of a failure, what it says.
+fn or_error<T: serde::Serialize>(result: &Result<T>) -> Result<Value> {
+    match result {
+        Ok(value) => serde_json::to_value(value).map_err(CliError::internal),
+        Err(error) => Ok(json!({ "error": error.to_string() })),
+    }
+}
+
 fn info_text(
     args: &InspectArgs,
-    job: Option<&Job>,
-    report: &RecoveryReport,
+    found: &Found,
     checkpoints: &Checkpoints,
-    segments: &[SegmentStats],
+    segments: &Result<Vec<SegmentStats>>,
 ) -> String {
     let mut rows = vec![("state", args.state.display().to_string())];
-    if let Some(job) = job {
-        rows.push((
+    match &found.job {
+        Ok(Some(job)) => rows.push((
             "job",
             format!("{} by {} from {}", job.aggs.join(", "), key_name(job), job.inputs.join(" ")),
-        ));
+        )),
+        Ok(None) => {}
+        Err(error) => rows.push(("job", error.what().to_owned())),
     }
+    match &found.report {
+        Ok(report) => recovery_rows(report, &mut rows),
+        Err(error) => rows.push(("recovery would", format!("refuse: {}", error.what()))),
+    }
+    let log = match segments {
+        Ok(segments) => segment_table(segments).to_string(),
+        Err(error) => format!("log: {}", error.what()),
+    };
+    format!("{}\n{}\n{log}\n", table(&rows), checkpoint_table(checkpoints))
+}
+
+fn recovery_rows(report: &RecoveryReport, rows: &mut Vec<(&'static str, String)>) {
     rows.push(("keys", HumanCount(report.keys).to_string()));
     rows.push(("recovery point", format!("epoch {}", report.recovery_point)));
     let replayed: u64 = report.cores.iter().map(|core| core.replayed).sum();
@@ -178,7 +220,6 @@ fn info_text(
     if let Some(watermark) = report.watermark {
         rows.push(("watermark", watermark.to_string()));
     }
-    format!("{}\n{}\n{}\n", table(&rows), checkpoint_table(checkpoints), segment_table(segments))
 }
 
 fn key_name(job: &Job) -> &str {

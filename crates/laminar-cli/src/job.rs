@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use laminar_storage::vfs::{OsVfs, create_dir_durably};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -184,10 +185,11 @@ impl Job {
         write().map_err(|e| CliError::io("write", &path, &e))
     }
 
-    /// Makes the state directory for a first run, durably. A directory that has something else in
+    /// Makes the state directory for a first run, durably, with all directories above it that are missing. A directory that has something else in
     /// it is refused.
     pub fn prepare_dir(state: &Path) -> Result<()> {
-        fs::create_dir_all(state).map_err(|e| CliError::io("create the state directory", state, &e))?;
+        create_dir_durably(&OsVfs::new(), state)
+            .map_err(|e| CliError::io("create the state directory", state, &e))?;
         let entries = fs::read_dir(state).map_err(|e| CliError::io("read the state directory", state, &e))?;
         for entry in entries {
             let name = entry.map_err(|e| CliError::io("read the state directory", state, &e))?.file_name();
@@ -201,9 +203,6 @@ impl Job {
                 ))
                 .remedy("Name another directory with --state."));
             }
-        }
-        if let Some(parent) = state.canonicalize().ok().as_deref().and_then(Path::parent) {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(|e| CliError::io("sync", parent, &e))?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::{HumanBytes, HumanCount};
-use laminar_storage::incremental::read_manifest;
+use laminar_storage::incremental::{IncrementalCheckpointError, read_manifest};
 use laminar_storage::vfs::OsVfs;
 use laminar_storage::{Opened, SavepointReceipt, Store};
 use serde_json::json;
@@ -81,7 +81,13 @@ pub fn fork(args: &ForkArgs, out: &mut dyn Write) -> Result<()> {
     }
     let pending = pending_of(state)?;
     let manifest = read_manifest(&OsVfs::new(), &args.savepoint).map_err(|error| {
-        let error = of_library(error);
+        let error = match error {
+            IncrementalCheckpointError::NotFound(_) => {
+                CliError::failure(format!("there is no savepoint in {}", args.savepoint.display()))
+                    .remedy("Check the path; `laminar savepoint DIR --state ...` makes one.")
+            }
+            error => of_library(error),
+        };
         if Parts::of(&args.savepoint).is_ok() {
             return CliError::failure(format!("{} is a state, not a savepoint", args.savepoint.display()))
                 .remedy("Make a savepoint of it first: `laminar savepoint DIR --state ...`.");

@@ -70,6 +70,26 @@ fn info_and_verify_show_a_healthy_store() {
     assert!(desk.ok(&["verify"]).contains("ok       recovery"));
 }
 
+/// What refuses to open is just what somebody looks at: `info` showed nothing but the error.
+#[test]
+fn info_shows_the_parts_of_a_state_that_does_not_open() {
+    let desk = small_job();
+    let logs = support::files_below(&desk.path("laminar-state/wal"));
+    let log = logs.iter().rfind(|path| path.extension().is_some_and(|e| e == "log")).unwrap();
+    let mut bytes = std::fs::read(log).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(log, bytes).unwrap();
+    let ran = desk.run(&["info"]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+    for part in ["by who", "recovery would", "refuse: ", "checkpoint", "log: "] {
+        assert!(ran.out.contains(part), "{part} in {}", ran.out);
+    }
+    let ran = desk.run(&["info", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert!(told["recovery"]["error"].is_string() && told["segments"]["error"].is_string(), "{told}");
+    assert!(told["checkpoints"].as_array().is_some_and(|c| !c.is_empty()), "{told}");
+}
+
 #[test]
 fn wrong_usage_is_told_with_code_2() {
     let desk = small_job();

@@ -198,3 +198,52 @@ fn offsets_survive_a_checkpoint_that_failed_and_was_tried_again() {
     }
     assert!(failed > 10, "{failed} checkpoints failed");
 }
+
+/// Three epochs of two segments each, a checkpoint after every one; the third is the first that cuts the log.
+fn before_the_first_cut(disk: &SimDisk) -> Opened {
+    let settings = Settings { segment_bytes: 4096, ..small() };
+    let builder = Store::builder("/store").settings(settings).vfs(Arc::new(disk.clone()));
+    let mut opened = builder.open().unwrap();
+    for epoch in 0_u8..3 {
+        for key in 0..20_u32 {
+            opened.cores[0].put(&key.to_le_bytes(), &[epoch; 500]).unwrap();
+        }
+        let sealed = opened.cores[0].seal_epoch().unwrap();
+        opened.store.wait_durable(sealed).unwrap();
+        if epoch < 2 {
+            opened.store.checkpoint().unwrap();
+        }
+    }
+    opened
+}
+
+/// A log that could not be cut made a published checkpoint count as none: each further call wrote another one of
+/// the same epoch, and when a directory could not be synced, for ever. Found by reading.
+#[test]
+fn a_checkpoint_counts_when_only_cutting_the_log_failed() {
+    let disk = SimDisk::new(1);
+    let opened = before_the_first_cut(&disk);
+    let traced = disk.trace().len();
+    let receipt = opened.store.checkpoint().unwrap();
+    assert!(receipt.wal_bytes_removed > 0);
+    let trace = disk.trace();
+    let cuts = trace[traced..].iter().filter(|op| op.path.starts_with("/store/wal"));
+    let cuts: Vec<_> = cuts.filter(|op| ["unlink", "fsync"].contains(&op.call)).map(|op| op.number).collect();
+    assert!(cuts.len() >= 2, "{cuts:?}");
+    for op in cuts {
+        let disk = SimDisk::new(1);
+        let opened = before_the_first_cut(&disk);
+        disk.fail_op(op, Fault::Eio, Duration::Once);
+        let error = opened.store.checkpoint().unwrap_err();
+        assert_eq!(disk.faults_fired(), 1);
+        assert!(matches!(error, StoreError::Io(_)) && error.to_string().contains("segment"), "{error}");
+        let again = opened.store.checkpoint().unwrap();
+        assert_eq!((again.id, again.epoch, again.changes), (receipt.id, receipt.epoch, 0));
+        assert_eq!(opened.store.stats().last_checkpoint, Some(receipt.id));
+        // Until a checkpoint can cut it, the log grows: its owner should know.
+        assert!(matches!(opened.store.health(), Health::CheckpointsFailing(_)));
+        drop(opened);
+        let opened = Store::builder("/store").settings(small()).vfs(Arc::new(disk)).open().unwrap();
+        assert_eq!((opened.report.recovery_point, opened.report.checkpoint), (again.epoch, Some(again.id)));
+    }
+}

@@ -184,6 +184,13 @@ impl SegmentHeader {
         (core.0 < core_count).then_some(header)
     }
 
+    /// Bytes of the core's log before the byte of this segment at `offset`. At most [`u64::MAX`], whatever a header
+    /// from a disk says.
+    #[must_use]
+    pub fn position_at(&self, offset: u64) -> u64 {
+        self.base_position.0.saturating_add(offset.saturating_sub(SEGMENT_HEADER_LEN as u64))
+    }
+
     /// The salt of this segment's frames.
     #[must_use]
     pub fn salt(&self) -> Salt {

@@ -162,8 +162,9 @@ impl CheckpointReader {
     pub(crate) fn load_watched(&self, watch: &Watch) -> Result<StateMap> {
         let (mut state, mut keys) = (StateMap::new(), 0);
         for core in self.cores() {
-            self.for_each_live(core, |key, value| {
-                state.apply(key, Some(value));
+            // File by file, which leaves the keys nearly in order.
+            self.for_each_record(core, |StateRecord { key, value }| {
+                state.apply(key, value);
                 if state.len().is_multiple_of(KEYS_AT_A_TIME) {
                     watch.keys(&mut keys, state.len() as u64);
                 }

@@ -210,7 +210,9 @@ impl<'a> Lane<'_, 'a> {
             // Everything stays readable.
             let (error, older) = *failed;
             let newer = std::mem::replace(self.changes, older);
-            newer.iter().for_each(|change| self.changes.put(change.key, change.value));
+            for change in newer.iter() {
+                self.changes.put(change.key, change.value);
+            }
             error
         })
     }

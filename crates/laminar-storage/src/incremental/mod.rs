@@ -70,6 +70,6 @@ pub(crate) use recovery::recover_parts;
 pub use recovery::{RecoveredState, RecoveryConfig, RecoveryManager, ReplayedChange};
 pub use retention::Listing;
 pub use savepoint::SavepointReceipt;
-pub use state_map::{Iter, StateMap};
+pub use state_map::{IntoIter, Iter, StateMap};
 pub use tokens::{Published, Synced, WalFloor, Written};
 pub use validate::{validate_checkpoint, validate_checkpoint_in, wal_size, wal_size_in};

@@ -46,7 +46,7 @@ impl Entry {
 }
 
 /// The changes of one core.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CoreChanges {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
@@ -75,19 +75,20 @@ impl Slot {
 }
 
 impl CoreChanges {
-    /// Records a change.
-    pub(super) fn put(&mut self, key: &[u8], value: Option<&[u8]>) {
+    /// Records a change. Returns whether the key had a value.
+    pub(super) fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> bool {
         let index = self.find_or_add(key);
         let Self { bytes, entries, encoded, .. } = self;
-        let Some(entry) = entries.get_mut(index as usize) else { return };
+        let Some(entry) = entries.get_mut(index as usize) else { return false };
+        let had_value = entry.value_len != DELETED;
         let record_len = |value| StateRecord { key, value }.encoded_len() as u64;
         *encoded -= record_len(entry.value(bytes));
         *encoded += record_len(value);
         let Some(value) = value else {
             entry.value_len = DELETED;
-            return;
+            return had_value;
         };
-        let old_len = if entry.value_len == DELETED { 0 } else { entry.value_len as usize };
+        let old_len = if had_value { entry.value_len as usize } else { 0 };
         let in_place = bytes.get_mut(entry.value_at..entry.value_at + value.len());
         match in_place.filter(|_| value.len() <= old_len) {
             Some(room) => room.copy_from_slice(value),
@@ -98,6 +99,7 @@ impl CoreChanges {
         }
         // The callers check lengths against the format's limits, which are far below.
         entry.value_len = u32::try_from(value.len()).unwrap_or(DELETED);
+        had_value
     }
 
     /// The index of a key's entry; a new one is a deletion until it gets a value.
@@ -118,7 +120,8 @@ impl CoreChanges {
         index
     }
 
-    fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
+    /// What is known of a key: `None` nothing, `Some(None)` deleted.
+    pub(super) fn get(&self, key: &[u8]) -> Option<Option<&[u8]>> {
         let hash = Slot::hash_of(key);
         let entry = |slot: &Slot| self.entries.get(slot.index as usize);
         let has_key = |slot: &Slot| entry(slot).is_some_and(|entry| entry.key(&self.bytes) == key);
@@ -140,6 +143,24 @@ impl CoreChanges {
             .map(|entry| StateRecord { key: entry.key(&self.bytes), value: entry.value(&self.bytes) })
     }
 
+    /// The change of the key that came as number `index`, counted from 0.
+    pub(super) fn at(&self, index: u32) -> Option<StateRecord<'_>> {
+        let entry = self.entries.get(index as usize)?;
+        Some(StateRecord { key: entry.key(&self.bytes), value: entry.value(&self.bytes) })
+    }
+
+    /// The numbers of the keys that have a value, in key order.
+    pub(super) fn live_in_order(&self) -> Vec<u32> {
+        let live = (0..).zip(&self.entries).filter(|(_, entry)| entry.value_len != DELETED);
+        let mut order: Vec<(u64, u32)> = live.map(|(n, entry)| (prefix(entry.key(&self.bytes)), n)).collect();
+        let key = |n: u32| self.entries.get(n as usize).map(|entry| entry.key(&self.bytes));
+        // Stable, because that sort knows what is in order already, as what was read from files is.
+        order.sort_by(|(a_prefix, a), (b_prefix, b)| {
+            a_prefix.cmp(b_prefix).then_with(|| key(*a).cmp(&key(*b)))
+        });
+        order.into_iter().map(|(_, n)| n).collect()
+    }
+
     /// The changes in key order.
     #[must_use]
     pub fn sorted(&self) -> SortedChanges<'_> {
@@ -156,6 +177,12 @@ impl CoreChanges {
     #[must_use]
     pub(super) fn memory(&self) -> usize {
         self.bytes.len() + self.entries.len() * ENTRY_OVERHEAD
+    }
+
+    /// Bytes of all keys and values, replaced values included.
+    #[must_use]
+    pub(super) fn buffer_len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// How much the changes weigh in a file.

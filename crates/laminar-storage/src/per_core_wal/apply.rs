@@ -7,9 +7,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::entry::WalOperation;
 use super::error::PerCoreWalError;
-use super::merge::MergedEntries;
+use super::merge::MergedRecords;
 use super::recovery::cursor::{CoreCursor, Reached, Stretch};
 use super::recovery::plan::Span;
 use super::recovery::survey::{LogEnd, Survey};
@@ -210,14 +209,14 @@ fn apply_merged(
     manager: &mut IncrementalCheckpointManager,
 ) -> Result<u64, PerCoreWalError> {
     let mut changes = 0;
-    for entry in MergedEntries::new(cursors) {
-        let entry = entry?;
-        let core = CoreId(u16::try_from(entry.core_id % manager.core_count()).unwrap_or(0));
-        let (key, value) = match &entry.operation {
-            WalOperation::Put { key, value } => (key, Some(value.as_slice())),
-            WalOperation::Delete { key } => (key, None),
+    let mut merged = MergedRecords::new(cursors);
+    while merged.advance()? {
+        let (key, value, at) = match merged.current() {
+            Some((Record::Put { key, value }, at)) => (key, Some(value), at),
+            Some((Record::Delete { key }, at)) => (key, None, at),
             _ => continue,
         };
+        let core = CoreId(u16::try_from(at.core_id % manager.core_count()).unwrap_or(0));
         changes += 1;
         manager.apply_unrouted(core, key, value).map_err(checkpoint_error)?;
     }

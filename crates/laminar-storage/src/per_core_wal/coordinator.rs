@@ -52,7 +52,8 @@ impl CheckpointCoordinator {
     ///
     /// # Errors
     /// `Checkpoint` for an id that is not larger than every one used, and when the checkpoint cannot
-    /// be written; `Io` when the log cannot be synced. The state on disk is the one before, then.
+    /// be written; `Io` when the log cannot be synced. The state on disk is the one before, then. `Io` also when only
+    /// the log could not be cut: the checkpoint is there all the same.
     pub fn create_checkpoint(&mut self, id: u64) -> Result<IncrementalCheckpointMetadata, PerCoreWalError> {
         let truncate = self.truncate;
         self.checkpoint(CheckpointId(id), truncate)
@@ -88,7 +89,7 @@ impl CheckpointCoordinator {
         let applied = self.apply(epoch)?;
         self.checkpoints.set_epoch(epoch.0);
         self.checkpoints.set_wal_cuts(&self.applied).map_err(checkpoint_error)?;
-        let position = WalPosition(self.wal.synced_positions().iter().sum());
+        let position = WalPosition(self.wal.synced_positions().into_iter().fold(0, u64::saturating_add));
         tracing::debug!(%id, %epoch, changes = applied.changes, "checkpoint");
         let published = self.checkpoints.create_checkpoint_as(id, position).map_err(checkpoint_error)?;
         if truncate {

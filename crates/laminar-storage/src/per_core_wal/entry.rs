@@ -189,6 +189,13 @@ pub(crate) struct Stamp {
     pub(crate) timestamp_ns: u64,
 }
 
+impl Stamp {
+    /// Records of several cores are merged in this order.
+    pub(crate) fn order(&self) -> (u64, u64, usize, u64) {
+        (self.epoch, self.timestamp_ns, self.core_id, self.sequence)
+    }
+}
+
 /// What a decoded record is to the low-level view.
 pub(crate) enum View {
     Entry(PerCoreWalEntry),

@@ -281,7 +281,8 @@ impl PerCoreWalManager {
     /// before the checkpoint *before* it, so that one rotten checkpoint costs nothing.
     ///
     /// # Errors
-    /// When a file cannot be removed; the log stays consistent, and the next call goes on.
+    /// When a file cannot be removed; the log stays consistent, and the next call goes on. After a failed sync of
+    /// the log's directory nothing more is removed until the log is opened again.
     pub fn truncate_before(&self, published: &Published) -> Result<Truncation, PerCoreWalError> {
         truncate_segments(&self.truncation_scope(), published)
     }

@@ -36,14 +36,17 @@ pub(crate) mod writer;
 
 pub use config::PerCoreWalConfig;
 pub use coordinator::CheckpointCoordinator;
+pub(crate) use entry::Stamp;
 pub use entry::{PerCoreWalEntry, WalOperation};
 pub use error::PerCoreWalError;
 pub use manager::PerCoreWalManager;
 pub(crate) use manager::{TruncationScope, sync_writers};
 pub use merge::MergedEntries;
+pub(crate) use merge::MergedRecords;
 pub use reader::{PerCoreWalReader, WalReadResult};
 pub use recovery::manager::{PerCoreRecoveredState, PerCoreRecoveryManager, recover_per_core};
 pub use recovery::plan::RecoveryMode;
 pub use stats::SegmentStats;
+pub(crate) use stats::segment_stats;
 pub use truncate::Truncation;
 pub use writer::CoreWalWriter;

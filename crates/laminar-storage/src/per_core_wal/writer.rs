@@ -374,7 +374,7 @@ impl CoreWalWriter {
     }
 
     fn position_of(&self, offset: u64) -> u64 {
-        let position = self.header.base_position.0 + (offset - SEGMENT_HEADER_LEN as u64);
+        let position = self.header.position_at(offset);
         if sabotaged(Sabotage::PositionOf32Bits) { position & 0xffff_ffff } else { position }
     }
 

@@ -131,24 +131,27 @@ impl Checkpointer {
         let id = self.manager.next_checkpoint_id()?;
         let position = WalPosition(cut.ends.iter().map(|(_, len)| *len).sum());
         let published = self.manager.create_checkpoint_as(id, position)?;
-        let truncation = truncate_segments(&self.scope, &published)?;
+        // The checkpoint is there whether or not the log can be cut.
+        let truncation = truncate_segments(&self.scope, &published);
+        let removed = truncation.as_ref().map_or(0, |truncation| truncation.bytes);
         let receipt = CheckpointReceipt {
             id,
             epoch: cut.epoch,
             changes,
             bytes_written: published.metadata().written_bytes(),
-            wal_bytes_removed: truncation.bytes,
+            wal_bytes_removed: removed,
             time: started.elapsed(),
         };
         tracing::debug!(?receipt, "checkpoint");
         self.made = Some(Made {
-            position: self.places().iter().map(Place::position).sum(),
+            position: self.places().iter().map(Place::position).fold(0, u64::saturating_add),
             checkpoint_bytes: published.metadata().size_bytes,
             log_bytes: self.applied.bytes(),
             applying,
             took: receipt.time,
         });
         self.newest = Some(receipt.clone());
+        truncation?;
         Ok(receipt)
     }
 

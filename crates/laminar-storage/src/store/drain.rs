@@ -117,7 +117,7 @@ impl Drain {
 
     /// Bytes of all logs since they began.
     pub(crate) fn wal_bytes(&self) -> u64 {
-        self.writers.iter().map(CoreWalWriter::position).sum()
+        self.writers.iter().map(CoreWalWriter::position).fold(0, u64::saturating_add)
     }
 
     /// Leaves durable evidence of a clean end.

@@ -145,7 +145,9 @@ impl From<IncrementalCheckpointError> for StoreError {
             IncrementalCheckpointError::InvalidConfig(_)
             | IncrementalCheckpointError::AlreadyExists(_)
             | IncrementalCheckpointError::EpochMismatch(_) => Self::InvalidInput(detail),
-            _ => Self::Corruption(detail),
+            IncrementalCheckpointError::Corruption(_)
+            | IncrementalCheckpointError::ChecksumMismatch(_)
+            | IncrementalCheckpointError::NotFound(_) => Self::Corruption(detail),
         }
     }
 }

@@ -146,7 +146,8 @@ impl Store {
     /// # Errors
     /// `Io` when it cannot be written, `Corruption` when the log cannot be read back. The log goes on and
     /// what is durable stays durable. After a failed read the next call tries again; after a failed
-    /// write or sync of a checkpoint every further one fails until the store is reopened.
+    /// write or sync of a checkpoint every further one fails until the store is reopened. When only cutting the log
+    /// failed, the error says so and the checkpoint is there all the same.
     pub fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
         self.shared.checkpoint()
     }

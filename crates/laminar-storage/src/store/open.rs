@@ -144,7 +144,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let locks = Locks {
         store: lock,
         wal: lock_directory(&builder.wal_config(&layout))?,
-        checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints)?,
+        checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints).map_err(held)?,
     };
     let started = Instant::now();
     let fork = Fork::begin(builder, &layout)?;
@@ -190,6 +190,13 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     watch.done(report.keys);
     tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");
     Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
+}
+
+/// A lock that somebody else has is no failure of the disk.
+fn held(error: IncrementalCheckpointError) -> StoreError {
+    let kind = error.detail().io_error().map(std::io::Error::kind);
+    let detail = Box::new(error.detail().clone());
+    if kind == Some(std::io::ErrorKind::WouldBlock) { StoreError::Locked(detail) } else { error.into() }
 }
 
 /// One process per directory (I14).

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::open::Layout;
 use crate::error::Detail;
+use crate::ids::Sequence;
 use crate::incremental::recovery::locate::Failure;
 use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{RecoveredState, StateMap};
+use crate::per_core_wal::recovery::survey::Survey;
+use crate::per_core_wal::{SegmentStats, segment_stats};
 use crate::progress::{Listener, RecoveryProgress, Watch};
 use crate::report::RecoveryReport;
 use crate::vfs::{OsVfs, Vfs, absolute};
@@ -75,18 +78,22 @@ impl StateReader {
         Self::open_watched(dir.as_ref(), &vfs, &Watch::default())
     }
 
+    /// Facts about every segment of the log of the store in `dir`, which may be in use: by core, oldest first.
+    /// Reads and checks all of them.
+    ///
+    /// # Errors
+    /// As [`Self::open`], without those of the checkpoints.
+    pub fn log_segments(dir: impl AsRef<Path>) -> Result<Vec<SegmentStats>, StoreError> {
+        let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
+        let layout = existing(dir.as_ref(), &vfs)?;
+        patiently(&layout, PATIENCE, || {
+            let survey = Survey::of(&vfs, &layout.wal, &|_| Sequence::ZERO)?;
+            Ok(segment_stats(&survey))
+        })
+    }
+
     fn open_watched(dir: &Path, vfs: &Arc<dyn Vfs>, watch: &Watch) -> Result<Self, StoreError> {
-        let layout = Layout::of(&absolute(dir));
-        let kind = |path: &Path| {
-            vfs.kind(path)
-                .map_err(|e| StoreError::Io(Box::new(crate::error::io_detail("could not look at", path, e))))
-        };
-        if kind(&layout.wal)?.is_none() && kind(&layout.checkpoints)?.is_none() {
-            return Err(StoreError::invalid(
-                Detail::new("there is no store here").at_path(&layout.dir).remedy("Check the path."),
-            ));
-        }
-        layout.refuse_links(vfs.as_ref())?;
+        let layout = existing(dir, vfs)?;
         let recover = || match recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch) {
             Ok(recovered) => Ok(recovered),
             Err(Failure::Checkpoint(error)) => Err(StoreError::from(error)),
@@ -131,6 +138,22 @@ impl StateReader {
     pub fn report(&self) -> &RecoveryReport {
         &self.recovered.report
     }
+}
+
+/// Where the parts of the store in `dir` are, if there is one.
+fn existing(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Layout, StoreError> {
+    let layout = Layout::of(&absolute(dir));
+    let kind = |path: &Path| {
+        vfs.kind(path)
+            .map_err(|e| StoreError::Io(Box::new(crate::error::io_detail("could not look at", path, e))))
+    };
+    if kind(&layout.wal)?.is_none() && kind(&layout.checkpoints)?.is_none() {
+        return Err(StoreError::invalid(
+            Detail::new("there is no store here").at_path(&layout.dir).remedy("Check the path."),
+        ));
+    }
+    layout.refuse_links(vfs.as_ref())?;
+    Ok(layout)
 }
 
 /// Reads a directory that may be in use. Damage stays where it is, and so does its error; what only looks like damage,

@@ -111,7 +111,7 @@ pub(crate) fn rebuild(
     }
     manager.set_epoch(plan.point.0);
     let id = manager.next_checkpoint_id()?;
-    let positions = survey.cores.iter().map(|log| log.position()).sum();
+    let positions = survey.cores.iter().map(|log| log.position()).fold(0, u64::saturating_add);
     let published = manager.create_checkpoint_as(id, WalPosition(positions))?;
     tracing::info!(from, to = builder.core_count(), checkpoint = published.metadata().id, "state rebuilt");
     Ok(Rebuilt {

@@ -314,25 +314,27 @@ impl Shared {
         let before = checkpointer.newest().map(|newest| newest.id);
         let result = checkpointer.checkpoint(&cut);
         self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
-        match &result {
-            Ok(receipt) if Some(receipt.id) != before => {
-                self.counters.checkpoints.add(1);
-                self.counters.checkpoint_bytes.set(receipt.bytes_written);
-                self.counters
-                    .checkpoint_nanos
-                    .set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
-                self.counters.checkpoint_next.set(receipt.id.next().0);
-                self.counters.checkpoint_epoch.set(receipt.epoch.0);
-                *lock(&self.checkpoint_failure) = None;
-                if let Some(made) = checkpointer.made() {
-                    lock(&self.estimator).made(self.opened.elapsed(), made);
-                }
-                self.complain();
+        // Also when the log could not be cut afterwards.
+        let published = checkpointer.newest().filter(|newest| Some(newest.id) != before);
+        if let Some(receipt) = published {
+            self.counters.checkpoints.add(1);
+            self.counters.checkpoint_bytes.set(receipt.bytes_written);
+            self.counters.checkpoint_nanos.set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
+            self.counters.checkpoint_next.set(receipt.id.next().0);
+            self.counters.checkpoint_epoch.set(receipt.epoch.0);
+            if let Some(made) = checkpointer.made() {
+                lock(&self.estimator).made(self.opened.elapsed(), made);
             }
+            self.complain();
+        }
+        match &result {
+            Ok(_) if published.is_some() => *lock(&self.checkpoint_failure) = None,
             Ok(_) => lock(&self.estimator).nothing_new(self.opened.elapsed()),
             Err(error) => {
-                lock(&self.estimator).failed(self.opened.elapsed());
-                tracing::error!(%error, "no checkpoint could be made");
+                if published.is_none() {
+                    lock(&self.estimator).failed(self.opened.elapsed());
+                }
+                tracing::error!(%error, "a checkpoint failed");
                 *lock(&self.checkpoint_failure) = Some(error.clone());
             }
         }

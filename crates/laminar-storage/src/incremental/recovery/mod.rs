@@ -14,15 +14,15 @@ use self::locate::{Failure, Located, locate};
 use super::error::IncrementalCheckpointError;
 use super::state_map::StateMap;
 use crate::error::Detail;
-use crate::format::digest::{StateDigest, record_digest};
-use crate::format::record::Record;
+use crate::format::digest::StateDigest;
+use crate::format::record::{Commit, Record};
 use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
-use crate::per_core_wal::{MergedEntries, PerCoreWalError, RecoveryMode, WalOperation};
+use crate::per_core_wal::{MergedRecords, PerCoreWalError, RecoveryMode, Stamp};
 use crate::progress::Watch;
 use crate::report::{CoreReport, DigestCheck, RecoveryReport};
 use crate::vfs::{OsVfs, Vfs, absolute};
@@ -286,8 +286,7 @@ pub(crate) fn recover_acknowledged(
     let expected = parts.digest;
     let mut state = parts.whole();
     if let Some(expected) = expected {
-        let one = |(key, value)| StateDigest { digest: record_digest(key, value), live_keys: 1 };
-        if state.iter().map(one).fold(StateDigest::default(), StateDigest::plus) != expected {
+        if state.state.digest() != expected {
             return Err(Failure::Log(PerCoreWalError::corrupted(
                 Detail::new("the recovered state does not have the digest that was stored with it")
                     .at_path(wal_path)
@@ -302,34 +301,27 @@ pub(crate) fn recover_acknowledged(
 
 /// The digest of the whole state at the recovery point, as every core's last barrier says, or the
 /// checkpoint where a core has none after it. `None` unless all of them are known.
-fn stored_digest(vfs: &Arc<dyn Vfs>, located: &Located) -> Result<Option<StateDigest>, PerCoreWalError> {
+fn stored_digest(located: &Located, barriers: &BTreeMap<usize, LastBarrier>) -> Option<StateDigest> {
     let plan = &located.plan;
     if plan.mode != RecoveryMode::CompleteEpochs {
-        return Ok(None);
+        return None;
     }
     let known = located.metadata().map_or(&[][..], |metadata| &metadata.digests);
     let mut total = StateDigest::default();
     // An epoch belongs to one opening: when all cores of today's layout closed the point, and no other core did, they
     // hold everything.
-    let departed = plan.survey.cores.iter().filter(|log| log.core.0 >= plan.survey.core_count());
-    let mut all_closed = departed.into_iter().all(|log| log.sealed_epoch < plan.point);
+    let mut departed = plan.survey.cores.iter().filter(|log| log.core.0 >= plan.survey.core_count());
+    let mut all_closed = departed.all(|log| log.sealed_epoch < plan.point);
     for core in (0..plan.survey.core_count()).map(CoreId) {
         let of_core = known.get(core.index());
-        let mut last = of_core.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
-        let mut closed = Epoch::ZERO;
-        CoreCursor::new(vfs, &plan.survey, core, plan.span(core)).replay(|record, at| {
-            if let Record::Barrier { digest, .. } = record {
-                (last, closed) = (*digest, Epoch(at.epoch));
-            }
-            Ok(())
-        })?;
-        all_closed &= closed == plan.point;
-        let Some(last) = last else { return Ok(None) };
-        total = total.plus(last);
+        let of_core = of_core.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+        let last = barriers.get(&core.index());
+        all_closed &= last.is_some_and(|last| last.epoch == plan.point);
+        total = total.plus(last.map_or(of_core, |last| last.digest)?);
     }
     // The digests of another layout do not add up core by core with those of this one.
     let same_layout = located.metadata().is_none_or(|m| m.core_count == plan.survey.core_count());
-    Ok(Some(total).filter(|_| same_layout || all_closed))
+    Some(total).filter(|_| same_layout || all_closed)
 }
 
 /// Recovers checkpoint and changes, apart.
@@ -358,22 +350,23 @@ fn recover_wanted(
             Ok::<_, Failure>(state)
         })?;
     let mut changes = Vec::new();
-    let Replayed { counts, offsets, bytes } = replay(config, &located, watch, |change| {
+    let Replayed { counts, offsets, bytes, barriers } = replay(config, &located, watch, |key, value, at| {
         if keep {
-            changes.push(change);
+            let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+            changes.push(ReplayedChange { key, value, epoch: at.epoch, core_id: at.core_id });
         } else {
-            state.state.apply_owned(change.key, change.value);
+            state.state.apply(key, value);
         }
     })?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
     state.wal_entries_replayed = counts.values().sum();
     let digest = match wanted {
-        Wanted::Acknowledged => stored_digest(&config.vfs, &located)?,
+        Wanted::Acknowledged => stored_digest(&located, &barriers),
         Wanted::Mode(_) => None,
     };
     let positions = positions(&located);
-    state.wal_position = state.wal_position.max(positions.iter().sum());
+    state.wal_position = state.wal_position.max(positions.iter().copied().fold(0, u64::saturating_add));
     state.report = report(&located, &state, &counts, &bytes);
     state.report.phases.recover = started.elapsed();
     Ok(Parts { state, changes, positions, digest })
@@ -453,6 +446,14 @@ struct Replayed {
     offsets: Vec<CoreOffsets>,
     /// Bytes replayed of every core's log, in the order of the survey.
     bytes: Vec<u64>,
+    /// By core.
+    barriers: BTreeMap<usize, LastBarrier>,
+}
+
+/// The last barrier that was replayed of a core.
+struct LastBarrier {
+    epoch: Epoch,
+    digest: Option<StateDigest>,
 }
 
 /// Hands the changes that count to `each`, in the total order.
@@ -460,38 +461,40 @@ fn replay(
     config: &RecoveryConfig,
     located: &Located,
     watch: &Watch,
-    mut each: impl FnMut(ReplayedChange),
+    mut each: impl FnMut(&[u8], Option<&[u8]>, Stamp),
 ) -> Result<Replayed, PerCoreWalError> {
     let plan = &located.plan;
     let logs = plan.survey.cores.iter().map(|log| log.core);
     let cursor = |core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)).watched(watch);
     let mut positions = Positions::of(located);
-    let (mut counts, mut replayed) = (BTreeMap::new(), 0);
-    let mut merged = MergedEntries::new(logs.map(cursor).collect());
-    for entry in merged.by_ref() {
-        let entry = entry?;
-        let (epoch, core_id) = (entry.epoch, entry.core_id);
-        let (key, value) = match entry.operation {
-            WalOperation::Put { key, value } => (key, Some(value)),
-            WalOperation::Delete { key } => (key, None),
-            WalOperation::Commit { offsets, watermark } => {
-                positions.commit(plan.survey.header_at(core_id, entry.sequence), core_id, offsets, watermark);
+    let (mut counts, mut barriers, mut replayed) = (BTreeMap::new(), BTreeMap::new(), 0);
+    let mut merged = MergedRecords::new(logs.map(cursor).collect());
+    while merged.advance()? {
+        let Some((record, at)) = merged.current() else { break };
+        let header = || plan.survey.header_at(at.core_id, at.sequence);
+        let (key, value) = match record {
+            Record::Put { key, value } => (key, Some(value)),
+            Record::Delete { key } => (key, None),
+            Record::Commit(body) => {
+                let Commit { offsets, watermark } = body.decode().unwrap_or_default();
+                positions.commit(header(), at.core_id, offsets, watermark);
                 continue;
             }
-            WalOperation::EpochBarrier { .. } => {
-                positions.enter(plan.survey.header_at(core_id, entry.sequence));
+            Record::Barrier { digest, .. } => {
+                positions.enter(header());
+                barriers.insert(at.core_id, LastBarrier { epoch: Epoch(at.epoch), digest });
                 continue;
             }
-            WalOperation::Checkpoint { .. } => continue,
+            Record::Checkpoint { .. } | Record::Confirm { .. } | Record::SegmentEnd { .. } => continue,
         };
         if replayed >= config.max_wal_entries {
             break;
         }
         replayed += 1;
-        *counts.entry(core_id).or_default() += 1;
-        each(ReplayedChange { key, value, epoch, core_id });
+        *counts.entry(at.core_id).or_default() += 1;
+        each(key, value, at);
     }
-    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes() })
+    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes(), barriers })
 }
 
 fn positions(located: &Located) -> Vec<u64> {

@@ -8,11 +8,12 @@ use super::plan::Span;
 use super::survey::{Segment, Survey};
 use super::tail::Place;
 use crate::error::Detail;
+use crate::format::fields::Fields;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Record;
 use crate::format::segment_header::SegmentHeader;
 use crate::ids::{CoreId, Epoch, Incarnation, Sequence};
-use crate::per_core_wal::entry::{PerCoreWalEntry, Stamp, View};
+use crate::per_core_wal::entry::Stamp;
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::{for_each_record, open_segment};
@@ -54,11 +55,63 @@ pub(crate) struct CoreCursor {
     stretches: VecDeque<Stretch>,
     open: Option<(Stretch, FrameReader)>,
     span: Span,
-    ready: VecDeque<PerCoreWalEntry>,
+    on: OnRecord,
     reached: Reached,
     watch: Watch,
     /// Bytes read that `watch` has not heard of.
     unwatched: u64,
+}
+
+/// The record that a cursor stands on, in the frame it is in.
+#[derive(Debug, Default)]
+struct OnRecord {
+    frame: Option<FrameHeader>,
+    payload: Vec<u8>,
+    /// Where the record begins and where the next one does.
+    start: usize,
+    end: usize,
+    /// Records of the frame up to this one.
+    taken: u32,
+    timestamp_ns: u64,
+}
+
+impl OnRecord {
+    /// Goes to the next record of the frame; `None` after the last, or when there is none.
+    fn advance(&mut self, senseless: impl Fn() -> PerCoreWalError) -> Result<Option<Stamp>, PerCoreWalError> {
+        let Some(frame) = self.frame.filter(|frame| self.taken < frame.records) else {
+            let rest = self.payload.len() - self.end;
+            (self.frame, self.taken) = (None, 0);
+            return if rest == 0 { Ok(None) } else { Err(senseless()) };
+        };
+        let mut fields = Fields::new(self.payload.get(self.end..).unwrap_or_default());
+        let Some((record, after_ns)) = Record::decode(&mut fields) else { return Err(senseless()) };
+        if matches!(record, Record::Commit(body) if body.decode().is_none()) {
+            return Err(senseless());
+        }
+        self.timestamp_ns = match self.taken {
+            0 => frame.first_timestamp.0,
+            _ => self.timestamp_ns.saturating_add(u64::from(after_ns)),
+        };
+        (self.start, self.end) = (self.end, self.payload.len() - fields.remaining());
+        self.taken += 1;
+        Ok(self.stamp())
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let (frame, index) = (self.frame?, self.taken.checked_sub(1)?);
+        Some(Stamp {
+            core_id: frame.core.index(),
+            epoch: frame.epoch.0,
+            sequence: frame.first_sequence.0.saturating_add(u64::from(index)),
+            timestamp_ns: self.timestamp_ns,
+        })
+    }
+
+    fn record(&self) -> Option<(Record<'_>, Stamp)> {
+        let stamp = self.stamp()?;
+        let mut fields = Fields::new(self.payload.get(self.start..self.end)?);
+        Record::decode(&mut fields).map(|(record, _)| (record, stamp))
+    }
 }
 
 /// How far a cursor came.
@@ -94,7 +147,7 @@ impl CoreCursor {
             stretches: stretches.into_iter().collect(),
             open: None,
             span,
-            ready: VecDeque::new(),
+            on: OnRecord::default(),
             reached: Reached::default(),
             watch: Watch::default(),
             unwatched: 0,
@@ -156,34 +209,34 @@ impl CoreCursor {
         Ok(Replayed { changes, reached: self.reached })
     }
 
-    /// The next record as an entry of its own.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<PerCoreWalEntry>, PerCoreWalError> {
+    /// Goes to the next record; false after the last. It stays valid until the next call.
+    pub(crate) fn advance(&mut self) -> Result<bool, PerCoreWalError> {
+        let after = self.span.after.0;
         loop {
-            if let Some(entry) = self.ready.pop_front() {
-                return Ok(Some(entry));
+            let here = self.open.as_ref().map(|(stretch, _)| stretch);
+            let senseless = || here.map_or_else(|| PerCoreWalError::corrupted(twice()), changed);
+            match self.on.advance(senseless)? {
+                Some(at) if at.sequence > after => return Ok(true),
+                Some(_) => continue,
+                None => {}
             }
-            let mut ready = std::mem::take(&mut self.ready);
-            let after = self.span.after.0;
-            let more = self.next_frame(|frame, payload, stretch| {
-                for_each_record(
-                    frame,
-                    payload,
-                    |record, at| match View::of(&record, at) {
-                        View::Entry(entry) if at.sequence > after => {
-                            ready.push_back(entry);
-                            Ok(())
-                        }
-                        View::Senseless => Err(changed(stretch)),
-                        View::Entry(_) | View::Hidden => Ok(()),
-                    },
-                    || changed(stretch),
-                )
+            let mut on = std::mem::take(&mut self.on);
+            let more = self.next_frame(|frame, payload, _| {
+                on.payload.clear();
+                on.payload.extend_from_slice(payload);
+                (on.frame, on.start, on.end, on.taken) = (Some(*frame), 0, 0, 0);
+                Ok(())
             })?;
-            self.ready = ready;
             if !more {
-                return Ok(None);
+                return Ok(false);
             }
+            self.on = on;
         }
+    }
+
+    /// The record it stands on; `None` before the first and after the last.
+    pub(crate) fn current(&self) -> Option<(Record<'_>, Stamp)> {
+        self.on.record()
     }
 
     /// Hands the next frame that counts to `each`; false at the end.
@@ -246,12 +299,12 @@ impl CoreCursor {
 
 /// What is read now is not what was found or written before.
 fn changed(stretch: &Stretch) -> PerCoreWalError {
-    PerCoreWalError::corrupted(
-        Detail::new("the segment does not read twice alike")
-            .at_path(&stretch.path)
-            .on_core(stretch.header.core)
-            .remedy("Something else changes the file, or the device fails; check both, then open again."),
-    )
+    PerCoreWalError::corrupted(twice().at_path(&stretch.path).on_core(stretch.header.core))
+}
+
+fn twice() -> Detail {
+    Detail::new("the segment does not read twice alike")
+        .remedy("Something else changes the file, or the device fails; check both, then open again.")
 }
 
 #[cfg(test)]

@@ -64,9 +64,7 @@ pub(crate) struct CoreLog {
 impl CoreLog {
     /// Bytes of the log up to its end, over all its segments.
     pub(crate) fn position(&self) -> u64 {
-        self.segments
-            .last()
-            .map_or(0, |segment| segment.header.base_position.0 + (segment.len - SEGMENT_HEADER_LEN as u64))
+        self.segments.last().map_or(0, |segment| segment.header.position_at(segment.len))
     }
 }
 

@@ -36,7 +36,7 @@ impl Place {
 
     /// Bytes of the core's log before it.
     pub(crate) fn position(&self) -> u64 {
-        self.segment.base_position.0 + self.offset.saturating_sub(SEGMENT_HEADER_LEN as u64)
+        self.segment.position_at(self.offset)
     }
 
     /// What stands between here and `end`, which is in this incarnation.

@@ -30,21 +30,25 @@ fn span(after: u64, epochs: std::ops::RangeInclusive<u64>) -> Span {
     Span { after: Sequence(after), from_epoch: Epoch(*epochs.start()), up_to: Epoch(*epochs.end()) }
 }
 
-/// What is replayed, after checking that single entries are the same.
+/// What is replayed, after checking that single records are the same.
 fn replayed(cursor: impl Fn() -> CoreCursor) -> (Vec<u64>, Reached) {
-    let mut sequences = Vec::new();
+    let (mut sequences, mut records) = (Vec::new(), Vec::new());
     let done = cursor()
-        .replay(|_, at| {
+        .replay(|record, at| {
             sequences.push(at.sequence);
+            records.push((at.order(), format!("{record:?}")));
             Ok(())
         })
         .unwrap();
     assert_eq!(done.changes, sequences.len() as u64);
-    let (mut one_by_one, mut entries) = (cursor(), Vec::new());
-    while let Some(entry) = one_by_one.next_entry().unwrap() {
-        entries.push(entry.sequence);
+    let (mut one_by_one, mut singles) = (cursor(), Vec::new());
+    assert!(one_by_one.current().is_none());
+    while one_by_one.advance().unwrap() {
+        let (record, at) = one_by_one.current().unwrap();
+        singles.push((at.order(), format!("{record:?}")));
     }
-    assert_eq!(entries, sequences);
+    assert_eq!(singles, records);
+    assert!(!one_by_one.advance().unwrap() && one_by_one.current().is_none());
     assert_eq!(one_by_one.bytes(), done.reached.bytes);
     (sequences, done.reached)
 }
