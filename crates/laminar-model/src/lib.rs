@@ -15,7 +15,7 @@
 //! | `Retire`, `Remove` | `cleanup_old_checkpoints`: rename to trash, sync, remove |
 //! | `Unlink`, `UnlinkDurable` | `truncate_segments`, up to `Published::wal_floor` |
 //! | `Open` | `locate`, `Survey::of`, `Plan::make`, `load_cores`: [`recovery::plan`] |
-//! | `OpenStep` at `Checkpoints` | `IncrementalCheckpointManager::open_at_locked` |
+//! | `OpenStep` at `Checkpoints` | `IncrementalCheckpointManager::open_on` |
 //! | `OpenCore` at `Logs`, `OpenStep` at `LogDirectory` | `make_durable` of `per_core_wal/incarnation.rs` |
 //! | `OpenCore` at `Create`, then `Names`, `Current`, `CurrentDurable` | `begin` of `per_core_wal/incarnation.rs` |
 //! | `Kill`, `PowerCut` | the machine |

@@ -36,7 +36,7 @@ impl Peer for Rocks {
             for number in part {
                 batch.put(key(*number), value(*number, version));
             }
-            self.database.write(&batch)?;
+            self.database.write(batch)?;
         }
         Ok(self.database.flush_wal(true)?)
     }

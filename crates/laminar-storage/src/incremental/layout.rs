@@ -37,8 +37,7 @@ impl EntryName {
         } else {
             (digits, Self::Checkpoint)
         };
-        let entry = make(CheckpointId(parse_hex(digits, 16)?));
-        (entry.to_string() == name).then_some(entry)
+        Some(make(CheckpointId(parse_hex(digits, 16)?)))
     }
 
     /// The id in the name.
@@ -80,11 +79,13 @@ pub fn parse_state_file_name(name: &str) -> Option<(u64, u16, u16)> {
     let checkpoint = parse_hex(numbers.next()?, 16)?;
     let core = u16::try_from(parse_hex(numbers.next()?, 4)?).ok()?;
     let part = u16::try_from(parse_hex(numbers.next()?, 4)?).ok()?;
-    (state_file_name(checkpoint, core, part) == name).then_some((checkpoint, core, part))
+    numbers.next().is_none().then_some((checkpoint, core, part))
 }
 
+/// Only what is written here: all digits, and small letters.
 fn parse_hex(digits: &str, len: usize) -> Option<u64> {
-    (digits.len() == len).then(|| u64::from_str_radix(digits, 16).ok())?
+    let ours = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (digits.len() == len && digits.bytes().all(ours)).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]
@@ -113,6 +114,11 @@ mod tests {
             "state-0000000000000005-0003-0001.sst/..",
             "state-0000000000000005-0003.sst",
             "state-0000000000000005-+003-0001.sst",
+            "state-0000000000000005-0003-000A.sst",
+            "state-0000000000000005-0003-0001-.sst",
+            "state-0000000000000005-0003-0001-0001.sst",
+            "state-00000000000000005-003-0001.sst",
+            "state-0000000000000005-0003-0001.sst.sst",
             "metadata.json",
         ] {
             assert_eq!(parse_state_file_name(name), None, "{name}");

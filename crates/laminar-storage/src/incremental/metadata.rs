@@ -325,7 +325,8 @@ impl IncrementalCheckpointMetadata {
         if let Some(file) = self.files.iter().find(outside) {
             return Err(format!("{} belongs to no core or to a later checkpoint", file.name));
         }
-        let misnamed = |f: &&CheckpointFile| f.name != state_file_name(f.checkpoint, f.core, f.part);
+        let misnamed =
+            |f: &&CheckpointFile| parse_state_file_name(&f.name) != Some((f.checkpoint, f.core, f.part));
         if let Some(file) = self.files.iter().find(misnamed).filter(|_| !sabotaged(Sabotage::NameBelieved)) {
             return Err(format!("{:?} is not the name of that state file", file.name));
         }

@@ -19,16 +19,16 @@ use super::metadata::CoreOffsets;
 use super::overlay::Overlay;
 use super::retention::{Listing, check_id, sweep};
 use super::spill::offsets_for;
-use crate::error::{Detail, io_detail};
+use crate::error::io_detail;
 use crate::ids::{CheckpointId, StoreId};
 use crate::vfs::{OsVfs, Vfs, create_dir_durably};
 
 /// Which checkpoint a manager starts from.
-enum Start {
+enum Start<'a> {
     /// The newest, after reading all of it.
     Newest,
     /// This one, or none; the caller has looked at them.
-    At(Option<CheckpointId>),
+    On(Option<&'a CheckpointReader>),
 }
 
 impl IncrementalCheckpointManager {
@@ -38,7 +38,7 @@ impl IncrementalCheckpointManager {
     /// # Errors
     /// `InvalidConfig`; `Io`, transient when somebody else has the directory open; `Corruption`,
     /// `ChecksumMismatch` or `UnsupportedVersion`, naming the file, when the newest checkpoint is
-    /// not good: a manager never goes back to an older one by itself ([`Self::open_at`] does).
+    /// not good: a manager never goes back to an older one by itself, as opening a [`crate::Store`] does.
     pub fn new(config: CheckpointConfig) -> Result<Self> {
         Self::with_vfs(config, Arc::new(OsVfs::new()))
     }
@@ -63,66 +63,52 @@ impl IncrementalCheckpointManager {
         Self::open(config, vfs, options, &Start::Newest)
     }
 
-    /// Opens a directory on a checkpoint the caller chose, or on an empty state. Newer checkpoints
-    /// are left in place, passed over, and their ids not used again. Of the files only header, index
-    /// and footer are read here: recovery, which chooses, has read the rest; a block is checked
-    /// whenever it is read anyway.
-    ///
-    /// # Errors
-    /// As [`Self::new`]; `NotFound` when there is no such checkpoint.
-    pub fn open_at(config: CheckpointConfig, vfs: Arc<dyn Vfs>, base: Option<CheckpointId>) -> Result<Self> {
-        Self::open_at_with(config, vfs, base, ManagerOptions::default())
-    }
-
-    /// As [`Self::open_at`], with other options.
-    ///
-    /// # Errors
-    /// As [`Self::open_at`].
-    pub fn open_at_with(
-        config: CheckpointConfig,
-        vfs: Arc<dyn Vfs>,
-        base: Option<CheckpointId>,
-        options: ManagerOptions,
-    ) -> Result<Self> {
-        Self::open(config, vfs, options, &Start::At(base))
-    }
-
     fn open(
         config: CheckpointConfig,
         vfs: Arc<dyn Vfs>,
         options: ManagerOptions,
-        start: &Start,
+        start: &Start<'_>,
     ) -> Result<Self> {
         config.validate()?;
         let lock = lock_checkpoints(vfs.as_ref(), &config.checkpoint_dir)?;
         Self::open_locked(config, vfs, options, start, lock)
     }
 
-    /// As [`Self::open_at`], for a caller that took the directory's lock before it looked at it.
-    pub(crate) fn open_at_locked(
+    /// Opens a directory on a checkpoint the caller chose and has open, or on an empty state; the caller took
+    /// the directory's lock before it looked at it. Newer checkpoints are left in place, passed over, and their
+    /// ids not used again. Nothing of the checkpoint is read here: recovery, which chooses, has read it; a block
+    /// is checked whenever it is read anyway.
+    pub(crate) fn open_on(
         config: CheckpointConfig,
         vfs: Arc<dyn Vfs>,
-        base: Option<CheckpointId>,
+        base: Option<&CheckpointReader>,
         lock: Arc<dyn Debug + Send + Sync>,
     ) -> Result<Self> {
         config.validate()?;
-        Self::open_locked(config, vfs, ManagerOptions::default(), &Start::At(base), lock)
+        Self::open_locked(config, vfs, ManagerOptions::default(), &Start::On(base), lock)
     }
 
     fn open_locked(
         config: CheckpointConfig,
         vfs: Arc<dyn Vfs>,
         options: ManagerOptions,
-        start: &Start,
+        start: &Start<'_>,
         lock: Arc<dyn Debug + Send + Sync>,
     ) -> Result<Self> {
         let dir = config.checkpoint_dir.clone();
         let listing = Listing::read(vfs.as_ref(), &dir)?;
-        let base = match start {
-            Start::Newest => listing.checkpoints.last().copied(),
-            Start::At(base) => *base,
+        let newest = match start {
+            Start::Newest => {
+                let newest = listing.checkpoints.last();
+                newest.map(|id| open_newest(vfs.as_ref(), &config, *id)).transpose()?
+            }
+            Start::On(_) => None,
         };
-        let reader = base.map(|id| open_base(vfs.as_ref(), &config, id, start)).transpose()?;
+        let reader = match start {
+            Start::Newest => newest.as_ref(),
+            Start::On(base) => *base,
+        };
+        let base = reader.map(|reader| CheckpointId(reader.metadata().id));
         // A crash between the rename and the sync of a publication leaves a name that could still
         // vanish: what is built upon is made durable first.
         vfs.sync_dir(&dir).map_err(Self::io("could not sync the directory of checkpoints", &dir))?;
@@ -132,7 +118,7 @@ impl IncrementalCheckpointManager {
         let newer = |id: &CheckpointId| base.is_none_or(|base| *id > base);
         manager.skipped = listing.checkpoints.into_iter().filter(newer).collect();
         if let Some(reader) = reader {
-            manager.adopt(&reader);
+            manager.adopt(reader);
         }
         Ok(manager)
     }
@@ -178,7 +164,7 @@ impl IncrementalCheckpointManager {
         let cores = usize::from(metadata.core_count);
         let chain_of = |core| {
             let files = reader.files(core).iter();
-            files.map(|file| ChainFile { reader: Arc::clone(file), spilled: false }).collect()
+            files.map(|file| ChainFile { reader: Arc::new(file.again()), spilled: false }).collect()
         };
         self.chains = reader.cores().map(chain_of).collect();
         self.overlay = Overlay::new(cores);
@@ -216,25 +202,12 @@ fn highest_used(listing: &Listing, stay: &[EntryName]) -> Option<CheckpointId> {
     listing.checkpoints.iter().copied().chain(others).max()
 }
 
-fn open_base(
-    vfs: &dyn Vfs,
-    config: &CheckpointConfig,
-    id: CheckpointId,
-    start: &Start,
-) -> Result<CheckpointReader> {
+fn open_newest(vfs: &dyn Vfs, config: &CheckpointConfig, id: CheckpointId) -> Result<CheckpointReader> {
     let dir = EntryName::Checkpoint(id).path(&config.checkpoint_dir);
-    let chosen = matches!(start, Start::At(_));
-    let exists = vfs.kind(&dir).map_err(IncrementalCheckpointManager::io("could not look at", &dir))?;
-    if chosen && exists.is_none() {
-        let detail = Detail::new(format!("there is no checkpoint {id}")).at_path(&config.checkpoint_dir);
-        return Err(IncrementalCheckpointError::NotFound(Box::new(detail)));
-    }
     let opened = || {
         let reader = CheckpointReader::open(vfs, &dir)?;
         check_id(&dir, id, reader.metadata())?;
-        if !chosen {
-            reader.verify()?;
-        }
+        reader.verify()?;
         Ok(reader)
     };
     opened().map_err(|error| match error {

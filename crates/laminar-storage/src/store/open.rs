@@ -22,7 +22,7 @@ use crate::format::digest::StateDigest;
 use crate::format::record::Record;
 use crate::format::segment_header::WalMode;
 use crate::format::state_file::StateRecord;
-use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
+use crate::ids::{CoreId, Epoch, Sequence};
 use crate::incremental::open::lock_checkpoints;
 use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
 use crate::incremental::{
@@ -393,11 +393,10 @@ fn begin(
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
     let vfs = builder.vfs_ref();
     let point = located.plan.point;
-    let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
-    let mut manager = IncrementalCheckpointManager::open_at_locked(
+    let mut manager = IncrementalCheckpointManager::open_on(
         builder.checkpoint_config(layout),
         Arc::clone(vfs),
-        base,
+        located.checkpoint.as_ref(),
         locks.checkpoints,
     )?;
     let wal_config = builder.wal_config(layout);

@@ -13,7 +13,7 @@ use super::open::{Layout, Locks};
 use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
-use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
+use crate::ids::{CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::recovery::locate::Located;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
@@ -58,17 +58,16 @@ pub(crate) fn rebuild(
 ) -> Result<Rebuilt, StoreError> {
     let vfs = builder.vfs_ref();
     let (plan, survey) = (&located.plan, &located.plan.survey);
-    let base = located.metadata().map(|metadata| CheckpointId(metadata.id));
     let mut config = builder.checkpoint_config(layout);
     if !survey.has_records() {
         // A fork in which nothing was changed may be begun again with its savepoint, and is known by the checkpoint
         // that it began with. Checkpoints that are too many go with the next one.
         config = config.with_max_retained(usize::MAX);
     }
-    let mut manager = IncrementalCheckpointManager::open_at_locked(
+    let mut manager = IncrementalCheckpointManager::open_on(
         config,
         Arc::clone(vfs),
-        base,
+        located.checkpoint.as_ref(),
         Arc::clone(&locks.checkpoints),
     )?;
     // What is read of it from now on; what is written is not counted.

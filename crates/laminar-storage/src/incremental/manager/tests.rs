@@ -10,6 +10,7 @@ use super::*;
 use crate::format::digest::record_digest;
 use crate::ids::WalPosition;
 use crate::incremental::base::is_range;
+use crate::incremental::open::lock_checkpoints;
 use crate::incremental::{CheckpointReader, Published, StateMap, validate_checkpoint_in};
 use crate::vfs::sim::{Duration as For, Fault, ImageId, ImagePolicy, Keep, Short, SimDisk};
 use crate::vfs::{Vfs, create_dir_durably};
@@ -23,6 +24,14 @@ fn config() -> CheckpointConfig {
 
 fn open(disk: &SimDisk) -> Result<IncrementalCheckpointManager> {
     IncrementalCheckpointManager::with_vfs(config(), Arc::new(disk.clone()))
+}
+
+/// On the checkpoint with this id, or on none.
+fn open_on(disk: &SimDisk, id: Option<u64>) -> IncrementalCheckpointManager {
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let lock = lock_checkpoints(vfs.as_ref(), Path::new("/c")).unwrap();
+    let base = id.map(|id| CheckpointReader::open(vfs.as_ref(), &dir_of(id)).unwrap());
+    IncrementalCheckpointManager::open_on(config(), vfs, base.as_ref(), lock).unwrap()
 }
 
 fn open_with(disk: &SimDisk, options: ManagerOptions) -> IncrementalCheckpointManager {
@@ -471,9 +480,7 @@ fn a_damaged_newest_checkpoint_is_never_passed_over_silently() {
     assert!(error.is_corruption());
     assert_eq!(error.detail().path(), Some(file.as_path()), "{error}");
 
-    let open_at = |base| IncrementalCheckpointManager::open_at(config(), Arc::new(disk.clone()), base);
-    assert!(matches!(open_at(Some(CheckpointId(9))), Err(IncrementalCheckpointError::NotFound(_))));
-    let mut manager = open_at(Some(CheckpointId(1))).unwrap();
+    let mut manager = open_on(&disk, Some(1));
     assert_eq!(manager.latest_checkpoint_id(), Some(1));
     assert_eq!(manager.get(b"k").unwrap().unwrap(), [1; 100]);
     assert_eq!(manager.list_checkpoints().unwrap().len(), 1);
@@ -482,7 +489,7 @@ fn a_damaged_newest_checkpoint_is_never_passed_over_silently() {
     manager.cleanup_old_checkpoints_keep(1).unwrap();
     assert!(names(&disk).iter().any(|name| name.starts_with("/c/checkpoint_0000000000000002/")));
     drop(manager);
-    let manager = open_at(None).unwrap();
+    let manager = open_on(&disk, None);
     assert_eq!(manager.get(b"k").unwrap(), None);
     assert_eq!(manager.next_checkpoint_id().unwrap(), CheckpointId(4));
 }
@@ -511,9 +518,7 @@ fn manifests_from_elsewhere_are_refused() {
     // No manifest at all.
     disk.remove(&two).unwrap();
     assert!(open(&disk).unwrap_err().is_corruption());
-    let manager =
-        IncrementalCheckpointManager::open_at(config(), Arc::new(disk.clone()), Some(CheckpointId(1)));
-    assert_eq!(manager.unwrap().get(b"k").unwrap().unwrap(), b"v");
+    assert_eq!(open_on(&disk, Some(1)).get(b"k").unwrap().unwrap(), b"v");
 }
 
 #[test]

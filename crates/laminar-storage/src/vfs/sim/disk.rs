@@ -337,7 +337,7 @@ impl Vfs for SimDisk {
             call,
             |_| 0,
             |m, _| {
-                let ino = m.tree.lookup(path)?;
+                let ino = m.lookup(path)?;
                 m.tree.file(ino)?;
                 if writable && m.read_only {
                     return Err(Errno::ROFS.into());
@@ -361,7 +361,8 @@ impl Vfs for SimDisk {
             call,
             |names: &Vec<_>| names.len() as u64,
             |m, _| {
-                let dir = m.tree.dir(m.tree.lookup(path)?)?;
+                let dir = m.lookup(path)?;
+                let dir = m.tree.dir(dir)?;
                 let entry = |(name, ino): (&Arc<str>, &Ino)| (name.to_string(), m.kind_of(*ino));
                 Ok(dir.cached.iter().map(entry).collect())
             },
@@ -374,7 +375,7 @@ impl Vfs for SimDisk {
             Class::Look,
             call,
             |_| 0,
-            |m, _| match m.tree.lookup(path) {
+            |m, _| match m.lookup(path) {
                 Ok(ino) => Ok(Some(m.kind_of(ino))),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(e) => Err(e),
@@ -415,7 +416,7 @@ impl Vfs for SimDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
-        let exists = self.machine().tree.lookup(path).is_ok();
+        let exists = self.machine().lookup(path).is_ok();
         let class = if exists { Class::Look } else { Class::NewEntry };
         let call = Call::new("flock", path);
         let ino = self.run(
@@ -423,7 +424,7 @@ impl Vfs for SimDisk {
             call,
             |_| 0,
             |m, _| {
-                let ino = match m.tree.lookup(path) {
+                let ino = match m.lookup(path) {
                     Ok(ino) => ino,
                     Err(_) => m.create_file(path)?,
                 };

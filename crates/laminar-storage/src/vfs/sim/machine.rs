@@ -32,6 +32,14 @@ pub(super) struct Machine {
     pub(super) stats: Stats,
     pub(super) open: BTreeMap<Ino, u32>,
     pub(super) locks: Vec<Ino>,
+    known_dir: KnownDir,
+}
+
+/// The directory that was looked up last: most paths are in the same one as the path before.
+#[derive(Debug, Default)]
+struct KnownDir {
+    path: String,
+    found: Option<(Ino, u64)>,
 }
 
 impl Machine {
@@ -53,7 +61,29 @@ impl Machine {
             stats: Stats::default(),
             open: BTreeMap::new(),
             locks: Vec::new(),
+            known_dir: KnownDir::default(),
         }
+    }
+
+    /// The inode at a path, `NotFound` when there is none.
+    pub(super) fn lookup(&mut self, path: &Path) -> io::Result<Ino> {
+        let parts = path.to_str().and_then(|path| path.rsplit_once('/'));
+        let Some((parent, name)) = parts.filter(|(_, name)| !matches!(*name, "" | "." | "..")) else {
+            return self.tree.lookup(path);
+        };
+        let generation = self.tree.generation();
+        let known = self.known_dir.found.filter(|(_, at)| *at == generation && self.known_dir.path == parent);
+        let dir = match known {
+            Some((dir, _)) => dir,
+            None => {
+                let dir = self.tree.lookup(Path::new(parent))?;
+                self.known_dir.path.clear();
+                self.known_dir.path.push_str(parent);
+                self.known_dir.found = Some((dir, generation));
+                dir
+            }
+        };
+        Ok(*self.tree.dir(dir)?.cached.get(name).ok_or(Errno::NOENT)?)
     }
 
     /// Numbers the operation and says which fault it meets; an error when nothing may happen.
@@ -170,7 +200,7 @@ impl Machine {
 
     pub(super) fn sync_dir(&mut self, path: &Path, fault: Option<Fault>) -> io::Result<u64> {
         self.stats.sync_dir += 1;
-        let dir = self.tree.lookup(path)?;
+        let dir = self.lookup(path)?;
         self.tree.dir(dir)?;
         if let Some(Fault::SyncDropsAndCleans { keep, reads_old }) = fault {
             let pending = self.tree.dirents.iter();
@@ -256,7 +286,7 @@ impl Machine {
     }
 
     pub(super) fn hard_link(&mut self, existing: &Path, new: &Path) -> io::Result<u64> {
-        let ino = self.tree.lookup(existing)?;
+        let ino = self.lookup(existing)?;
         if self.tree.file(ino).is_err() {
             return Err(Errno::PERM.into());
         }

@@ -255,6 +255,8 @@ pub(super) struct Tree {
     pub journaled: u64,
     /// A failed sync of a directory lost names that running programs still see.
     pub names_lost: bool,
+    /// Another one after every change of a directory.
+    generation: u64,
 }
 
 impl Tree {
@@ -265,12 +267,13 @@ impl Tree {
             next_ino: ROOT + 1,
             journaled: 0,
             names_lost: false,
+            generation: 0,
         }
     }
 
     /// A tree in which everything is durable.
     pub(super) fn clean(nodes: Vec<(Ino, Arc<Node>)>, next_ino: Ino) -> Self {
-        Self { nodes, dirents: Arc::default(), next_ino, journaled: 0, names_lost: false }
+        Self { nodes, dirents: Arc::default(), next_ino, journaled: 0, names_lost: false, generation: 0 }
     }
 
     pub(super) fn next_ino(&self) -> Ino {
@@ -313,7 +316,13 @@ impl Tree {
         }
     }
 
+    /// As long as this is the same, every path leads where it led before.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     pub(super) fn dir_mut(&mut self, ino: Ino) -> Option<&mut DirNode> {
+        self.generation += 1;
         match self.node_mut(ino) {
             Some(Node::Dir(dir)) => Some(dir),
             _ => None,
