@@ -19,10 +19,11 @@ Examples:
   laminar top 10 --by sum:amount
   laminar export --format csv --output totals.csv
 
-All but demo and generate work on a state directory: --state DIR, otherwise ./laminar-state.
-Each job needs its own.
+All but demo, generate and diff work on a state directory: --state DIR, otherwise ./laminar-state;
+fork makes a new one and must be told where. diff takes two directories. Each job needs its own.
 
-Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage.";
+Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage, 130 a job
+ended at once by a second Ctrl-C (safe). Of diff: 0 no difference, 1 a difference, 2 trouble.";
 
 const RUN_HELP: &str = "\
 Examples:
@@ -148,7 +149,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,
 
-    /// As --json, with a line for the recovery at the start and one every 50 ms before it
+    /// Print one JSON object per line: the recovery, the progress every 50 ms, the summary last
     #[arg(long, conflicts_with_all = ["quiet", "json"])]
     pub json_stream: bool,
 
@@ -321,9 +322,10 @@ const SAVEPOINT_HELP: &str = "\
 Example:
   laminar savepoint ./before-upgrade --state ./laminar-state
 
-The state must not be in use. Its files are linked, not copied, where the file system allows that: it takes
-no time and no room, until the state has changed. Remove a savepoint with rm -r; neither side needs the
-other. `get`, `top`, `scan`, `export`, `verify` and `diff` read a savepoint as they read a state.";
+The state must not be in use. It is opened as `run` opens it, and a checkpoint is made if the newest one does
+not hold all of it. The files are linked, not copied, where the file system allows that: a savepoint then
+takes hardly any time of its own, and no room until the state has changed. Remove one with rm -r; neither
+side needs the other. `get`, `top`, `scan`, `export`, `verify` and `diff` read it as they read a state.";
 
 #[derive(Debug, Args)]
 #[command(after_help = SAVEPOINT_HELP)]

@@ -7,6 +7,11 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+/// Linux's numbers for errors that the standard library has no stable kind for.
+const EIO: i32 = 5;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 /// The result of everything that can fail here.
 pub type Result<T, E = CliError> = std::result::Result<T, E>;
 
@@ -44,13 +49,22 @@ impl CliError {
 
     /// A file operation failed.
     pub fn io(action: &str, path: &Path, source: &io::Error) -> Self {
-        let remedy = match source.kind() {
-            io::ErrorKind::NotFound => "Check the path.",
-            io::ErrorKind::PermissionDenied => "Give this user permission, then try again.",
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        let remedy = match (source.kind(), source.raw_os_error()) {
+            (_, Some(EIO)) => "Check the device and the system log, then run the same command again.",
+            (_, Some(ENFILE | EMFILE)) => {
+                "Raise the limit of open files (`ulimit -n`), then run the same command again."
+            }
+            (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) => "Check the path.",
+            (io::ErrorKind::PermissionDenied, _) => "Give this user permission, then try again.",
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
                 "Free some space, then run the same command again; it continues where it stopped."
             }
-            io::ErrorKind::ReadOnlyFilesystem => "Mount the file system writable, or use another directory.",
+            (io::ErrorKind::FileTooLarge, _) => {
+                "Raise the limit of the size of files (`ulimit -f`), then run the same command again."
+            }
+            (io::ErrorKind::ReadOnlyFilesystem, _) => {
+                "Mount the file system writable, or use another directory."
+            }
             _ => "",
         };
         Self::failure(format!("could not {action} {}: {source}", path.display())).remedy(remedy)

@@ -174,6 +174,8 @@ sabotages! {
         "laminar-storage/lib" "incremental::manager::tests::crash::checkpoints_that_cannot_be_listed_are_an_error"
     21 ForkWithoutSavepoint "a log that was begun on a savepoint is read without it"
         "laminar-storage/savepoint" "a_fork_that_lost_its_savepoint_is_refused_and_not_empty"
+    21 SkippedUncovered "an older checkpoint is taken for a damaged one that no log stands behind"
+        "laminar-storage/lib" "incremental::recovery::locate::tests::without_a_log_no_older_checkpoint_is_taken_for_a_damaged_one"
     22 CopyNotSynced "a file copied instead of linked is not synced"
         "laminar-storage/lib" "incremental::manager::tests::links_that_are_refused_become_copies"
     22 SavepointNotSynced "a savepoint gets its name before it is synced"

@@ -420,3 +420,35 @@ fn after_a_failed_write_or_sync_a_log_is_left_alone() {
         assert_eq!((disk.ops(), writer.synced_position()), (ops, synced), "{fault:?}");
     }
 }
+
+/// A reset that failed left a manager without writers: the next use of one panicked, and syncing none was a success.
+/// Found by reading.
+#[test]
+fn after_a_reset_that_failed_a_log_takes_nothing_more() {
+    let mut failed = 0;
+    for operation in 1.. {
+        let disk = SimDisk::new(1);
+        let config = PerCoreWalConfig::new(Path::new("/wal"), 2).with_vfs(Arc::new(disk.clone()));
+        let mut manager = PerCoreWalManager::new(config.clone()).unwrap();
+        manager.writer(0).append_put(b"first", b"1").unwrap();
+        disk.fail_op(disk.ops() + operation, Fault::Enospc, Duration::Once);
+        let reset = manager.reset_all();
+        if disk.faults_fired() == 0 {
+            reset.unwrap();
+            break;
+        }
+        if reset.is_ok() {
+            continue;
+        }
+        failed += 1;
+        // A sync that failed before the reset began leaves the other writer as it was.
+        let first = manager.writer(0).append_put(b"second", b"2");
+        let refused =
+            first.is_err() || manager.sync_all().is_err() || manager.write_epoch_barrier_all().is_err();
+        assert!(refused, "operation {operation}");
+        drop(manager);
+        disk.clear_faults();
+        PerCoreWalManager::new(config).unwrap().writer(1).append_put(b"again", b"3").unwrap();
+    }
+    assert!(failed > 4, "{failed} resets failed");
+}

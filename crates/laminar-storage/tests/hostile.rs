@@ -247,3 +247,23 @@ fn a_checkpoint_counts_when_only_cutting_the_log_failed() {
         assert_eq!((opened.report.recovery_point, opened.report.checkpoint), (again.epoch, Some(again.id)));
     }
 }
+
+/// A state of which most was overwritten was said to be full, because what was replaced had not been given back yet.
+/// Found by reading.
+#[test]
+fn a_state_is_full_only_when_nothing_is_to_be_given_back() {
+    let disk = SimDisk::new(1);
+    let settings = Settings { ring_capacity: 1024, ..small() };
+    let builder = Store::builder("/store").settings(settings).vfs(Arc::new(disk));
+    let Opened { store, mut cores, .. } = builder.open().unwrap();
+    for round in 0..3_u8 {
+        for key in 0..48_u8 {
+            cores[0].put(&[key], &vec![round; 60_000]).unwrap();
+        }
+    }
+    let error = (48..).find_map(|key| cores[0].put(&[key], &[1; 60_000]).err()).unwrap();
+    assert!(matches!(error, StoreError::StateFull(_)), "{error}");
+    let epoch = cores[0].seal_epoch().unwrap();
+    store.wait_durable(epoch).unwrap();
+    assert_eq!(cores[0].get(&[7]), Some(vec![2; 60_000].as_slice()));
+}

@@ -241,7 +241,9 @@ fn a_savepoint_is_never_mixed_with_a_state() {
 /// savepoint's epoch, without a word.
 #[test]
 fn a_fork_that_lost_its_savepoint_is_refused_and_not_empty() {
-    for (change, then) in [(false, "remove"), (false, "damage"), (true, "remove"), (true, "damage")] {
+    let all =
+        [(false, 0), (true, 0), (false, 1), (false, 2)].map(|case| [(case, "remove"), (case, "damage")]);
+    for ((change, idle_openings), then) in all.into_iter().flatten() {
         let disk = SimDisk::new(1);
         let (original, _, state) = saved(&disk);
         drop(original);
@@ -252,6 +254,10 @@ fn a_fork_that_lost_its_savepoint_is_refused_and_not_empty() {
         }
         opened.cores.clear();
         opened.store.close().unwrap();
+        // The second log of a fork has a predecessor, and still nothing of what the fork began with.
+        for _ in 0..idle_openings {
+            builder(&disk, FORK).open().unwrap().store.close().unwrap();
+        }
         let imported: Vec<_> = disk.files().into_iter().map(|(path, _)| Path::new("/").join(path)).collect();
         let imported =
             imported.iter().filter(|path| path.starts_with("/fork/checkpoints/checkpoint_0000000000000003"));
@@ -269,9 +275,9 @@ fn a_fork_that_lost_its_savepoint_is_refused_and_not_empty() {
             disk.remove_dir(Path::new("/fork/checkpoints/checkpoint_0000000000000003")).unwrap();
         }
         let error = builder(&disk, FORK).open().unwrap_err();
-        assert!(error.is_corruption(), "{change} {then}: {error}");
+        assert!(error.is_corruption(), "{change} {idle_openings} {then}: {error}");
         let error = StateReader::open_with(FORK, Arc::new(disk.clone())).unwrap_err();
-        assert!(error.is_corruption(), "{change} {then}: {error}");
+        assert!(error.is_corruption(), "{change} {idle_openings} {then}: {error}");
         assert_eq!(saved_state(&disk, SAVED), state, "the savepoint's own manifest is another file");
     }
 }

@@ -46,6 +46,15 @@ impl Compression {
         [Self::None, Self::Lz4].into_iter().find(|kind| kind.flags() == flags)
     }
 
+    /// The most bytes on disk that a block of `raw` bytes may take: one that does not get smaller has its length
+    /// before it all the same.
+    pub(super) fn longest(self, raw: usize) -> usize {
+        match self {
+            Self::None => raw,
+            Self::Lz4 => PREFIX_LEN + raw,
+        }
+    }
+
     /// The bytes that go to disk for a block; `packed` is memory for them.
     pub fn pack<'a>(self, raw: &'a [u8], packed: &'a mut Vec<u8>) -> &'a [u8] {
         if self == Self::None {

@@ -73,7 +73,8 @@ pub struct FileIdentity {
     pub checkpoint: CheckpointId,
     /// The core whose records it holds.
     pub core: CoreId,
-    /// Its number among the files that checkpoint wrote for that core.
+    /// Its number among the files that checkpoint wrote for that core: below 0x8000 it is a delta, from
+    /// there on a range of the base.
     pub part: u16,
 }
 
@@ -367,7 +368,7 @@ impl Index {
                 .ok_or(Fault::Damaged("the index ends in the middle of an entry"))?;
             let fits = entry.offset == offset
                 && entry.records > 0
-                && entry.len as usize <= MAX_BLOCK_LEN
+                && entry.len as usize <= compression.longest(MAX_BLOCK_LEN)
                 && entry.len as usize >= least_len(entry.records, compression);
             if !fits || previous.is_some_and(|key| key >= entry.first_key) {
                 return Err(Fault::Damaged("the index contradicts itself"));

@@ -43,8 +43,10 @@ pub fn read_manifest(vfs: &dyn Vfs, dir: &Path) -> Result<IncrementalCheckpointM
     let path = dir.join(MANIFEST_NAME);
     let bytes = read_small_file(vfs, &path, MAX_MANIFEST_LEN).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
-            let what = "the checkpoint has no manifest";
-            IncrementalCheckpointError::NotFound(Box::new(Detail::new(what).at_path(&path)))
+            let detail = Detail::new("the checkpoint has no manifest").at_path(&path);
+            IncrementalCheckpointError::NotFound(Box::new(
+                detail.remedy("Check the path, or restore the directory of the checkpoint from a copy."),
+            ))
         }
         std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => {
             IncrementalCheckpointError::corruption(
@@ -162,14 +164,19 @@ impl CheckpointReader {
     pub(crate) fn load_watched(&self, watch: &Watch) -> Result<StateMap> {
         let (mut state, mut keys) = (StateMap::new(), 0);
         for core in self.cores() {
-            // File by file, which leaves the keys nearly in order.
-            self.for_each_record(core, |StateRecord { key, value }| {
+            let mut apply = |key: &[u8], value: Option<&[u8]>| {
                 state.apply(key, value);
                 if state.len().is_multiple_of(KEYS_AT_A_TIME) {
                     watch.keys(&mut keys, state.len() as u64);
                 }
                 Ok::<_, IncrementalCheckpointError>(())
-            })?;
+            };
+            if self.metadata.core_count == 1 {
+                self.for_each_record(core, |StateRecord { key, value }| apply(key, value))?;
+            } else {
+                // A key that moved has a tombstone on the core where it was, which says nothing of where it is.
+                self.for_each_live(core, |key, value| apply(key, Some(value)))?;
+            }
             watch.keys(&mut keys, state.len() as u64);
         }
         Ok(state)

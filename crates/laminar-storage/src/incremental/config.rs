@@ -101,7 +101,9 @@ impl CheckpointConfig {
     /// # Errors
     /// `InvalidConfig`, naming the field, its value, and the bound.
     pub fn validate(&self) -> Result<(), IncrementalCheckpointError> {
-        let refuse = |what: String| Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+        let remedy = "Correct it and open again; nothing was changed.";
+        let refuse =
+            |what: String| Err(IncrementalCheckpointError::invalid(Detail::new(what).remedy(remedy)));
         if self.checkpoint_dir.as_os_str().is_empty() {
             return refuse("checkpoint_dir is empty, it must name a directory".into());
         }
@@ -133,7 +135,8 @@ mod tests {
     fn a_refusal_names_field_value_and_bound() {
         let config = CheckpointConfig::new(Path::new("/c"));
         let error = config.clone().with_max_retained(0).validate().unwrap_err();
-        assert_eq!(error.to_string(), "max_retained is 0, it must be at least 1.");
+        let said = error.to_string();
+        assert!(said.starts_with("max_retained is 0, it must be at least 1. Correct it"), "{said}");
         assert!(config.clone().with_interval(Duration::ZERO).validate().is_err());
         assert!(CheckpointConfig::new(Path::new("")).validate().is_err());
     }

@@ -66,7 +66,8 @@ impl std::fmt::Display for EntryName {
     }
 }
 
-/// Name of a state file: the checkpoint that wrote it, the core, and its number among those.
+/// Name of a state file: the checkpoint that wrote it, the core, and its number among those, which from
+/// 0x8000 on is that of a range of the base.
 #[must_use]
 pub fn state_file_name(checkpoint: u64, core: u16, part: u16) -> String {
     format!("state-{checkpoint:016x}-{core:04x}-{part:04x}.sst")

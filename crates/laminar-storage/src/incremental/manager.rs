@@ -42,7 +42,8 @@ pub(super) type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 /// What a manager does with memory and files; the defaults suit everything but tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagerOptions {
-    /// Changes in memory beyond this many bytes are spilled to disk. Default: 256 MiB.
+    /// Changes in memory beyond this many bytes are spilled to disk. Where that is done on threads of their
+    /// own, it begins at half of it, because as much again comes in meanwhile. Default: 256 MiB.
     pub overlay_budget: usize,
     /// When files are merged.
     pub merge: MergePolicy,
@@ -184,7 +185,9 @@ impl IncrementalCheckpointManager {
         self.check_usable()?;
         if core.index() >= self.chains.len() {
             let what = format!("core {core} does not exist, there are {} cores", self.chains.len());
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Name one that there is (the first is 0), or reshard first."),
+            ));
         }
         check_lengths(key, value)?;
         self.overlay.put(core, key, value);
@@ -397,7 +400,9 @@ impl IncrementalCheckpointManager {
     pub fn set_digests(&mut self, digests: Vec<CoreDigest>) -> Result<()> {
         if digests.len() != self.chains.len() {
             let what = format!("{} digests for {} cores", digests.len(), self.chains.len());
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Give one for each core of the state, or none."),
+            ));
         }
         self.digests = digests;
         Ok(())
@@ -544,7 +549,9 @@ fn check_length(what: &str, len: usize, max: usize) -> Result<()> {
         return Ok(());
     }
     let what = format!("{what} has {len} bytes, at most {max} are possible");
-    Err(IncrementalCheckpointError::invalid(Detail::new(what)))
+    Err(IncrementalCheckpointError::invalid(
+        Detail::new(what).remedy("Use a shorter one; this change was not applied."),
+    ))
 }
 
 fn check_count(what: &str, count: usize) -> Result<()> {
@@ -552,7 +559,9 @@ fn check_count(what: &str, count: usize) -> Result<()> {
         return Ok(());
     }
     let what = format!("{what}: {count} cores, it must be 1 to {MAX_CORES}");
-    Err(IncrementalCheckpointError::invalid(Detail::new(what)))
+    Err(IncrementalCheckpointError::invalid(
+        Detail::new(what).remedy("Correct the number; nothing was changed."),
+    ))
 }
 
 #[cfg(test)]

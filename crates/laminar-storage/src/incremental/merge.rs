@@ -99,7 +99,7 @@ pub enum Plan {
     },
 }
 
-/// Deltas that weigh less than this part of the base are left alone, as a fraction.
+/// Until the deltas weigh this part of the base, as a fraction, no range is written again.
 const DEBT: (u64, u64) = (1, 4);
 
 /// Ranges that weigh so many times what changed are written again while there is more. So the deltas of one round

@@ -125,7 +125,8 @@ pub struct CheckpointFile {
     pub checkpoint: u64,
     /// The core whose records it holds.
     pub core: u16,
-    /// Its number among the files that checkpoint wrote for the core.
+    /// Its number among the files that checkpoint wrote for the core: below 0x8000 it is a delta, from
+    /// there on a range of the base.
     pub part: u16,
     /// Length in bytes.
     pub len: u64,
@@ -247,16 +248,17 @@ impl IncrementalCheckpointMetadata {
     /// `InvalidConfig` when the fields contradict each other, so that what is written can always be
     /// read again.
     pub fn to_json(&self) -> Result<String> {
+        let refused = |what: String| {
+            IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Correct its fields; if the library made them, report this."),
+            )
+        };
         if self.sst_files.iter().ne(self.files.iter().map(|file| &file.name)) {
-            let what = "sst_files is not the list of the names in files";
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(refused("sst_files is not the list of the names in files".into()));
         }
-        if let Err(what) = self.check() {
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
-        }
-        let text = serde_json::to_string(&self.to_manifest()).map_err(|e| {
-            IncrementalCheckpointError::invalid(Detail::new(format!("the manifest cannot be encoded: {e}")))
-        })?;
+        self.check().map_err(refused)?;
+        let text = serde_json::to_string(&self.to_manifest())
+            .map_err(|e| refused(format!("the manifest cannot be encoded: {e}")))?;
         Ok(manifest::seal(&text))
     }
 

@@ -70,7 +70,11 @@ impl IncrementalCheckpointManager {
         match self.highest_id {
             None => Ok(CheckpointId(1)),
             Some(highest) if highest < CheckpointId::LAST => Ok(highest.next()),
-            Some(_) => Err(already_exists("the largest possible checkpoint id is used".into())),
+            Some(_) => Err(already_exists(
+                "the largest possible checkpoint id is used".into(),
+                "If no program of yours chose it, move the directory with that number away and open again; \
+                 otherwise put the state into a new directory, with smaller ids.",
+            )),
         }
     }
 
@@ -96,7 +100,9 @@ impl IncrementalCheckpointManager {
         }
         if self.bound && self.wal_cuts.is_empty() {
             let what = "no WAL cuts were given for this checkpoint";
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Give them with set_wal_cuts before every checkpoint."),
+            ));
         }
         self.in_flight = Some(id);
         let changes = std::mem::replace(&mut self.overlay, Overlay::new(self.chains.len()));
@@ -134,13 +140,14 @@ impl IncrementalCheckpointManager {
 
     fn check_id(&self, id: CheckpointId) -> Result<()> {
         match self.highest_id {
-            _ if id > CheckpointId::LAST => Err(already_exists(format!(
-                "checkpoint id {id} is too large, the last one is {}",
-                CheckpointId::LAST
-            ))),
-            Some(highest) if id <= highest => Err(already_exists(format!(
-                "checkpoint id {id} cannot be used, ids only grow and {highest} was used already"
-            ))),
+            _ if id > CheckpointId::LAST => Err(already_exists(
+                format!("checkpoint id {id} is too large, the last one is {}", CheckpointId::LAST),
+                "Use a smaller one; nothing was changed.",
+            )),
+            Some(highest) if id <= highest => Err(already_exists(
+                format!("checkpoint id {id} cannot be used, ids only grow and {highest} was used already"),
+                "Use a larger one; nothing was changed.",
+            )),
             _ => Ok(()),
         }
     }
@@ -149,7 +156,9 @@ impl IncrementalCheckpointManager {
         let (epoch, latest) = (self.current_epoch(), self.latest.as_ref());
         if epoch > Epoch::LAST {
             let what = format!("epoch {epoch} is too large, the last one is {}", Epoch::LAST);
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Set a smaller one with set_epoch; nothing was changed."),
+            ));
         }
         match latest {
             Some(latest) if epoch.get() < latest.epoch => {
@@ -164,7 +173,10 @@ impl IncrementalCheckpointManager {
     pub(super) fn check_nothing_in_flight(&self) -> Result<()> {
         match self.in_flight {
             None => Ok(()),
-            Some(id) => Err(already_exists(format!("checkpoint {id} is written and not published yet"))),
+            Some(id) => Err(already_exists(
+                format!("checkpoint {id} is written and not published yet"),
+                "Sync and publish it first, or open again to give it up.",
+            )),
         }
     }
 
@@ -175,7 +187,9 @@ impl IncrementalCheckpointManager {
             return Ok(());
         }
         let what = format!("checkpoint {} is not in flight here", draft.metadata.id);
-        Err(IncrementalCheckpointError::invalid(Detail::new(what)))
+        Err(IncrementalCheckpointError::invalid(
+            Detail::new(what).remedy("Sync and publish it where it was written."),
+        ))
     }
 }
 
@@ -318,7 +332,10 @@ impl IncrementalCheckpointManager {
         // A rename would silently replace an empty directory.
         let taken = self.vfs.kind(&dir).map_err(Self::io("could not look at", &dir))?;
         if taken.is_some() {
-            return Err(already_exists(format!("{} appeared by another hand", dir.display())));
+            return Err(already_exists(
+                format!("{} appeared by another hand", dir.display()),
+                "Find out what made it, move it away, and open again; what was published before is intact.",
+            ));
         }
         self.vfs
             .rename(&draft.pending_dir, &dir)
@@ -431,8 +448,8 @@ fn check_manifest_len(len: u64, dir: &Path) -> Result<()> {
     Err(IncrementalCheckpointError::invalid(detail.remedy("Use fewer or shorter source names.")))
 }
 
-fn already_exists(what: String) -> IncrementalCheckpointError {
-    IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what)))
+fn already_exists(what: String, remedy: &'static str) -> IncrementalCheckpointError {
+    IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what).remedy(remedy)))
 }
 
 #[cfg(test)]

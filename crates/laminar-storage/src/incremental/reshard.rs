@@ -23,7 +23,7 @@ use crate::format::digest::record_digest;
 use crate::ids::CoreId;
 use crate::parallel::in_parallel;
 
-/// Most ranges, and so most files of a core: what a chain may have anyway before it is merged.
+/// Most ranges, and so most files of a core.
 const MOST_RANGES: usize = 8;
 /// Most files that are written at the same time, where that is not fewer than there are cores.
 const MOST_WRITERS: usize = 256;
@@ -69,7 +69,9 @@ impl IncrementalCheckpointManager {
         self.check_nothing_in_flight()?;
         if cores == 0 || cores > MAX_CORES {
             let what = format!("core_count is {cores}, it must be 1 to {MAX_CORES}");
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Correct the number; nothing was changed."),
+            ));
         }
         let done = self.try_reshard(cores, route);
         self.poison_on_error(done)
@@ -153,7 +155,9 @@ impl IncrementalCheckpointManager {
             let core = route(record.key);
             if core.index() >= cores {
                 let what = format!("the router names core {core}, there are {cores} cores");
-                return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+                return Err(IncrementalCheckpointError::invalid(
+                    Detail::new(what).remedy("Correct the router and open again; nothing was published."),
+                ));
             }
             let (digest, writer) = match writers.entry(core) {
                 Entry::Occupied(there) => there.into_mut(),

@@ -138,7 +138,9 @@ impl IncrementalCheckpointManager {
 
     fn no_such_checkpoint(&self, id: CheckpointId) -> IncrementalCheckpointError {
         let detail = Detail::new(format!("there is no checkpoint {id}")).at_path(&self.config.checkpoint_dir);
-        IncrementalCheckpointError::NotFound(Box::new(detail))
+        IncrementalCheckpointError::NotFound(Box::new(
+            detail.remedy("Use one that is there: list_checkpoints and 'laminar info' list them."),
+        ))
     }
 }
 
@@ -195,7 +197,9 @@ impl IncrementalCheckpointManager {
         self.check_usable()?;
         if keep == 0 {
             let what = "keep is 0, it must be at least 1";
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Correct it; nothing was removed."),
+            ));
         }
         let ids = self.good_ids()?;
         let old = ids.len().saturating_sub(keep);

@@ -321,6 +321,7 @@ impl Replica<'_> {
         // A rename would silently replace an empty directory.
         if vfs.kind(self.target).map_err(io("could not look at", self.target))?.is_some() {
             let detail = Detail::new("something of this name appeared by another hand").at_path(self.target);
+            let detail = detail.remedy("Find out what made it, move it away, and try again.");
             return Err(IncrementalCheckpointError::AlreadyExists(Box::new(detail)));
         }
         *renaming = true;
@@ -382,7 +383,9 @@ fn check_names(own_files: &[(&str, &[u8])]) -> Result<()> {
         let plain = Path::new(name).file_name().is_some_and(|file_name| file_name == *name);
         if !plain || *name == MANIFEST_NAME || parse_state_file_name(name).is_some() {
             let what = format!("{name:?} cannot be the name of a file beside those of a savepoint");
-            return Err(IncrementalCheckpointError::invalid(Detail::new(what)));
+            return Err(IncrementalCheckpointError::invalid(
+                Detail::new(what).remedy("Use a plain file name that is not one of the library's own."),
+            ));
         }
     }
     Ok(())

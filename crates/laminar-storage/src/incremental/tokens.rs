@@ -26,9 +26,9 @@ pub(super) struct Draft {
 /// A file of the new checkpoint.
 #[derive(Debug)]
 pub(super) enum DraftFile {
-    /// Open already, from an older checkpoint or from a spill.
+    /// Open already, from an older checkpoint.
     Open(ChainFile),
-    /// Just written; opened once it is published.
+    /// Just written or spilled; opened once it is published.
     New(CheckpointFile),
 }
 

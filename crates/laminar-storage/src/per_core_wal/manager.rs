@@ -147,7 +147,8 @@ impl PerCoreWalManager {
     /// Moves all writers to the next epoch; returns it.
     ///
     /// # Errors
-    /// `EpochMismatch` when a writer has been moved further on its own.
+    /// `EpochMismatch` when a writer has been moved further on its own, `InvalidInput` after
+    /// [`Epoch::LAST`].
     pub fn advance_epoch(&mut self) -> Result<u64, PerCoreWalError> {
         self.set_epoch_all(self.epoch.next().0)?;
         Ok(self.epoch.0)
@@ -156,7 +157,7 @@ impl PerCoreWalManager {
     /// Moves all writers to an epoch, which must not be before any writer's current one.
     ///
     /// # Errors
-    /// `EpochMismatch` when it is; no writer was moved then.
+    /// `EpochMismatch` when it is, `InvalidInput` for one above [`Epoch::LAST`]; no writer was moved then.
     pub fn set_epoch_all(&mut self, epoch: u64) -> Result<(), PerCoreWalError> {
         if let Some(ahead) = self.writers.iter_mut().find(|writer| writer.epoch() > epoch) {
             return ahead.set_epoch(epoch);
@@ -313,8 +314,12 @@ impl PerCoreWalManager {
             void_above: Epoch::ZERO,
             reset: true,
         };
-        self.writers.clear();
-        self.writers = begin(&self.policy, &survey, beginning)?;
+        // Now, because afterwards their files are gone.
+        self.writers.iter_mut().for_each(|writer| drop(writer.confirm()));
+        // Writers that cannot go on stay, so that whoever uses them learns why (I11).
+        self.writers = begin(&self.policy, &survey, beginning).inspect_err(|error| {
+            self.writers.iter_mut().for_each(|writer| writer.give_up(error));
+        })?;
         self.start = survey.high_water().1;
         Ok(())
     }

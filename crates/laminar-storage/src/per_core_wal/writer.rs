@@ -20,7 +20,7 @@ use super::limits;
 use super::names;
 use super::recovery::identity::read_current;
 use super::segment::{SegmentPolicy, create_segment};
-use crate::error::Detail;
+use crate::error::{Detail, io_detail};
 use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
 use crate::format::digest::StateDigest;
@@ -120,7 +120,7 @@ impl CoreWalWriter {
         self.append_now(&Record::Put { key, value })
     }
 
-    /// Appends a delete; returns its position. Errors as [`Self::append_put`].
+    /// Appends a delete; returns its position.
     ///
     /// # Errors
     /// As [`Self::append_put`].
@@ -166,9 +166,10 @@ impl CoreWalWriter {
         self.append_now(&Record::Checkpoint { id: CheckpointId(id) })
     }
 
-    /// Appends the operation of an entry, in the entry's epoch; returns its position. Sequence and
-    /// timestamp are given by this writer, which continues its own: the timestamp is the entry's
-    /// where that is larger than the last one.
+    /// Appends the operation of an entry, in the entry's epoch, which is also the one that a barrier closes;
+    /// returns its position. Sequence and timestamp are given by this writer, which continues its own: the
+    /// timestamp of a put or a delete is the entry's where that is larger than the last one, all others
+    /// take the clock.
     ///
     /// # Errors
     /// `InvalidCore` for another core's entry, `EpochMismatch` for an epoch before the current one,
@@ -495,6 +496,11 @@ impl CoreWalWriter {
         Ok(())
     }
 
+    /// Takes nothing any more, as after a failed write.
+    pub(super) fn give_up(&mut self, cause: &PerCoreWalError) {
+        self.poison = Some(cause.poison());
+    }
+
     fn poisoned_by(&mut self, cause: PerCoreWalError) -> PerCoreWalError {
         if !sabotaged(Sabotage::PoisonForgotten) {
             self.poison = Some(cause.poison());
@@ -516,10 +522,7 @@ impl CoreWalWriter {
         let next = self.next_header();
         let (path, file) = match self.create_next(&next) {
             Ok(created) => created,
-            Err(error) => {
-                let action = "could not create the next segment";
-                return Err(self.poisoned_by(PerCoreWalError::io(action, &self.policy.dir, error)));
-            }
+            Err(error) => return Err(self.poisoned_by(PerCoreWalError::Io(error))),
         };
         self.end_segment(next.number)?;
         self.salt = next.salt();
@@ -563,20 +566,22 @@ impl CoreWalWriter {
         }
     }
 
-    fn create_next(&self, next: &SegmentHeader) -> std::io::Result<(PathBuf, Arc<dyn VfsFile>)> {
+    fn create_next(&self, next: &SegmentHeader) -> Result<(PathBuf, Arc<dyn VfsFile>), Box<Detail>> {
         let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
+        let fail = |error| Box::new(io_detail("could not create the next segment", dir, error));
         // Somebody may have renamed the directory, and another log may have its name by now.
         let established = read_current(vfs.as_ref(), dir).ok().flatten();
         if established.is_some_and(|current| !current.is_of(&self.header)) {
-            return Err(std::io::Error::other(
-                "another log, or a later opening of this one, is there by now",
+            let error = std::io::Error::other("another log, or a later opening of this one, is there by now");
+            return Err(Box::new(
+                fail(error).remedy("Put the directory back in its place, then open again."),
             ));
         }
-        let created = create_segment(vfs.as_ref(), dir, next, *preallocation)?;
+        let created = create_segment(vfs.as_ref(), dir, next, *preallocation).map_err(fail)?;
         let skip = sabotaged(Sabotage::RollNotSynced);
         if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {
             names::take_back(vfs.as_ref(), &created.0);
-            return Err(error);
+            return Err(fail(error));
         }
         Ok(created)
     }

@@ -21,6 +21,9 @@ use crate::format::digest::joined_digest;
 /// epoch, of which the longest fits. A multiple of a huge page.
 pub(super) const BEYOND_LIMIT: usize = if cfg!(miri) { 2 << 20 } else { 20 << 20 };
 
+/// Bytes of a record that are asked for before it is read: most are no longer.
+const RECORD_FETCHED: usize = 192;
+
 /// What a slot is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -46,14 +49,15 @@ pub(super) struct Arena {
     free: [u64; CLASSES],
     /// Bytes in free slots.
     free_bytes: usize,
-    /// Bytes that values may take. Behind it are [`BEYOND_LIMIT`] more.
+    /// Bytes that values may take. At least [`BEYOND_LIMIT`] more can be had.
     limit: usize,
 }
 
 impl Arena {
-    pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
+    pub(super) fn new(region: Arc<Region>, limit: u64, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
         // The system may have given less than was asked for.
-        let limit = region.len().saturating_sub(BEYOND_LIMIT);
+        let most = region.len().saturating_sub(BEYOND_LIMIT);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(most);
         let mut bump = Bump::new(region, helper);
         // Offset 0 means "none", so nothing may live there.
         bump.take(UNIT * 4)?;
@@ -281,5 +285,11 @@ impl Arena {
     #[inline]
     pub(super) fn prefetch(&self, at: u64, bytes: usize) {
         prefetch::range_to_write(self.base.at(index(at)), bytes);
+    }
+
+    /// A record is read soon.
+    #[inline]
+    pub(super) fn prefetch_to_read(&self, at: u64) {
+        prefetch::range(self.base.at(index(at)), RECORD_FETCHED);
     }
 }

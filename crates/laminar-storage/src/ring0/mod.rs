@@ -105,9 +105,9 @@ pub(crate) struct StateConfig {
     pub core: CoreId,
     /// Entries that can be on their way: pushed and not released by Ring 1. Rounded up to a power of two.
     pub ring_capacity: usize,
-    /// Address space reserved for records, and again for the index. No memory is used for it. When
-    /// the system refuses, less is taken.
-    pub reserve_bytes: u64,
+    /// Most bytes of all records together. Three times as much address space is reserved: twice for records, which
+    /// loading may need, and once for the index. No memory is used for it. When the system refuses, less is taken.
+    pub limit_bytes: u64,
     /// The epoch of the first change.
     pub first_epoch: Epoch,
 }
@@ -150,11 +150,13 @@ pub(crate) fn new_state(config: StateConfig) -> Result<(CoreState, CoreDrain), R
 }
 
 fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, CoreDrain), Ring0Error> {
-    let with_upkeep = config.reserve_bytes.saturating_add(arena::BEYOND_LIMIT as u64);
-    let records = Arc::new(region::Region::reserve(with_upkeep).map_err(Ring0Error::Memory)?);
-    let entries = Arc::new(region::Region::reserve(config.reserve_bytes).map_err(Ring0Error::Memory)?);
+    // A state is loaded file by file: what a later file deletes is there until then, beside what it adds.
+    let limit = config.limit_bytes;
+    let while_loading = limit.saturating_mul(2).saturating_add(arena::BEYOND_LIMIT as u64);
+    let records = Arc::new(region::Region::reserve(while_loading).map_err(Ring0Error::Memory)?);
+    let entries = Arc::new(region::Region::reserve(limit).map_err(Ring0Error::Memory)?);
     let helper = prefault::Prefaulter::of_process();
-    let arena = arena::Arena::new(Arc::clone(&records), Arc::clone(&helper))?;
+    let arena = arena::Arena::new(Arc::clone(&records), limit, Arc::clone(&helper))?;
     let index = index::Index::new(entries, helper, hasher)?;
 
     let (mut producer, consumer) = StateChangelogBuffer::with_capacity(config.ring_capacity).split();

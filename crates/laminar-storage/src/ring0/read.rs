@@ -81,7 +81,8 @@ impl CoreState {
             *hidden = self.find(&put.needle, key).map_or(0, |(_, at)| at);
             *newest = self.current(key).filter(|at| *at == put.at).unwrap_or(0);
         }
-        Iter { arena: &self.arena, offsets: self.index.offsets(), hidden, newest: newest.into_iter() }
+        let (offsets, newest) = (self.index.offsets(), newest.into_iter());
+        Iter { arena: &self.arena, offsets, hidden, newest, ahead: [0; AHEAD], next: 0, known: 0 }
     }
 
     /// The digest of the state, computed from every record.
@@ -103,11 +104,19 @@ impl CoreState {
     }
 }
 
+/// In the order of the index, each record is somewhere else in memory: those of so many keys to come are asked for
+/// ahead.
+const AHEAD: usize = 16;
+
 /// All keys of a core with their values.
 #[derive(Debug)]
 pub(crate) struct Iter<'a> {
     arena: &'a Arena,
     offsets: Offsets<'a>,
+    /// The next records, as a ring: `known` of them from `next` on.
+    ahead: [u64; AHEAD],
+    next: usize,
+    known: usize,
     /// Records in the index that a waiting put replaces; 0 for none.
     hidden: [u64; WAITING_MOST],
     /// Waiting puts that no later one replaces; 0 for none.
@@ -118,10 +127,20 @@ impl<'a> Iterator for Iter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let hidden = self.hidden;
-        let at = match self.offsets.find(|at| !hidden.contains(at)) {
-            Some(at) => at,
-            None => self.newest.find(|at| *at != 0)?,
+        while self.known < AHEAD
+            && let Some(at) = self.offsets.find(|at| !self.hidden.contains(at))
+        {
+            self.arena.prefetch_to_read(at);
+            self.ahead[(self.next + self.known) % AHEAD] = at;
+            self.known += 1;
+        }
+        let at = if self.known > 0 {
+            let at = self.ahead[self.next];
+            self.next = (self.next + 1) % AHEAD;
+            self.known -= 1;
+            at
+        } else {
+            self.newest.find(|at| *at != 0)?
         };
         // SAFETY: it is live or waiting (R0-4), so not free; the borrow of the state keeps it so.
         let record: record::RecordRef<'a> = unsafe { self.arena.record(at) };

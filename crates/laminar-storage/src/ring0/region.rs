@@ -21,7 +21,7 @@ pub(super) const HUGE_PAGE: usize = 2 << 20;
 const CHUNK_MAX: usize = 8 << 20;
 /// A region of at most this many bytes is given memory in small chunks and without huge pages: whoever
 /// sets the lowest limit wants many small stores, or to open one many times.
-const SMALL_REGION: usize = (4 << 20) + BEYOND_LIMIT;
+const SMALL_REGION: usize = 2 * (4 << 20) + BEYOND_LIMIT;
 const SMALL_CHUNK: usize = 128 << 10;
 /// As many small regions are kept for later, each with at most so many bytes committed.
 const SPARES: usize = 24;
@@ -81,7 +81,7 @@ static KEPT: Mutex<Vec<Spare>> = Mutex::new(Vec::new());
 impl Region {
     /// Reserves `bytes`, or less when the system refuses, and commits the first chunk.
     pub(super) fn reserve(bytes: u64) -> io::Result<Self> {
-        let asked = usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 44);
+        let asked = usize::try_from(bytes).unwrap_or(usize::MAX / 4).min(1 << 45);
         let mut len = asked.max(HUGE_PAGE).next_multiple_of(HUGE_PAGE);
         if let Some(spare) = Self::spare(len) {
             return Ok(spare);

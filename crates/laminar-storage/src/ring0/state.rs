@@ -142,7 +142,8 @@ impl CoreState {
     }
 
     /// Gives `key` the value that `change` makes of the current one, or removes it on `None`; one
-    /// hash and one search. `change` does not run when the ring is full.
+    /// hash and one search. `change` does not run when the ring is full; it has run when the value is too
+    /// long or finds no room.
     #[inline]
     pub(crate) fn try_update<V: AsRef<[u8]>>(
         &mut self,
@@ -251,6 +252,12 @@ impl CoreState {
         // Ring 1 makes room only for what it gets to see.
         self.flush()?;
         Err(Ring0Error::RingFull)
+    }
+
+    /// Whether records that were replaced are still to be released by Ring 1, which gets to see all of them now.
+    #[cold]
+    pub(crate) fn waits_for_release(&mut self) -> bool {
+        self.flush().is_ok() && !self.retired.is_quiet()
     }
 
     /// Takes back what up to `most` released entries retired.

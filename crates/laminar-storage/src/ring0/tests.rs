@@ -10,8 +10,7 @@ use crate::format::digest::{StateDigest, record_digest};
 
 /// A state with a small ring and few addresses.
 fn small(ring_capacity: usize) -> (CoreState, CoreDrain) {
-    let config =
-        StateConfig { core: CoreId(3), ring_capacity, reserve_bytes: 1 << 30, first_epoch: Epoch(1) };
+    let config = StateConfig { core: CoreId(3), ring_capacity, limit_bytes: 1 << 30, first_epoch: Epoch(1) };
     new_state(config).unwrap()
 }
 
@@ -212,7 +211,7 @@ fn lengths_up_to_the_limits_and_no_further() {
 #[test]
 fn a_full_arena_is_an_error_that_changes_nothing() {
     let config =
-        StateConfig { core: CoreId(0), ring_capacity: 64, reserve_bytes: 2 << 20, first_epoch: Epoch(1) };
+        StateConfig { core: CoreId(0), ring_capacity: 64, limit_bytes: 2 << 20, first_epoch: Epoch(1) };
     let (mut state, mut drain) = new_state(config).unwrap();
     let value = vec![1; 200_000];
     let mut stored = 0;
@@ -234,6 +233,29 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
         settle(&mut state, &mut drain);
     }
     assert_eq!(drain.digest(), state.digest());
+}
+
+/// A file of a checkpoint is loaded in key order, so that it may add before it deletes. A state that had fitted its
+/// limit all the time did not fit while it was loaded. Found by reading.
+#[test]
+fn what_a_later_file_deletes_does_not_count_while_loading() {
+    let config =
+        StateConfig { core: CoreId(0), ring_capacity: 64, limit_bytes: 30 << 20, first_epoch: Epoch(1) };
+    let (mut state, _drain) = new_state(config).unwrap();
+    let mut loader = state.loader().unwrap();
+    let value = vec![1; 1 << 20];
+    for n in 0..22 {
+        loader.put(&key(100 + n), &value).unwrap();
+    }
+    for n in 0..22 {
+        loader.put(&key(n), &value).unwrap();
+    }
+    for n in 0..22 {
+        loader.delete(&key(100 + n)).unwrap();
+    }
+    loader.finish().unwrap();
+    state.check_limit().unwrap();
+    assert_eq!(state.len(), 22);
 }
 
 #[test]
@@ -274,7 +296,7 @@ fn loading_reuses_slots_at_once_and_hands_its_digest_over() {
 #[test]
 fn loading_large_records_needs_room_for_one_beside_what_is_there() {
     let config =
-        StateConfig { core: CoreId(0), ring_capacity: 64, reserve_bytes: 2 << 20, first_epoch: Epoch(1) };
+        StateConfig { core: CoreId(0), ring_capacity: 64, limit_bytes: 2 << 20, first_epoch: Epoch(1) };
     let (mut state, _drain) = new_state(config).unwrap();
     // Two of them fit into all there is, three do not.
     let room = (2 << 20) + super::arena::BEYOND_LIMIT;
@@ -296,12 +318,8 @@ fn loading_large_records_needs_room_for_one_beside_what_is_there() {
 
 #[test]
 fn keys_with_the_same_hash_are_kept_apart() {
-    let config = StateConfig {
-        core: CoreId(0),
-        ring_capacity: 1 << 14,
-        reserve_bytes: 1 << 30,
-        first_epoch: Epoch(1),
-    };
+    let config =
+        StateConfig { core: CoreId(0), ring_capacity: 1 << 14, limit_bytes: 1 << 30, first_epoch: Epoch(1) };
     let count: u64 = 4000;
     // All the same; only the directory's bits; only the bits that choose a slot.
     for keep in [0, 0xff << 56, 0xffff] {

@@ -19,8 +19,8 @@ use crate::sabotage::{Sabotage, sabotaged};
 /// One core of a store: the keys it owns, and the only handle that changes them.
 ///
 /// Given out once per core by [`crate::StoreBuilder::open`], to be moved to the core's thread: it is
-/// `Send` and not `Sync`. Reads and writes work on memory and take well under a microsecond; a write
-/// is durable once its epoch is, see [`crate::Store::wait_durable`].
+/// `Send` and not `Sync`. Reads and writes work on memory and usually take less than a microsecond; a
+/// write is durable once its epoch is, see [`crate::Store::wait_durable`].
 ///
 /// After a failed write or sync in the background every change returns
 /// [`StoreError::Poisoned`] with the first cause, while reads go on working.
@@ -143,10 +143,11 @@ impl CoreStore {
     }
 
     /// Reads the value of `key` and replaces it by what `change` makes of it; `None` deletes it. The
-    /// key is looked up once. `change` runs once, and not at all when an error is returned.
+    /// key is looked up once. `change` runs once; on an error once or not at all.
     ///
     /// # Errors
-    /// As [`Self::put`], except that a value over the limit is found after `change` has run.
+    /// As [`Self::put`]. A value over the limit, or one for which the state has no room, is found after
+    /// `change` has run: nothing is changed then either.
     pub fn update<V: AsRef<[u8]>>(
         &mut self,
         key: &[u8],
@@ -288,7 +289,8 @@ impl CoreStore {
         Ok(())
     }
 
-    /// Repeats what a full ring refused, until there is room or the time is over: backpressure, never loss (I15).
+    /// Repeats what a full ring refused, until there is room or the time is over: backpressure, never loss (I15). A
+    /// full state is like a full ring as long as replaced values wait for Ring 1.
     #[cold]
     fn retry<T>(
         &mut self,
@@ -300,7 +302,12 @@ impl CoreStore {
         let started = Instant::now();
         let mut error = first;
         loop {
-            if !matches!(error, Ring0Error::RingFull) || started.elapsed() >= timeout {
+            let passes = match error {
+                Ring0Error::RingFull => true,
+                Ring0Error::StateFull { .. } => self.state.waits_for_release(),
+                _ => false,
+            };
+            if !passes || started.elapsed() >= timeout {
                 return Err(StoreError::of_ring0(&error, core));
             }
             self.shared.make_room()?;

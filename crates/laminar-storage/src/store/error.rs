@@ -109,7 +109,9 @@ impl StoreError {
             Ring0Error::EpochPassed { .. } => {
                 Self::InvalidInput(Box::new(detail.remedy("Seal the current epoch or a later one.")))
             }
-            Ring0Error::NotQuiet => Self::InvalidInput(Box::new(detail)),
+            Ring0Error::NotQuiet => {
+                Self::InvalidInput(Box::new(detail.remedy("Report this and try again; nothing was changed.")))
+            }
         }
     }
 }

@@ -152,21 +152,36 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let mut rebuilt = None;
     let (located, loaded, time) = loop {
         let looked = Instant::now();
-        let load = |located: &Located| {
-            if let Some(fork) = &fork {
-                fork.check_unused(located, &layout)?;
-            }
-            if rebuilt.is_none() && wants_rebuild(located, builder.core_count()) {
-                // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
-                // It reads the checkpoint twice then: to look, and to distribute it.
-                let (checkpoint, log) = (located.checkpoint_bytes(), located.plan.survey.uncovered());
-                watch.resharding(checkpoint.saturating_mul(2), log);
-                let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());
-                located.checkpoint.as_ref().map_or(Ok(()), verify)?;
-                return Ok(None);
-            }
-            load_cores(builder, located, &watch).map(Some)
-        };
+        let load =
+            |located: &Located| {
+                if let Some(fork) = &fork {
+                    fork.check_unused(located, &layout)?;
+                }
+                if wants_rebuild(located, builder.core_count()) {
+                    if rebuilt.is_some() {
+                        // The checkpoint that was made just now is damaged, and the one before is laid out for other cores.
+                        let detail = Detail::new(
+                            "this checkpoint was laid out anew, and the one that was made of it is damaged",
+                        );
+                        let path = located
+                            .checkpoint
+                            .as_ref()
+                            .map_or(layout.checkpoints.as_path(), CheckpointReader::dir);
+                        return Err(IncrementalCheckpointError::corruption(detail.at_path(path).remedy(
+                            "Check the device, then open again: the state as it was before is whole.",
+                        ))
+                        .into());
+                    }
+                    // Rebuilding reads all of the checkpoint; a damaged one is passed over before that.
+                    // It reads the checkpoint twice then: to look, and to distribute it.
+                    let (checkpoint, log) = (located.checkpoint_bytes(), located.plan.survey.uncovered());
+                    watch.resharding(checkpoint.saturating_mul(2), log);
+                    let verify = |reader: &CheckpointReader| reader.verify_in_parallel(vfs.as_ref());
+                    located.checkpoint.as_ref().map_or(Ok(()), verify)?;
+                    return Ok(None);
+                }
+                load_cores(builder, located, &watch).map(Some)
+            };
         let found = locate(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, &watch, load);
         match found.map_err(StoreError::from)? {
             (located, Some(loaded)) => break (located, loaded, looked.elapsed()),
@@ -232,7 +247,7 @@ fn load_core(
     let (mut state, drain) = new_state(StateConfig {
         core,
         ring_capacity: builder.settings_ref().ring_capacity,
-        reserve_bytes: reserve_bytes(builder.settings_ref().state_limit_bytes, builder.core_count()),
+        limit_bytes: limit_bytes(builder.settings_ref().state_limit_bytes, builder.core_count()),
         first_epoch: first_epoch(located),
     })
     .map_err(memory)?;
@@ -314,9 +329,9 @@ fn measured(located: &Located, loaded: &[Loaded], recover: Duration) -> Recovere
 /// leave room for stacks, files and everything else of the program.
 const MOST_RESERVED: u64 = 1 << 45;
 
-/// Address space for the records of one core; the index gets as much again.
-fn reserve_bytes(limit: u64, cores: u16) -> u64 {
-    limit.min(MOST_RESERVED / 2 / u64::from(cores.max(1)))
+/// How large the records of one core may become; three times as much address space is reserved for them.
+fn limit_bytes(limit: u64, cores: u16) -> u64 {
+    limit.min(MOST_RESERVED / 3 / u64::from(cores.max(1)))
 }
 
 /// New changes begin above every epoch that was ever used.
@@ -436,7 +451,8 @@ fn begin(
     let shared = Shared::new(settings, drain, checkpointer, &measured, point, halves.len(), inline);
     let shared = Arc::new(shared);
     let threads = shared.start().map_err(|e| {
-        StoreError::Io(Box::new(io_detail("could not start the background threads", &layout.dir, e)))
+        let detail = io_detail("could not start the background threads", &layout.dir, e);
+        StoreError::Io(Box::new(detail.remedy("Raise the limit of threads (`ulimit -u`), then open again.")))
     })?;
     let cores = halves
         .into_iter()
@@ -450,15 +466,15 @@ mod tests {
     use super::*;
     use crate::format::MAX_CORES;
 
-    /// 1024 cores with twice 64 GiB each would be all the addresses that a process has.
+    /// 1024 cores with three times 64 GiB each would be more than all the addresses that a process has.
     #[test]
     fn all_cores_together_leave_addresses_to_the_rest_of_the_program() {
         let limit = 64 << 30;
         for cores in 1..=u16::try_from(MAX_CORES).unwrap() {
-            let each = reserve_bytes(limit, cores);
-            assert!(each * 2 * u64::from(cores) <= MOST_RESERVED && each >= 16 << 30, "{cores}");
+            let each = limit_bytes(limit, cores);
+            assert!(each * 3 * u64::from(cores) <= MOST_RESERVED && each >= 10 << 30, "{cores}");
         }
-        assert_eq!(reserve_bytes(limit, 256), limit, "the default is what it says on usual machines");
-        assert_eq!(reserve_bytes(16 << 40, 1), 16 << 40);
+        assert_eq!(limit_bytes(limit, 170), limit, "the default is what it says on usual machines");
+        assert_eq!(limit_bytes(10 << 40, 1), 10 << 40);
     }
 }

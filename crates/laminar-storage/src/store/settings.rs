@@ -25,17 +25,20 @@ pub struct Settings {
     /// [`StoreError::Backpressure`]. 0 to 3,600,000; default 30,000.
     pub put_timeout_ms: u64,
     /// Address space reserved for each core's records, in bytes; memory is used only as records need
-    /// it; sealing and deleting have a little beside it. 4 MiB to 16 TiB; default 64 GiB. All cores
-    /// together get at most 16 TiB: with 1024 cores each has 16 GiB.
+    /// it; sealing and deleting have some beside it, and opening as much again, because a later file of a checkpoint
+    /// may add before it deletes. 4 MiB to 16 TiB; default 64 GiB. All cores together get at most 10 TiB: with
+    /// 1024 cores each has 10 GiB.
     pub state_limit_bytes: u64,
     /// Bytes after which a WAL segment is closed. 4 KiB to 16 GiB; default 64 MiB.
     pub segment_bytes: u64,
     /// Bytes of every new segment that are written and synced ahead, which makes later syncs cheaper.
     /// At most `segment_bytes`; default 4 MiB.
     pub preallocate_bytes: u64,
-    /// Milliseconds between automatic checkpoints; 0 for none by time. Default 60,000.
+    /// Milliseconds between automatic checkpoints; 0 for none by time. At most 2,592,000,000, which is
+    /// 30 days; default 60,000.
     pub checkpoint_interval_ms: u64,
-    /// WAL bytes written since the last checkpoint that trigger one; 0 for none by size. Default 256 MiB.
+    /// WAL bytes written since the last checkpoint that trigger one; 0 for none by size. At most 2^50;
+    /// default 256 MiB.
     pub checkpoint_wal_bytes: u64,
     /// Milliseconds that opening should take at most after a crash; 0 for no such objective. Checkpoints are
     /// made as early as that needs, going by how fast loading and replaying were measured, beside those
@@ -44,7 +47,7 @@ pub struct Settings {
     /// [`crate::Stats::recovery_objective_out_of_reach`]; replaying is then kept to a quarter.
     /// 0 to 3,600,000; default 0.
     pub recovery_objective_ms: u64,
-    /// Checkpoints kept, at least 1; the WAL is kept back to the second newest. Default 3.
+    /// Checkpoints kept; the WAL is kept back to the second newest. 1 to 10,000; default 3.
     pub max_retained: usize,
     /// How the state files of new checkpoints are compressed; `"none"` or `"lz4"`. Can be changed at any
     /// opening, files of either kind are read. Default none.

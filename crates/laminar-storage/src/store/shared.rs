@@ -302,7 +302,9 @@ impl Shared {
         let mut checkpointer = lock(&self.checkpointer);
         let Some(checkpointer) = checkpointer.as_mut() else {
             self.check_open()?;
-            return Err(StoreError::closed(Detail::new("the store was closed")));
+            return Err(StoreError::closed(
+                Detail::new("the store was closed").remedy("Open it again to go on."),
+            ));
         };
         work(checkpointer)
     }

@@ -175,7 +175,7 @@ impl Vfs for OsVfs {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
         let file = match open_regular(path, OFlags::RDWR | OFlags::CREATE) {
-            // A read-only file system still has readers to keep apart from each other's repairs.
+            // Where nothing can be written, a lock file that is there will do: opening fails later, and says why.
             Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => open_regular(path, OFlags::RDONLY)?,
             other => other?,
         };

@@ -661,3 +661,21 @@ fn the_first_checkpoint_is_due_as_soon_as_there_is_something_to_keep() {
         assert!(!manager.should_checkpoint(), "from now on the interval decides");
     }
 }
+
+/// A key that moves to another core leaves a tombstone where it was. Reading all cores into one map, file by file, took
+/// that for the end of the key.
+#[test]
+fn a_key_that_moved_between_cores_is_read_from_where_it_is() {
+    for (from, to) in [(0, 1), (1, 0)] {
+        let disk = SimDisk::new(1);
+        let mut manager = open(&disk).unwrap();
+        manager.set_core_count(2).unwrap();
+        manager.apply(CoreId(from), b"k", Some(b"old")).unwrap();
+        manager.create_checkpoint(0).unwrap();
+        manager.apply(CoreId(from), b"k", None).unwrap();
+        manager.apply(CoreId(to), b"k", Some(b"new")).unwrap();
+        let second = manager.create_checkpoint(0).unwrap();
+        let state = manager.load_checkpoint_state(second.id).unwrap();
+        assert_eq!((state.len(), state.get(b"k")), (1, Some(b"new".as_slice())), "{from} to {to}");
+    }
+}

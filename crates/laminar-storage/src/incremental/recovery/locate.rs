@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::error::Detail;
 use crate::ids::{CheckpointId, Epoch, Sequence, StoreId};
 use crate::incremental::layout::EntryName;
 use crate::incremental::retention::check_id;
@@ -13,6 +14,7 @@ use crate::incremental::{
 use crate::per_core_wal::PerCoreWalError;
 use crate::per_core_wal::recovery::plan::{Base, Plan, Wanted};
 use crate::progress::Watch;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::Vfs;
 
 /// Where a state is, and what to replay on it. Nothing was changed to find this out.
@@ -31,6 +33,11 @@ pub(crate) struct Located {
 impl Located {
     pub(crate) fn metadata(&self) -> Option<&IncrementalCheckpointMetadata> {
         self.checkpoint.as_ref().map(CheckpointReader::metadata)
+    }
+
+    /// Whether the log can have what the damaged checkpoints had: one without any record has nothing of it.
+    fn covers_what_was_skipped(&self) -> bool {
+        self.skipped.is_empty() || self.plan.survey.has_records() || sabotaged(Sabotage::SkippedUncovered)
     }
 
     /// Bytes of the checkpoint's blocks: what loading reads of it.
@@ -86,6 +93,11 @@ where
                 })?;
             check_id(&dir, *id, reader.metadata())?;
             let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone(), watch)?;
+            if !located.covers_what_was_skipped() {
+                let detail =
+                    Detail::new("there is a newer checkpoint, which is damaged, and no log behind this one");
+                return Err(IncrementalCheckpointError::corruption(detail.at_path(&dir)).into());
+            }
             let loaded = load(&located)?;
             Ok((located, loaded))
         })();
@@ -106,13 +118,21 @@ where
         }
     }
     let attempt = plan(vfs, wal_dir, wanted, None, skipped, watch).map_err(E::from).and_then(|located| {
+        if !located.covers_what_was_skipped() {
+            return Ok(None);
+        }
         let loaded = load(&located)?;
-        Ok((located, loaded))
+        Ok(Some((located, loaded)))
     });
     match (attempt, first_error) {
-        (Ok(found), _) => Ok(found),
-        (Err(_), Some(first)) => Err(first),
+        (Ok(Some(found)), _) => Ok(found),
+        (_, Some(first)) => Err(first),
         (Err(error), None) => Err(error),
+        // Nothing was skipped, so there is nothing that would have to be covered.
+        (Ok(None), None) => Err(IncrementalCheckpointError::corruption(
+            Detail::new("there is no checkpoint").at_path(checkpoint_dir),
+        )
+        .into()),
     }
 }
 
@@ -155,6 +175,7 @@ fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
 mod tests {
     use super::*;
     use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};
+    use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
     use crate::vfs::sim::{Duration as For, Fault, SimDisk};
 
     /// Two checkpoints and no log.
@@ -183,9 +204,40 @@ mod tests {
         disk.flip_bit(dir.join("metadata.json"), 99).unwrap();
     }
 
+    /// A log with a record.
+    fn with_log(disk: SimDisk) -> SimDisk {
+        let config = PerCoreWalConfig::new(Path::new("/wal"), 1).with_vfs(Arc::new(disk.clone()));
+        let mut log = PerCoreWalManager::new(config).unwrap();
+        log.writer(0).append_put(b"key", b"value").unwrap();
+        log.sync_all().unwrap();
+        drop(log);
+        disk.snapshot().restart()
+    }
+
+    /// The state of the first checkpoint came back, or none at all, and nothing was an error: what the second one had
+    /// was gone. Found by reading.
+    #[test]
+    fn without_a_log_no_older_checkpoint_is_taken_for_a_damaged_one() {
+        for both in [false, true] {
+            let disk = two_checkpoints();
+            damage(&disk, 2);
+            if both {
+                damage(&disk, 1);
+            }
+            match located(&disk) {
+                Err(Failure::Checkpoint(error)) => {
+                    let path = error.detail().path().map(Path::to_path_buf);
+                    assert_eq!(path, Some("/c/checkpoint_0000000000000002/metadata.json".into()), "{error}");
+                    assert!(error.is_corruption(), "{error}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
     #[test]
     fn behind_a_damaged_checkpoint_the_one_before_is_taken_and_named() {
-        let disk = two_checkpoints();
+        let disk = with_log(two_checkpoints());
         let newest = located(&disk).unwrap();
         assert_eq!((newest.metadata().map(|found| found.id), newest.skipped.as_slice()), (Some(2), &[][..]));
         assert!(newest.checkpoint_bytes() > 200, "{}", newest.checkpoint_bytes());

@@ -46,7 +46,7 @@ pub struct StateFileWriter {
     blocks: u64,
 }
 
-/// A state file whose bytes are all written, but not synced.
+/// A state file whose bytes are all written, but not all synced.
 #[derive(Debug)]
 pub struct FinishedFile {
     /// The file, to be synced.
@@ -122,7 +122,8 @@ impl StateFileWriter {
         self.written + (self.out.len() + self.block.len()) as u64
     }
 
-    /// Writes the rest: the open block, the index, the footer. Nothing is synced.
+    /// Writes the rest: the open block, the index, the footer. The end is not synced: of a long file only what was
+    /// written some time before.
     ///
     /// # Errors
     /// `Io`.
@@ -191,6 +192,9 @@ impl StateFileWriter {
     }
 
     fn misuse(&self, what: &'static str) -> IncrementalCheckpointError {
-        IncrementalCheckpointError::invalid(Detail::new(what).at_path(&self.path))
+        let detail = Detail::new(what).at_path(&self.path);
+        IncrementalCheckpointError::invalid(
+            detail.remedy("Give keys in growing order, up to 65,535 bytes each, and values up to 16 MiB."),
+        )
     }
 }

@@ -215,8 +215,9 @@ impl Plan {
             return Ok(());
         };
         let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
-        let begins_above =
-            first.mode == WalMode::Epochs && !first.previous.exists() && first.void_above > known;
+        // Openings that took no record tell it on: the log has nothing of what they were opened with.
+        let has_nothing_before = !first.previous.exists() || first.last_sequence == Sequence::ZERO;
+        let begins_above = first.mode == WalMode::Epochs && has_nothing_before && first.void_above > known;
         if !begins_above || sabotaged(Sabotage::ForkWithoutSavepoint) {
             return Ok(());
         }

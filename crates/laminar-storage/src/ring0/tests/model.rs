@@ -192,7 +192,7 @@ proptest! {
         keep in prop_oneof![Just(u64::MAX), Just(0xffff), Just(0)],
     ) {
         let config = StateConfig {
-            core: CoreId(0), ring_capacity: 64, reserve_bytes: 2 << 20, first_epoch: Epoch(1),
+            core: CoreId(0), ring_capacity: 64, limit_bytes: 2 << 20, first_epoch: Epoch(1),
         };
         let mut hasher = KeyHasher::of_process();
         hasher.keep = keep;

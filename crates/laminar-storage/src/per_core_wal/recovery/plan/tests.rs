@@ -246,7 +246,13 @@ fn a_log_that_was_begun_on_a_checkpoint_is_nothing_without_it() {
     }
     // Begun on nothing; not the first segment; or a log that has no epochs.
     forked(None, |header| header.void_above = Epoch::ZERO).unwrap();
-    forked(None, |header| header.previous = segment(0, 2).header.previous).unwrap();
+    let second = |header: &mut SegmentHeader, last| {
+        (header.previous, header.last_sequence) = (segment(0, 2).header.previous, Sequence(last));
+    };
+    forked(None, |header| second(header, 1)).unwrap();
+    // The second opening of a fork that never took a record: there was a predecessor, and nothing in it.
+    forked(None, |header| second(header, 0)).unwrap_err();
+    forked(Some(unbound(5)), |header| second(header, 0)).unwrap();
     forked(None, |header| header.mode = WalMode::Plain).unwrap();
 }
 
