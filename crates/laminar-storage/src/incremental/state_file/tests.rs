@@ -99,12 +99,12 @@ fn comes_back_as_it_was() {
 /// reading.
 #[test]
 fn the_longest_block_comes_back_packed_or_not() {
-    let random = |len: usize| -> Vec<u8> {
-        let words = (0..len as u64).step_by(8).map(|at| record_digest(&at.to_le_bytes(), b""));
+    let random = |seed: &[u8], len: usize| -> Vec<u8> {
+        let words = (0..len as u64).step_by(8).map(|at| record_digest(&at.to_le_bytes(), seed));
         words.flat_map(u64::to_le_bytes).take(len).collect()
     };
-    let first = random(BLOCK_TARGET_LEN - 1 - RECORD_HEADER_LEN - 1);
-    let (last_key, last) = ([vec![255], random(MAX_KEY_LEN - 1)].concat(), random(MAX_VALUE_LEN));
+    let first = random(b"1", BLOCK_TARGET_LEN - 1 - RECORD_HEADER_LEN - 1);
+    let (last_key, last) = ([vec![255], random(b"2", MAX_KEY_LEN - 1)].concat(), random(b"3", MAX_VALUE_LEN));
     let records = Records::from([(vec![0], Some(first)), (last_key, Some(last))]);
     for compression in BOTH {
         let disk = SimDisk::new(1);
