@@ -240,22 +240,22 @@ fn a_full_arena_is_an_error_that_changes_nothing() {
 #[test]
 fn what_a_later_file_deletes_does_not_count_while_loading() {
     let config =
-        StateConfig { core: CoreId(0), ring_capacity: 64, limit_bytes: 30 << 20, first_epoch: Epoch(1) };
+        StateConfig { core: CoreId(0), ring_capacity: 64, limit_bytes: 60 << 20, first_epoch: Epoch(1) };
     let (mut state, _drain) = new_state(config).unwrap();
     let mut loader = state.loader().unwrap();
     let value = vec![1; 1 << 20];
-    for n in 0..22 {
+    for n in 0..48 {
         loader.put(&key(100 + n), &value).unwrap();
     }
-    for n in 0..22 {
+    for n in 0..48 {
         loader.put(&key(n), &value).unwrap();
     }
-    for n in 0..22 {
+    for n in 0..48 {
         loader.delete(&key(100 + n)).unwrap();
     }
     loader.finish().unwrap();
     state.check_limit().unwrap();
-    assert_eq!(state.len(), 22);
+    assert_eq!(state.len(), 48);
 }
 
 #[test]
