@@ -24,7 +24,7 @@ pub mod sweep;
 use stores::Reference;
 
 const SECTOR: u64 = 512;
-/// What an opening may allocate at once beyond the size of the damaged file.
+/// What an opening may hold in memory beyond the size of the damaged file.
 const ALLOCATION_SLACK: u64 = 1 << 20;
 /// Older versions of a file that are put in its place, at most.
 const OLDER_MAX: usize = 48;
@@ -132,7 +132,7 @@ pub struct Table {
     pub cases: u64,
     /// Cases that would have changed nothing.
     pub same_bytes: u64,
-    /// Bytes of the largest allocation beyond the damaged file.
+    /// The most memory that was taken at once, in bytes beyond the damaged file.
     pub largest: u64,
     /// Outcomes that are not allowed, each with the line that reproduces it.
     pub findings: Vec<String>,
@@ -171,7 +171,7 @@ impl fmt::Display for Table {
         write!(
             f,
             "{} cases ({} more would have changed nothing): {} errors naming the file, {} errors naming another \
-             path, {} the same state, {} documented losses, {} findings; largest allocation {} bytes beyond the \
+             path, {} the same state, {} documented losses, {} findings; at most {} bytes of memory beyond the \
              file",
             self.cases,
             self.same_bytes,
@@ -393,10 +393,11 @@ impl Subject {
         }
         .map_err(|e| e.to_string())?;
         let after = after.unwrap_or_default();
-        (meter.reset)();
-        let (outcome, wrong) = self.outcome(&disk, path, file, &after, reads(damage));
+        let mut judged = ("PANIC", None);
+        let most = meter(&mut || judged = self.outcome(&disk, path, file, &after, reads(damage)));
+        let (outcome, wrong) = judged;
         let allowed = file.bytes.len().max(after.len()) as u64;
-        let beyond = ((meter.largest)() as u64).saturating_sub(allowed);
+        let beyond = most.saturating_sub(allowed);
         table.cases += 1;
         table.largest = table.largest.max(beyond);
         *table.rows.entry((class_of(path), damage.class(), outcome)).or_default() += 1;
@@ -404,7 +405,7 @@ impl Subject {
             (beyond > ALLOCATION_SLACK).then(|| format!("{beyond} bytes allocated beyond the file"));
         if let Some(wrong) = wrong.or(too_large) {
             table.findings.push(format!(
-                "laminar-sim damage --store {} --file {} --damage {damage}  # {outcome}: {wrong}",
+                "damage --store {} --file {} --damage {damage}  # {outcome}: {wrong}",
                 self.name(),
                 path.display(),
             ));

@@ -15,6 +15,7 @@ pub mod dice;
 pub mod distinct;
 pub mod driver;
 pub mod faults;
+pub mod flags;
 pub mod fuzz;
 pub mod log;
 pub mod meter;

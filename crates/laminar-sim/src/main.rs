@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 use laminar_sim::registry::{AnyScenario, all, find, real};
 use laminar_sim::{Distinct, FaultReport, Plan, Report, Sweep, Trail};
 use laminar_storage::vfs::sim::{ImagePolicy, Profile};
+use mimalloc::MiMalloc;
 
-mod allocator;
 mod commands;
 #[cfg(feature = "power-cut")]
 mod power_cut;
+
+/// Recoveries on the simulated disk allocate all the time, on all threads.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const USAGE: &str = "usage:
   laminar-sim list
@@ -99,7 +103,6 @@ fn run(arguments: &[String]) -> Result<bool, String> {
             let seed = seed.parse().map_err(|e| format!("seed {seed}: {e}"))?;
             find(name)?.run_real(seed, Path::new(directory)).map(|()| true)
         }
-        "damage" => commands::damage(rest),
         "fuzz" => commands::fuzz(rest),
         "torture" => commands::torture(rest),
         "torture-child" => commands::torture_child(rest),

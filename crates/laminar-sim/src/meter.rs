@@ -1,16 +1,11 @@
-//! How much memory was asked for at once, as far as the program that uses this library counts it.
+//! How much memory was asked for, as far as the program that uses this library counts it.
 
-/// Two functions of a counting allocator, for the calling thread. The library itself has none: a global
-/// allocator needs unsafe code, which belongs to a program.
-#[derive(Clone, Copy, Debug)]
-pub struct Meter {
-    /// Forgets what was asked for so far.
-    pub reset: fn(),
-    /// Bytes of the largest single allocation since.
-    pub largest: fn() -> usize,
-}
+/// Does some work, and returns the most bytes of memory that the calling thread had more than before at any time
+/// meanwhile: no single allocation was larger. Counting takes a global allocator, which belongs to a program.
+pub type Meter = fn(&mut dyn FnMut()) -> u64;
 
-impl Meter {
-    /// Counts nothing: every allocation has 0 bytes.
-    pub const NONE: Self = Self { reset: || (), largest: || 0 };
+/// Does the work and counts nothing.
+pub fn uncounted(work: &mut dyn FnMut()) -> u64 {
+    work();
+    0
 }

@@ -7,8 +7,9 @@ use laminar_sim::damage::{DOCUMENTED, Damage, Subject, Table};
 use laminar_storage::StateReader;
 use std::sync::Arc;
 
-#[path = "../src/allocator.rs"]
-mod allocator;
+fn counted(work: &mut dyn FnMut()) -> u64 {
+    allocation_counter::measure(work).bytes_max
+}
 
 fn subject(name: &str) -> Subject {
     Subject::new(&reference_store(name).unwrap()).unwrap()
@@ -18,7 +19,7 @@ fn sweep(name: &str, stride: u64) -> Table {
     let subject = subject(name);
     assert!(subject.total_len() > 50_000, "{name} has {} bytes", subject.total_len());
     let extent = Extent { stride, seed: 11, threads: 2, progress_every: None };
-    let table = damage_all(&subject, &extent, allocator::METER);
+    let table = damage_all(&subject, &extent, counted);
     println!("{name}: {table}");
     for finding in table.findings.iter().take(20) {
         println!("  {finding}");
@@ -119,7 +120,7 @@ fn what_is_not_the_state_is_a_finding() {
     let mut table = Table::default();
     let frames = laminar_sim::wire::frames(bytes);
     let cut = Damage::Cut(frames[frames.len() - 3].start as u64);
-    of_one.try_one(log, cut, allocator::METER, &mut table).unwrap();
+    of_one.try_one(log, cut, counted, &mut table).unwrap();
     assert_eq!(table.findings.len(), 1, "{table}");
     assert!(table.findings[0].contains("ROLLED BACK"), "{}", table.findings[0]);
     // The line names what to do to see it again.

@@ -31,7 +31,6 @@ pub const RECORD_HEADER_LEN: usize = 7;
 /// Longest possible block.
 pub const MAX_BLOCK_LEN: usize = BLOCK_TARGET_LEN + RECORD_HEADER_LEN + MAX_KEY_LEN + MAX_VALUE_LEN;
 /// Bytes of an index entry before its key.
-const INDEX_ENTRY_LEN: usize = 22;
 
 const HEADER_MAGIC: [u8; 8] = *b"LMNRSST1";
 const FOOTER_MAGIC: [u8; 8] = *b"1TSSRNML";
@@ -409,12 +408,6 @@ impl Index {
             IndexEntry::decode(&mut Take(raw)).is_some_and(|entry| entry.first_key <= key)
         });
         after.checked_sub(1)
-    }
-
-    /// Bytes an entry takes in the index, for a first key of that many bytes.
-    #[must_use]
-    pub const fn entry_len(key_len: usize) -> usize {
-        INDEX_ENTRY_LEN + key_len
     }
 }
 

@@ -52,13 +52,6 @@ impl Listing {
         listing.checkpoints.sort_unstable();
         Ok(listing)
     }
-
-    /// The largest id in use.
-    #[must_use]
-    pub fn highest(&self) -> Option<CheckpointId> {
-        let leftovers = self.leftovers.iter().map(|entry| entry.id());
-        self.checkpoints.iter().copied().chain(leftovers).max()
-    }
 }
 
 /// Looking at checkpoints.
@@ -325,20 +318,4 @@ pub(super) fn check_id(dir: &Path, id: CheckpointId, metadata: &IncrementalCheck
     }
     let what = format!("the manifest is that of checkpoint {}", metadata.id);
     Err(IncrementalCheckpointError::corruption(Detail::new(what).at_path(dir.join(MANIFEST_NAME))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_highest_id_counts_leftovers_too() {
-        let ids = |checkpoints: &[u64], leftovers: &[u64]| Listing {
-            checkpoints: checkpoints.iter().copied().map(CheckpointId).collect(),
-            leftovers: leftovers.iter().copied().map(|id| EntryName::Trash(CheckpointId(id))).collect(),
-        };
-        assert_eq!(ids(&[], &[]).highest(), None);
-        assert_eq!(ids(&[2, 5], &[3]).highest(), Some(CheckpointId(5)));
-        assert_eq!(ids(&[2, 5], &[7, 6]).highest(), Some(CheckpointId(7)));
-    }
 }

@@ -234,7 +234,6 @@ impl StoreBuilder {
         // When a checkpoint is due is decided by the store's own threads.
         CheckpointConfig::new(&layout.checkpoints)
             .with_wal_path(&layout.wal)
-            .with_interval(Duration::from_millis(self.settings.checkpoint_interval_ms.max(1)))
             .with_max_retained(self.settings.max_retained)
             .with_compression(self.settings.compression)
     }
