@@ -30,7 +30,6 @@ pub const BLOCK_TARGET_LEN: usize = 32 << 10;
 pub const RECORD_HEADER_LEN: usize = 7;
 /// Longest possible block.
 pub const MAX_BLOCK_LEN: usize = BLOCK_TARGET_LEN + RECORD_HEADER_LEN + MAX_KEY_LEN + MAX_VALUE_LEN;
-/// Bytes of an index entry before its key.
 
 const HEADER_MAGIC: [u8; 8] = *b"LMNRSST1";
 const FOOTER_MAGIC: [u8; 8] = *b"1TSSRNML";
