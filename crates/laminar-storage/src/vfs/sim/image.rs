@@ -10,7 +10,7 @@ use super::image_id::{ImageId, Picks};
 use super::machine::Machine;
 use super::select::{ImagePolicy, Images};
 use super::trace::Op;
-use super::tree::{DataChange, DirNode, FileNode, Ino, Node, ROOT, SECTOR, Tree};
+use super::tree::{DataChange, DirNode, FileNode, Ino, Names, Node, ROOT, SECTOR, Tree};
 
 /// How far apart the clocks of two boots may be: an hour.
 pub const CLOCK_JUMP_NS: u64 = 3_600_000_000_000;
@@ -62,7 +62,7 @@ pub(super) struct Survey {
     /// Item number of each pending directory change.
     entries: Vec<usize>,
     /// The nodes with nothing of what is pending.
-    base: Vec<(Ino, Arc<Node>)>,
+    base: Arc<Vec<(Ino, Arc<Node>)>>,
     origin: Origin,
 }
 
@@ -175,7 +175,7 @@ impl Survey {
                 What::Entry { index } => entries[index] = number,
             }
         }
-        Self { tree: tree.clone(), items: found, files, entries, base, origin }
+        Self { tree: tree.clone(), items: found, files, entries, base: Arc::new(base), origin }
     }
 
     /// Number of the last operation before.
@@ -215,27 +215,54 @@ impl Survey {
         Some(content)
     }
 
+    /// Most images are known already once they have a hash, so that nothing is put together for it.
     pub(super) fn image(&self, id: ImageId) -> Image {
-        let mut nodes = self.base.clone();
+        let mut nodes = Nodes { base: Arc::clone(&self.base), changed: Vec::new() };
         for unclean in &self.files {
             if let Some(content) = self.content(unclean, &id) {
-                debug_assert_eq!(nodes[unclean.at].0, unclean.ino);
-                nodes[unclean.at].1 = Arc::new(Node::File(FileNode::clean(content)));
+                debug_assert_eq!(self.base[unclean.at].0, unclean.ino);
+                nodes.changed.push((unclean.at, Arc::new(Node::File(FileNode::clean(content)))));
             }
         }
-        let mut tree = Tree::clean(nodes, self.tree.next_ino());
         for (item, number) in self.tree.dirents.iter().zip(&self.entries) {
             if id.picks.has(*number) {
-                item.apply(|ino, edit| {
-                    if let Some(dir) = tree.dir_mut(ino) {
-                        edit(&mut dir.durable);
-                        dir.cached = Arc::clone(&dir.durable);
-                    }
-                });
+                item.apply(|ino, edit| nodes.edit_dir(ino, edit));
             }
         }
-        let Hashes { hash, outline } = hash_and_prune(&mut tree);
-        Image { tree, id, hash, outline, origin: self.origin }
+        let Hashes { hash, outline, named } = hashes(&nodes);
+        Image { nodes, named, next_ino: self.tree.next_ino(), id, hash, outline, origin: self.origin }
+    }
+}
+
+/// The nodes of an image: those of its survey, but for a few.
+#[derive(Clone, Debug)]
+struct Nodes {
+    /// Ordered by inode number.
+    base: Arc<Vec<(Ino, Arc<Node>)>>,
+    /// What stands in place of the node at this index.
+    changed: Vec<(usize, Arc<Node>)>,
+}
+
+impl Nodes {
+    fn index(&self, ino: Ino) -> Option<usize> {
+        self.base.binary_search_by_key(&ino, |node| node.0).ok()
+    }
+
+    fn at(&self, at: usize) -> &Arc<Node> {
+        let changed = self.changed.iter().find(|(index, _)| *index == at);
+        changed.map_or_else(|| &self.base[at].1, |(_, node)| node)
+    }
+
+    fn edit_dir(&mut self, ino: Ino, edit: &mut dyn FnMut(&mut Names)) {
+        let Some(at) = self.index(ino) else { return };
+        let Node::Dir(dir) = self.at(at).as_ref() else { return };
+        let mut names = Arc::clone(&dir.durable);
+        edit(&mut names);
+        let dir = Arc::new(Node::Dir(DirNode { durable: Arc::clone(&names), cached: names }));
+        match self.changed.iter_mut().find(|(index, _)| *index == at) {
+            Some((_, node)) => *node = dir,
+            None => self.changed.push((at, dir)),
+        }
     }
 }
 
@@ -255,39 +282,37 @@ struct Hashes {
     hash: u64,
     /// Of names, lengths, and the contents of files up to [`OUTLINED`] bytes.
     outline: u64,
+    /// Which nodes have a name; the others are forgotten.
+    named: Vec<bool>,
 }
 
 /// Files of at most so many bytes belong to the outline of an image with all they hold.
 const OUTLINED: u64 = 64;
 
-/// Hashes everything that has a name, and forgets the rest.
-fn hash_and_prune(tree: &mut Tree) -> Hashes {
+/// Hashes everything that has a name.
+fn hashes(nodes: &Nodes) -> Hashes {
     let mut walk = Walk {
-        seen: vec![false; tree.nodes.len()],
+        named: vec![false; nodes.base.len()],
         text: Vec::with_capacity(512),
         outline: 0,
         scratch: Vec::new(),
     };
-    walk.visit(tree, ROOT);
-    let mut seen = walk.seen.into_iter();
-    tree.nodes.retain(|_| seen.next() == Some(true));
-    Hashes { hash: xxh3_64(&walk.text), outline: walk.outline }
+    walk.visit(nodes, ROOT);
+    Hashes { hash: xxh3_64(&walk.text), outline: walk.outline, named: walk.named }
 }
 
 struct Walk {
-    seen: Vec<bool>,
+    named: Vec<bool>,
     text: Vec<u8>,
     outline: u64,
     scratch: Vec<u8>,
 }
 
 impl Walk {
-    fn visit(&mut self, tree: &Tree, ino: Ino) {
-        let Ok(at) = tree.nodes.binary_search_by_key(&ino, |n| n.0) else {
-            return;
-        };
-        let again = std::mem::replace(&mut self.seen[at], true);
-        match tree.nodes[at].1.as_ref() {
+    fn visit(&mut self, nodes: &Nodes, ino: Ino) {
+        let Some(at) = nodes.index(ino) else { return };
+        let again = std::mem::replace(&mut self.named[at], true);
+        match nodes.at(at).as_ref() {
             Node::File(file) => {
                 let (len, hash) = (file.durable.len(), file.durable.hash(&mut self.scratch));
                 self.text.push(b'f');
@@ -303,7 +328,7 @@ impl Walk {
                     self.text.extend_from_slice(name.as_bytes());
                     self.text.push(0);
                     self.outline = xxh3_64_with_seed(name.as_bytes(), self.outline);
-                    self.visit(tree, *child);
+                    self.visit(nodes, *child);
                 }
                 self.text.push(b')');
             }
@@ -452,7 +477,10 @@ fn hash_change(change: &DataChange, text: &mut Vec<u8>) {
 /// What a power cut left: everything in it is durable.
 #[derive(Clone, Debug)]
 pub struct Image {
-    tree: Tree,
+    nodes: Nodes,
+    /// Which of them have a name.
+    named: Vec<bool>,
+    next_ino: Ino,
     id: ImageId,
     hash: u64,
     outline: u64,
@@ -481,11 +509,18 @@ impl Image {
     /// Total length of all files in bytes, each name of a linked file counted once.
     #[must_use]
     pub fn total_len(&self) -> usize {
-        let len = |node: &(Ino, Arc<Node>)| match node.1.as_ref() {
+        let len = |(_, node): (Ino, Arc<Node>)| match node.as_ref() {
             Node::File(file) => in_memory(file.durable.len()),
             Node::Dir(_) => 0,
         };
-        self.tree.nodes.iter().map(len).sum()
+        self.named_nodes().map(len).sum()
+    }
+
+    fn named_nodes(&self) -> impl Iterator<Item = (Ino, Arc<Node>)> {
+        let numbered = self.nodes.base.iter().zip(&self.named).enumerate();
+        numbered
+            .filter(|(_, (_, named))| **named)
+            .map(|(at, ((ino, _), _))| (*ino, Arc::clone(self.nodes.at(at))))
     }
 
     /// A machine with this disk, powered on, with no locks held, no faults planned, not tracing.
@@ -498,7 +533,8 @@ impl Image {
     pub fn mount(&self) -> SimDisk {
         let seed = self.origin.seed;
         let clock = CLOCK_START_NS + self.outline % CLOCK_JUMP_NS;
-        let mut machine = Machine::new(self.tree.clone(), seed, clock);
+        let tree = Tree::clean(self.named_nodes().collect(), self.next_ino);
+        let mut machine = Machine::new(tree, seed, clock);
         machine.random = seed ^ self.outline;
         SimDisk::from_machine(machine)
     }
