@@ -32,7 +32,7 @@ mod ring0 {
 }
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use changelog::{ChangelogConsumer, ChangelogProducer, StateChangelogBuffer, StateChangelogEntry};
@@ -41,27 +41,22 @@ use loom::thread;
 
 const CAPACITY: usize = 2;
 
-/// Beside each slot of the ring, the number of the entry in it.
-struct Slots([UnsafeCell<u64>; CAPACITY]);
-
-// SAFETY: loom stops at the first access that is not ordered with the others.
-unsafe impl Sync for Slots {}
-// SAFETY: as above.
-unsafe impl Send for Slots {}
+/// Beside each slot of the ring, a cell of which loom checks every access, and the number of the entry in it.
+struct Slots([(UnsafeCell<()>, AtomicU64); CAPACITY]);
 
 impl Slots {
-    fn of(&self, entry: u64) -> &UnsafeCell<u64> {
+    fn of(&self, entry: u64) -> &(UnsafeCell<()>, AtomicU64) {
         &self.0[entry as usize % CAPACITY]
     }
 
     fn write(&self, entry: u64) {
-        // SAFETY: loom has just checked that nobody else is at it.
-        self.of(entry).with_mut(|cell| unsafe { *cell = entry });
+        let (cell, number) = self.of(entry);
+        cell.with_mut(|_| number.store(entry, Ordering::Relaxed));
     }
 
     fn read(&self, entry: u64) -> u64 {
-        // SAFETY: loom has just checked that nobody writes it.
-        self.of(entry).with(|cell| unsafe { *cell })
+        let (cell, number) = self.of(entry);
+        cell.with(|_| number.load(Ordering::Relaxed))
     }
 }
 
@@ -72,7 +67,7 @@ fn entry(number: u64) -> StateChangelogEntry {
 fn ends() -> (ChangelogProducer, ChangelogConsumer, Arc<Slots>) {
     let (producer, consumer) = StateChangelogBuffer::with_capacity(CAPACITY).split();
     assert_eq!(producer.capacity(), CAPACITY);
-    (producer, consumer, Arc::new(Slots([UnsafeCell::new(u64::MAX), UnsafeCell::new(u64::MAX)])))
+    (producer, consumer, Arc::new(Slots([(); CAPACITY].map(|()| (UnsafeCell::new(()), AtomicU64::new(u64::MAX))))))
 }
 
 /// Pushes entries as Ring 0 does: looks for room first. Stops when nobody will take them.

@@ -270,6 +270,12 @@ impl ChangelogProducer {
         self.epoch = self.epoch.saturating_add(1);
         self.epoch
     }
+
+    /// Whether the consumer is gone, so that nothing will ever be taken again.
+    #[must_use]
+    pub fn consumer_gone(&self) -> bool {
+        self.ring.is_abandoned()
+    }
 }
 
 /// The end that Ring 1 holds: only takes. `Send`, not `Sync`.
@@ -320,6 +326,12 @@ impl ChangelogConsumer {
         chunk.commit_all();
         self.count(wanted);
         wanted
+    }
+
+    /// The oldest entry, which stays.
+    #[must_use]
+    pub fn peek(&self) -> Option<StateChangelogEntry> {
+        self.ring.peek().ok().copied()
     }
 
     /// How many entries wait; may grow at any time.

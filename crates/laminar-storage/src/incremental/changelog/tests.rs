@@ -103,18 +103,19 @@ fn cleared_entries_count_as_drained() {
 }
 
 #[test]
-fn ends_are_send_and_the_consumer_sees_the_producer_leave() {
+fn ends_are_send_and_see_each_other_leave() {
     fn send<T: Send>() {}
     send::<StateChangelogBuffer>();
     send::<ChangelogProducer>();
     send::<ChangelogConsumer>();
     let (mut producer, mut consumer) = StateChangelogBuffer::with_capacity(2).split();
-    assert!(!consumer.producer_gone());
+    assert!(!producer.consumer_gone() && !consumer.producer_gone());
     producer.push(entry(1)).unwrap();
     producer.push(entry(2)).unwrap();
     assert_eq!(producer.push(entry(3)), Err(entry(3)));
     drop(producer);
     assert!(consumer.producer_gone());
+    assert_eq!(consumer.peek(), Some(entry(1)));
     assert_eq!(consumer.drain(9), [entry(1), entry(2)]);
 }
 
