@@ -30,7 +30,11 @@ struct Share {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
-    let keys = run.keys_or(1_000_000, 5_000_000);
+    let sizes = run.keys.map_or_else(|| run.size(vec![1_000_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
+    sizes.into_iter().try_for_each(|keys| shares(run, keys, report))
+}
+
+fn shares(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     eprintln!("checkpoint: {keys} keys");
     let mut table = Table::new(
         "checkpoint",

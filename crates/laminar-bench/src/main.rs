@@ -83,7 +83,7 @@ enum What {
     Stalls,
     /// Bytes written by, and left on the disk after, a thousand checkpoints
     Space(space::Options),
-    /// Ring 0, durable, lifecycle and recovery
+    /// Every measurement above, one after the other, in one run
     All,
     /// The process that is killed
     #[command(hide = true)]
@@ -156,29 +156,47 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
     }
     let mut report = Report::default();
     report.add(calibration(&run));
-    match what {
-        What::Ring0 => ring0::run(&run, &mut report)?,
-        What::Durable => durable::run(&run, &mut report)?,
-        What::Lifecycle(options) => lifecycle::run(&run, options, &mut report)?,
-        What::Checkpoint => checkpoint::run(&run, &mut report)?,
-        What::Recovery => recovery::run(&run, &mut report)?,
-        What::All => {
-            ring0::run(&run, &mut report)?;
-            durable::run(&run, &mut report)?;
-            lifecycle::run(&run, &lifecycle::Options::default(), &mut report)?;
-            checkpoint::run(&run, &mut report)?;
-            recovery::run(&run, &mut report)?;
-        }
-        What::Objective(options) => objective::run(&run, options, &mut report)?,
-        What::Peers => peers::run(&run, &mut report)?,
-        What::Stalls => stalls::run(&run, &mut report)?,
-        What::Space(options) => space::run(&run, options, &mut report)?,
-        What::LifecycleChild(_) | What::ObjectiveChild(_) => {}
+    let parts = if let What::All = what { What::every() } else { vec![what.clone()] };
+    for part in &parts {
+        part.measure(&run, &mut report)?;
     }
     if let Some(path) = &common.json {
         std::fs::write(path, format!("{:#}\n", report.json(&about)))?;
     }
     Ok(report.differences)
+}
+
+impl What {
+    /// What `all` consists of.
+    fn every() -> Vec<Self> {
+        vec![
+            Self::Ring0,
+            Self::Durable,
+            Self::Lifecycle(lifecycle::Options::default()),
+            Self::Checkpoint,
+            Self::Recovery,
+            Self::Objective(objective::Options::default()),
+            Self::Peers,
+            Self::Stalls,
+            Self::Space(space::Options::default()),
+        ]
+    }
+
+    fn measure(&self, run: &Run, report: &mut Report) -> Result<(), Error> {
+        match self {
+            Self::Ring0 => ring0::run(run, report),
+            Self::Durable => durable::run(run, report),
+            Self::Lifecycle(options) => lifecycle::run(run, options, report),
+            Self::Checkpoint => checkpoint::run(run, report),
+            Self::Recovery => recovery::run(run, report),
+            Self::Objective(options) => objective::run(run, options, report),
+            Self::Peers => peers::run(run, report),
+            Self::Stalls => stalls::run(run, report),
+            Self::Space(options) => space::run(run, options, report),
+            // One is its parts, the others are processes of measurements.
+            Self::All | Self::LifecycleChild(_) | Self::ObjectiveChild(_) => Ok(()),
+        }
+    }
 }
 
 /// What the clock costs and how often the machine stops a thread that does nothing.

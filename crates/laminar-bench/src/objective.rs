@@ -20,17 +20,27 @@ use crate::place::clear;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
+/// What is measured when nothing else is asked for.
+const OBJECTIVE_MS: u64 = 1000;
+const KILLS: u64 = 10;
+
 #[derive(Args, Clone)]
 pub struct Options {
     /// Longest time an opening may take, in milliseconds
-    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    #[arg(long, default_value_t = OBJECTIVE_MS, value_name = "MS")]
     objective: u64,
     /// How often to kill
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = KILLS, value_name = "N")]
     kills: u64,
     /// Changes per second, in place of as many as are possible
     #[arg(long, value_name = "N")]
     rate: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { objective: OBJECTIVE_MS, kills: KILLS, rate: None }
+    }
 }
 
 #[derive(Args, Clone)]

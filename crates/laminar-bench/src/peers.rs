@@ -27,6 +27,9 @@ pub trait Peer: Sized {
     /// What its checkpoint is, if it has such a thing.
     const CHECKPOINT: Option<&'static str>;
 
+    /// What it opens from when no checkpoint was made of it, if that is a log that is replayed.
+    const LOG: Option<&'static str>;
+
     /// Opens it in an empty directory, or again in its own.
     fn open(dir: &Path) -> Result<Self, Error>;
 
@@ -62,7 +65,11 @@ fn changed(keys: u64) -> impl Iterator<Item = u64> {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
-    let keys = run.keys_or(200_000, 1_000_000);
+    let sizes = run.keys.map_or_else(|| run.size(vec![200_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
+    sizes.into_iter().try_for_each(|keys| all(run, keys, report))
+}
+
+fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     eprintln!("peers: {keys} keys");
     let checkpoints = Table::new(
         "peer-checkpoints",
@@ -114,9 +121,7 @@ impl Rows<'_> {
 
     fn add<P: Peer>(&mut self) -> Result<(), Error> {
         let dir = self.run.place.fresh("peer")?;
-        std::fs::create_dir_all(&dir)?;
-        let mut peer = P::open(&dir)?;
-        peer.put(&mut (0..self.keys), 0)?;
+        let mut peer = self.filled::<P>(&dir)?;
         peer.checkpoint(&dir)?;
         match P::CHECKPOINT {
             Some(what) => self.checkpoint_row(what, &mut peer, &dir)?,
@@ -127,15 +132,39 @@ impl Rows<'_> {
         for _ in 0..self.run.size(3, 5) {
             opened.push(self.opening::<P>(&dir)?);
         }
+        clear(&dir)?;
+        let from = if P::CHECKPOINT.is_some() { "after its last checkpoint" } else { "as it is" };
+        self.opening_row::<P>(from, opened);
+        let Some(log) = P::LOG else { return Ok(()) };
+        let mut opened = Vec::new();
+        // Some make more than a log of it as soon as they open it, so that each opening needs a new one.
+        for _ in 0..3 {
+            let dir = self.run.place.fresh("peer")?;
+            self.filled::<P>(&dir)?.close()?;
+            opened.push(self.opening::<P>(&dir)?);
+            clear(&dir)?;
+        }
+        self.opening_row::<P>(log, opened);
+        Ok(())
+    }
+
+    /// A new store with all keys.
+    fn filled<P: Peer>(&self, dir: &Path) -> Result<P, Error> {
+        std::fs::create_dir_all(dir)?;
+        let mut peer = P::open(dir)?;
+        peer.put(&mut (0..self.keys), 0)?;
+        Ok(peer)
+    }
+
+    fn opening_row<P: Peer>(&mut self, from: &str, mut opened: Vec<(Duration, Duration)>) {
         opened.sort_unstable_by_key(|(_, all)| *all);
         let (first, all) = opened.get(opened.len() / 2).copied().unwrap_or_default();
         self.openings.row(vec![
-            Cell::text(P::NAME),
+            Cell::text(format!("{}: {from}", P::NAME)),
             Cell::time(first),
             Cell::time(all),
             Cell::Number(all.as_secs_f64() / self.floor.opening.as_secs_f64(), 2),
         ]);
-        clear(&dir)
     }
 
     fn checkpoint_row<P: Peer>(&mut self, what: &str, peer: &mut P, dir: &Path) -> Result<(), Error> {

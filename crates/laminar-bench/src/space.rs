@@ -18,7 +18,7 @@ use crate::plot::{self, Line};
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 pub struct Options {
     /// Checkpoints to take
     #[arg(long, value_name = "N")]

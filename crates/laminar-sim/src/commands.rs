@@ -6,21 +6,27 @@ use std::time::{Duration, Instant};
 use laminar_sim::dice::{Dice, mixed};
 use laminar_sim::flags::Flags;
 use laminar_sim::fuzz::{mutate, seeds, target};
-use laminar_sim::torture::{Torture, child_main, torture as kill_all};
+use laminar_sim::torture::{Amount, Torture, child_main, torture as kill_all};
 
 /// How they are called.
 pub const USAGE: &str = "\
   laminar-sim fuzz TARGET [--execs N] [--seed N] [--threads N]
   laminar-sim fuzz TARGET --input FILE
   laminar-sim fuzz TARGET --write-seeds DIR
-  laminar-sim torture [--kills N] [--cores A..B] [--dir DIR] [--workers N] [--seed N]
+  laminar-sim torture [--kills N | --for MINUTES] [--cores A..B] [--dir DIR] [--workers N] [--seed N]
 fuzz: mutates parts of the reference stores; small, frame, record, manifest, segment, directory or ops.
 torture: processes on real files below DIR, each killed at a random moment; what they acknowledged must be there.
+--for: as many as there is time for, a soak.
 power-cut: only with --features power-cut; cuts the power of real file systems, says more with --help.";
 
 /// Kills processes; whether nothing was lost.
 pub fn torture(arguments: &[String]) -> Result<bool, String> {
-    let flags = Flags::parse(arguments, &["--kills=", "--cores=", "--dir=", "--workers=", "--seed="], USAGE)?;
+    let flags = Flags::parse(arguments, &["--kills=", "--for=", "--cores=", "--dir=", "--workers=", "--seed="], USAGE)?;
+    let amount = match (flags.text("--kills"), flags.text("--for")) {
+        (Some(_), Some(_)) => return Err("either --kills or --for".into()),
+        (_, None) => Amount::Kills(flags.number("--kills", 1000)?),
+        (None, Some(_)) => Amount::Time(Duration::from_secs(flags.number("--for", 0)?.saturating_mul(60))),
+    };
     let cores = flags.text("--cores").unwrap_or("1..4");
     let bounds = cores.split_once("..").map(|(a, b)| (a.parse(), b.trim_start_matches('=').parse()));
     let Some((Ok(from), Ok(to))) = bounds else { return Err(format!("--cores {cores}: not as in 1..4")) };
@@ -28,7 +34,7 @@ pub fn torture(arguments: &[String]) -> Result<bool, String> {
     let plan = Torture {
         program: std::env::current_exe().map_err(|e| e.to_string())?,
         dir: flags.text("--dir").map_or(default, Into::into),
-        kills: flags.number("--kills", 1000)?,
+        amount,
         cores: from..=to,
         workers: flags.number("--workers", 2)?,
         seed: flags.number("--seed", 1)?,

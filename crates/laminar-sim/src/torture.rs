@@ -30,6 +30,43 @@ const KILLS_PER_DIRECTORY: u64 = 60;
 /// thread has a store open, which would seem locked for a moment after it was closed.
 static FORKING: RwLock<()> = RwLock::new(());
 
+/// When there was enough.
+#[derive(Clone, Copy, Debug)]
+pub enum Amount {
+    /// After so many kills.
+    Kills(u64),
+    /// After so long: a soak.
+    Time(Duration),
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kills(kills) => write!(f, "--kills {kills}"),
+            Self::Time(time) => write!(f, "--for {}", time.as_secs().div_ceil(60)),
+        }
+    }
+}
+
+/// How far a run has come, over all workers.
+#[derive(Debug)]
+struct Progress {
+    amount: Amount,
+    start: Instant,
+    kills: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Progress {
+    fn goes_on(&self) -> bool {
+        let enough = match self.amount {
+            Amount::Kills(kills) => self.kills.load(Ordering::Relaxed) >= kills,
+            Amount::Time(time) => self.start.elapsed() >= time,
+        };
+        !enough && !self.failed.load(Ordering::Relaxed)
+    }
+}
+
 /// How much, and of what.
 #[derive(Clone, Debug)]
 pub struct Torture {
@@ -37,8 +74,8 @@ pub struct Torture {
     pub program: PathBuf,
     /// Where the stores are; created when missing.
     pub dir: PathBuf,
-    /// Processes to kill.
-    pub kills: u64,
+    /// Processes to kill, or how long.
+    pub amount: Amount,
     /// Numbers of cores to open with.
     pub cores: std::ops::RangeInclusive<usize>,
     /// Stores that are tortured at the same time.
@@ -117,22 +154,27 @@ impl fmt::Display for Report {
 
 /// Kills until there were enough or something is wrong.
 pub fn torture(plan: &Torture) -> Report {
-    let (left, stop) = (AtomicU64::new(plan.kills), AtomicBool::new(false));
+    let progress = Progress {
+        amount: plan.amount,
+        start: Instant::now(),
+        kills: AtomicU64::new(0),
+        failed: AtomicBool::new(false),
+    };
     let sum = Mutex::new(Report::default());
     std::thread::scope(|scope| {
         for worker in 0..plan.workers.max(1) {
-            let (left, stop, sum) = (&left, &stop, &sum);
+            let (progress, sum) = (&progress, &sum);
             scope.spawn(move || {
                 let mut directory = 0;
                 // A guess, until one has been measured.
                 let mut spans = (Duration::from_millis(60), Duration::from_millis(15));
-                while left.load(Ordering::Relaxed) > 0 && !stop.load(Ordering::Relaxed) {
+                while progress.goes_on() {
                     let mut victim = Victim::new(plan, worker, directory, spans);
-                    if let Err(error) = victim.suffer(left) {
-                        stop.store(true, Ordering::Relaxed);
+                    if let Err(error) = victim.suffer(progress) {
+                        progress.failed.store(true, Ordering::Relaxed);
                         victim.report.findings.push(format!(
-                            "laminar-sim torture --kills {} --workers {} --cores {}..{} --seed {}  # {}: {error}",
-                            plan.kills,
+                            "laminar-sim torture {} --workers {} --cores {}..{} --seed {}  # {}: {error}",
+                            plan.amount,
                             plan.workers,
                             plan.cores.start(),
                             plan.cores.end(),
@@ -147,21 +189,21 @@ pub fn torture(plan: &Torture) -> Report {
             });
         }
         if let Some(every) = plan.progress_every {
-            let (left, stop) = (&left, &stop);
-            scope.spawn(move || say_how_far(plan, every, left, stop));
+            let progress = &progress;
+            scope.spawn(move || say_how_far(progress, every));
         }
     });
     sum.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn say_how_far(plan: &Torture, every: Duration, left: &AtomicU64, stop: &AtomicBool) {
-    let (start, mut said) = (Instant::now(), Instant::now());
-    while left.load(Ordering::Relaxed) > 0 && !stop.load(Ordering::Relaxed) {
+fn say_how_far(progress: &Progress, every: Duration) {
+    let mut said = Instant::now();
+    while progress.goes_on() {
         std::thread::sleep(Duration::from_millis(50));
         if said.elapsed() >= every {
             said = Instant::now();
-            let done = plan.kills.saturating_sub(left.load(Ordering::Relaxed));
-            eprintln!("  {done} of {} kills after {} s", plan.kills, start.elapsed().as_secs());
+            let (kills, seconds) = (progress.kills.load(Ordering::Relaxed), progress.start.elapsed().as_secs());
+            eprintln!("  {kills} kills after {seconds} s, of {}", progress.amount);
         }
     }
 }
@@ -199,13 +241,10 @@ impl<'a> Victim<'a> {
         }
     }
 
-    fn suffer(&mut self, left: &AtomicU64) -> Result<(), String> {
+    fn suffer(&mut self, progress: &Progress) -> Result<(), String> {
         std::fs::create_dir_all(&self.plan.dir).map_err(|e| format!("{}: {e}", self.plan.dir.display()))?;
-        let take = |left: &AtomicU64| {
-            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
-        };
         let mut killed = 0;
-        while killed < KILLS_PER_DIRECTORY && left.load(Ordering::Relaxed) > 0 {
+        while killed < KILLS_PER_DIRECTORY && progress.goes_on() {
             if killed == KILLS_PER_DIRECTORY / 3 {
                 self.measure()?;
             }
@@ -215,7 +254,8 @@ impl<'a> Victim<'a> {
             for before in 0..depth {
                 if self.kill_one(before)? {
                     killed += 1;
-                    if !take(left) {
+                    progress.kills.fetch_add(1, Ordering::Relaxed);
+                    if !progress.goes_on() {
                         break;
                     }
                 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use laminar_sim::torture::{Torture, torture, truth};
+use laminar_sim::torture::{Amount, Torture, torture, truth};
 use laminar_storage::ids::Epoch;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_laminar-sim");
@@ -12,7 +12,7 @@ fn plan(dir: &Path, kills: u64) -> Torture {
     Torture {
         program: PROGRAM.into(),
         dir: dir.to_owned(),
-        kills,
+        amount: Amount::Kills(kills),
         cores: 1..=4,
         workers: 4,
         seed: 5,

@@ -22,6 +22,7 @@ impl Peer for Redb {
     const NAME: &'static str = "redb";
     const CHECKPOINT: Option<&'static str> =
         Some("one commit of the changes, which makes them durable as well");
+    const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
         let database = Database::builder().set_cache_size(1 << 30).create(dir.join("redb"))?;
@@ -75,8 +76,9 @@ const BATCH: usize = 1024;
 
 impl Peer for Fjall {
     const NAME: &'static str = "fjall";
-    /// Opening replays its journal.
+    /// Opening replays as much of its journal as is not in its tree.
     const CHECKPOINT: Option<&'static str> = None;
+    const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
         let database = FjallDatabase::builder(dir.join("fjall")).cache_size(1 << 30).open()?;

@@ -16,6 +16,7 @@ pub struct Laminar {
 impl Peer for Laminar {
     const NAME: &'static str = "laminar";
     const CHECKPOINT: Option<&'static str> = Some("checkpoint, and the log cut");
+    const LOG: Option<&'static str> = Some("from its log alone");
 
     fn open(dir: &Path) -> Result<Self, Error> {
         let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };

@@ -20,11 +20,13 @@ const BATCH: usize = 1024;
 impl Peer for Rocks {
     const NAME: &'static str = "RocksDB";
     const CHECKPOINT: Option<&'static str> = Some("checkpoint: memtable flushed, files linked");
+    const LOG: Option<&'static str> = Some("from its log alone");
 
     fn open(dir: &Path) -> Result<Self, Error> {
         let mut options = Options::default();
         options.create_if_missing(true);
-        options.set_write_buffer_size(256 << 20);
+        // So that the log of all that is put here can be one memtable's.
+        options.set_write_buffer_size(1 << 30);
         options.set_max_background_jobs(2);
         Ok(Self { database: DB::open(&options, dir.join("rocks"))?, checkpoints: 0 })
     }
