@@ -30,7 +30,8 @@ struct Share {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
-    let sizes = run.keys.map_or_else(|| run.size(vec![1_000_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
+    let sizes =
+        run.keys.map_or_else(|| run.size(vec![1_000_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
     sizes.into_iter().try_for_each(|keys| shares(run, keys, report))
 }
 

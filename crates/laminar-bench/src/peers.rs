@@ -65,7 +65,8 @@ fn changed(keys: u64) -> impl Iterator<Item = u64> {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
-    let sizes = run.keys.map_or_else(|| run.size(vec![200_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
+    let sizes =
+        run.keys.map_or_else(|| run.size(vec![200_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
     sizes.into_iter().try_for_each(|keys| all(run, keys, report))
 }
 

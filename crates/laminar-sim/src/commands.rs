@@ -1,6 +1,7 @@
 //! The commands that need more than a simulated disk's crashes: kills and fuzzing.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use laminar_sim::dice::{Dice, mixed};
@@ -21,7 +22,11 @@ power-cut: only with --features power-cut; cuts the power of real file systems, 
 
 /// Kills processes; whether nothing was lost.
 pub fn torture(arguments: &[String]) -> Result<bool, String> {
-    let flags = Flags::parse(arguments, &["--kills=", "--for=", "--cores=", "--dir=", "--workers=", "--seed="], USAGE)?;
+    let flags = Flags::parse(
+        arguments,
+        &["--kills=", "--for=", "--cores=", "--dir=", "--workers=", "--seed="],
+        USAGE,
+    )?;
     let amount = match (flags.text("--kills"), flags.text("--for")) {
         (Some(_), Some(_)) => return Err("either --kills or --for".into()),
         (_, None) => Amount::Kills(flags.number("--kills", 1000)?),
@@ -72,10 +77,16 @@ pub fn fuzz(arguments: &[String]) -> Result<bool, String> {
     }
     let (execs, seed, threads) =
         (flags.number("--execs", 100_000)?, flags.number("--seed", 1)?, flags.threads()?);
-    let (start, begin) = (Instant::now(), seeds(name));
+    let (start, begin, done) = (Instant::now(), seeds(name), AtomicU64::new(0));
     let share = execs / threads.max(1) as u64;
     let work = &|thread: u64| {
+        let mut said = start;
         for n in thread * share..(thread + 1) * share {
+            let all = done.fetch_add(1, Ordering::Relaxed);
+            if thread == 0 && said.elapsed() >= Duration::from_secs(20) {
+                said = Instant::now();
+                eprintln!("  {name}: {all} of {execs} executions after {} s", start.elapsed().as_secs());
+            }
             let mut dice = Dice::new(mixed(seed, n));
             let mut bytes = begin.get(dice.index(begin.len())).cloned().unwrap_or_default();
             mutate(&mut bytes, &mut dice);

@@ -80,7 +80,7 @@ impl Distinct {
         self.all.load(Ordering::Relaxed)
     }
 
-    /// How many of them were seen for the first time after a crash inside a recovery.
+    /// How many of them were seen for the first time after a crash inside a recovery, or in what was done after it.
     #[must_use]
     pub fn inside(&self) -> u64 {
         self.inside.load(Ordering::Relaxed)
@@ -89,7 +89,12 @@ impl Distinct {
 
 impl fmt::Display for Distinct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} distinct images, {} of them inside recoveries", self.all(), self.inside())
+        write!(
+            f,
+            "{} distinct images, {} of them in recoveries and what followed them",
+            self.all(),
+            self.inside()
+        )
     }
 }
 

@@ -123,6 +123,11 @@ fn recover_image<S: Scenario>(
     })
 }
 
+/// Whether this says that there is no space left.
+pub(crate) fn is_full(error: Option<&std::io::Error>) -> bool {
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
+}
+
 /// How far to go.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -223,6 +228,7 @@ struct Explorer<'a, S: Scenario> {
     /// Recoveries that were crashed in turn, with the number of crashes before.
     crashed: Shards,
     images: Vec<AtomicU64>,
+    recovering: AtomicU64,
     duplicates: AtomicU64,
     sampled: AtomicU64,
     kills: AtomicU64,
@@ -284,14 +290,15 @@ impl<S: Scenario> Explorer<'_, S> {
         (key >> 8).is_multiple_of(4) && spent.load(Ordering::Relaxed) < due
     }
 
-    /// All crashes at one snapshot. `level` counts the crashes before. Images that can be seen at `since` already, an
+    /// All crashes at one snapshot. `level` counts the crashes before, `recovering` says whether a recovery from the
+    /// last of them was under way. Images that can be seen at `since` already, an
     /// operation before, are left out. Returns whether every image there is has been looked at.
     fn crash_at(
         &self,
         snapshot: &Snapshot,
         known: &Version<S::Model>,
         trail: &Trail,
-        level: usize,
+        (level, recovering): (usize, bool),
         since: Option<u64>,
     ) -> bool {
         // With nothing pending, a kill leaves the same as a power cut.
@@ -327,6 +334,7 @@ impl<S: Scenario> Explorer<'_, S> {
             let look = self.look_at(image.hash(), known.fingerprint, level);
             if look.is_new {
                 self.count(image.hash(), level);
+                self.recovering.fetch_add(u64::from(recovering), Ordering::Relaxed);
             } else {
                 self.duplicates.fetch_add(1, Ordering::Relaxed);
             }
@@ -363,8 +371,9 @@ impl<S: Scenario> Explorer<'_, S> {
         if deeper {
             disk.record(true);
         }
-        let mut left = None;
+        let (mut left, mut recovered_at) = (None, 0);
         let goes_on = |log: &Log<S::Model>| {
+            recovered_at = disk.ops();
             let key = xxh3_64_with_seed(&disk.state_hash().to_le_bytes(), log.fingerprint());
             left = Some(key);
             deeper || !locked(shard(&self.went_on, key)).contains(&key)
@@ -392,7 +401,8 @@ impl<S: Scenario> Explorer<'_, S> {
             }
             let (op, known) = (snapshot.op(), log.at(snapshot.op()));
             let since = complete.filter(|(_, fingerprint)| *fingerprint == known.fingerprint);
-            let is_complete = self.crash_at(&snapshot, known, trail, level + 1, since.map(|(op, _)| op));
+            let place = (level + 1, op <= recovered_at);
+            let is_complete = self.crash_at(&snapshot, known, trail, place, since.map(|(op, _)| op));
             complete = is_complete.then_some((op, known.fingerprint));
         }
     }
@@ -406,6 +416,7 @@ impl<S: Scenario> Explorer<'_, S> {
         Report {
             ops,
             images: self.images.iter().map(count).collect(),
+            recovering: count(&self.recovering),
             duplicates: count(&self.duplicates),
             sampled: count(&self.sampled),
             kills: count(&self.kills),
@@ -422,7 +433,7 @@ impl<S: Scenario> Explorer<'_, S> {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            self.crash_at(snapshot, log.at(snapshot.op()), &Trail::default(), 0, None);
+            self.crash_at(snapshot, log.at(snapshot.op()), &Trail::default(), (0, false), None);
         }
     }
 
@@ -460,6 +471,7 @@ pub fn explore<S: Scenario>(scenario: &S, seed: u64, plan: &Plan) -> Report {
         seen: shards(),
         crashed: shards(),
         images: (0..levels).map(|_| AtomicU64::new(0)).collect(),
+        recovering: AtomicU64::new(0),
         duplicates: AtomicU64::new(0),
         sampled: AtomicU64::new(0),
         kills: AtomicU64::new(0),
@@ -501,8 +513,13 @@ pub fn replay<S: Scenario>(scenario: &S, seed: u64, trail: &Trail) -> Result<Str
     let disk = SimDisk::new(seed);
     disk.record(true);
     let mut log = Log::new(scenario.start());
-    guarded(|| scenario.run(&disk, &mut log))?;
+    let ran = guarded(|| scenario.run(&disk, &mut log));
+    ran.map_err(|error| format!("{error}\n{}", trace_of(&disk)))?;
     replay_steps(scenario, &disk, &log, &trail.0, 0)
+}
+
+fn trace_of(disk: &SimDisk) -> String {
+    disk.trace().iter().map(|op| format!("    {op}\n")).collect()
 }
 
 fn replay_steps<S: Scenario>(
@@ -512,19 +529,14 @@ fn replay_steps<S: Scenario>(
     steps: &[Step],
     level: usize,
 ) -> Result<String, String> {
-    let trace = || {
-        let lines = disk.trace();
-        let line = |op: &_| format!("    {op}\n");
-        lines.iter().map(line).collect::<String>()
-    };
     let Some((step, rest)) = steps.split_first() else {
-        return Ok(trace());
+        return Ok(trace_of(disk));
     };
     let snapshot = disk
         .history()
         .into_iter()
         .find(|snapshot| snapshot.op() == step.op)
-        .ok_or_else(|| format!("there is no operation {}\n{}", step.op, trace()))?;
+        .ok_or_else(|| format!("there is no operation {}\n{}", step.op, trace_of(disk)))?;
     let (next, hash) = match &step.crash {
         Crash::Kill => (snapshot.restart(), snapshot.hash()),
         Crash::Power(image) => {
@@ -538,11 +550,7 @@ fn replay_steps<S: Scenario>(
     let mut log = Log::new(known.model.as_ref().clone());
     let result = recover_image(scenario, &next, (hash, level), &mut log, |_| true);
     match result {
-        Err(error) if rest.is_empty() => {
-            let lines = next.trace();
-            let line = |op: &_| format!("    {op}\n");
-            Err(format!("{error}\n{}", lines.iter().map(line).collect::<String>()))
-        }
+        Err(error) if rest.is_empty() => Err(format!("{error}\n{}", trace_of(&next))),
         // A recovery that is to be crashed may fail after that.
         _ => replay_steps(scenario, &next, &log, rest, level + 1),
     }

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::driver::{Scenario, guarded};
 use crate::log::Log;
+use crate::oracle::is_verdict;
 
 /// Every way for an operation to fail.
 pub const ALL_FAULTS: &[Fault] = &[
@@ -49,7 +50,7 @@ pub struct Sweep {
     /// So many runs with two faults, drawn from the seed, instead of all runs with one; 0 for those.
     pub pairs: u64,
     /// Only the run with this number, and what was done in it.
-    pub only: Option<usize>,
+    pub only: Option<u64>,
     /// Threads.
     pub threads: usize,
 }
@@ -63,7 +64,7 @@ impl Default for Sweep {
 /// What a sweep did and found.
 #[derive(Clone, Debug, Default)]
 pub struct FaultReport {
-    /// Runs in which the fault met its operation, with pairs both.
+    /// Runs in which the fault met an operation, with pairs both of them one.
     pub runs: u64,
     /// Runs that reported an error; the others coped.
     pub refused: u64,
@@ -103,6 +104,9 @@ impl fmt::Display for FaultReport {
     }
 }
 
+/// About so many operations a recovery has, reads included.
+const RECOVERY_OPS: u64 = 60;
+
 /// A fault, how long it lasts, and the operation it begins with.
 type Planned = (Fault, Lasting, u64);
 
@@ -116,22 +120,21 @@ pub fn sweep_faults<S: Scenario>(scenario: &S, seed: u64, sweep: &Sweep) -> Faul
     if let Err(error) = guarded(|| scenario.run(&clean, &mut log)) {
         return FaultReport { failures: vec![format!("without a fault: {error}")], ..FaultReport::default() };
     }
-    let plans = if sweep.pairs == 0 {
+    let mut plans = if sweep.pairs == 0 {
         singles(seed, sweep, clean.ops())
     } else {
-        (0..sweep.pairs).map(|n| pair(draw(seed, n), sweep, clean.ops())).collect()
+        (0..sweep.pairs).map(|n| (n, pair(draw(seed, n), sweep, clean.ops()))).collect()
     };
-    let first = sweep.only.unwrap_or_default();
-    let end = sweep.only.map_or(plans.len(), |only| only.saturating_add(1).min(plans.len()));
-    let (next, total) = (AtomicUsize::new(first), Mutex::new(FaultReport::default()));
+    if let Some(only) = sweep.only {
+        plans.retain(|(number, _)| *number == only);
+    }
+    let (next, total) = (AtomicUsize::new(0), Mutex::new(FaultReport::default()));
     std::thread::scope(|scope| {
         for _ in 0..sweep.threads.max(1) {
             scope.spawn(|| {
                 let mut report = FaultReport::default();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(planned) = plans.get(..end).and_then(|plans| plans.get(number)) else { break };
-                    Run { scenario, seed, sweep, number, planned }.make(&mut report);
+                while let Some((number, planned)) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    Run { scenario, seed, sweep, number: *number, planned }.make(&mut report);
                 }
                 total.lock().unwrap_or_else(PoisonError::into_inner).add(&report);
             });
@@ -148,7 +151,8 @@ fn ends((fault, lasting, _): &Planned) -> bool {
     (*fault, *lasting) != (Fault::Eintr, Lasting::Forever)
 }
 
-fn singles(seed: u64, sweep: &Sweep, ops: u64) -> Vec<Vec<Planned>> {
+/// Every one, with a number that does not depend on how many of them are due.
+fn singles(seed: u64, sweep: &Sweep, ops: u64) -> Vec<(u64, Vec<Planned>)> {
     let each = |fault: &Fault| {
         let fault = *fault;
         let lasting = [Lasting::Once, Lasting::Forever].into_iter();
@@ -156,18 +160,29 @@ fn singles(seed: u64, sweep: &Sweep, ops: u64) -> Vec<Vec<Planned>> {
     };
     let all = sweep.faults.iter().flat_map(each).filter(ends);
     let due = all.zip(0..).filter(|(_, n)| draw(seed, *n).is_multiple_of(sweep.one_in.max(1)));
-    due.map(|(planned, _)| vec![planned]).collect()
+    due.map(|(planned, number)| (number, vec![planned])).collect()
 }
 
 /// Two faults at two operations; the second one may never be reached.
 fn pair(dice: u64, sweep: &Sweep, ops: u64) -> Vec<Planned> {
-    let fault = |n: u64| {
-        let (what, when) = (draw(dice, n), draw(dice, n + 1));
+    (0..2).map(|n| one(draw(dice, n), sweep, ops)).collect()
+}
+
+/// One fault at an operation.
+fn one(dice: u64, sweep: &Sweep, ops: u64) -> Planned {
+    let drawn = |n: u64| {
+        let (what, when) = (draw(dice, 2 * n), draw(dice, 2 * n + 1));
         let fault = usize::try_from(what % sweep.faults.len().max(1) as u64).unwrap_or_default();
         let lasting = if what >> 32 & 1 == 0 { Lasting::Once } else { Lasting::Forever };
         (sweep.faults[fault], lasting, 1 + when % ops.max(1))
     };
-    [fault(1), fault(3)].into_iter().filter(ends).collect()
+    // Of all faults there is only one that does not end.
+    (0..64).map(drawn).find(ends).unwrap_or((Fault::Eio, Lasting::Once, 1))
+}
+
+/// Whether what a run ended with is worse than a refusal.
+fn must_not_be(error: &str) -> bool {
+    error.starts_with("panicked") || is_verdict(error)
 }
 
 fn draw(seed: u64, n: u64) -> u64 {
@@ -179,7 +194,7 @@ struct Run<'a, S> {
     scenario: &'a S,
     seed: u64,
     sweep: &'a Sweep,
-    number: usize,
+    number: u64,
     planned: &'a [Planned],
 }
 
@@ -193,14 +208,14 @@ impl<S: Scenario> Run<'_, S> {
         }
         let mut log = Log::new(self.scenario.start());
         let result = guarded(|| self.scenario.run(&disk, &mut log));
-        if disk.faults_fired() < self.planned.len() as u64 {
+        if !disk.have_all_faults_fired() {
             return;
         }
         report.runs += 1;
         report.refused += u64::from(result.is_err());
         self.trace(report, &format!("{result:?}"), &disk);
         if let Err(error) = result
-            && error.starts_with("panicked")
+            && must_not_be(&error)
         {
             self.fail(report, "running", &error);
         }
@@ -218,6 +233,26 @@ impl<S: Scenario> Run<'_, S> {
         for image in snapshot.images(&policy).take(self.sweep.images_max) {
             self.check(report, known, &format!("image {}", image.id()), &image.mount());
         }
+        if let Some(image) = snapshot.images(&policy).next() {
+            self.fail_recovery(report, known, &image.mount());
+        }
+    }
+
+    /// Something fails while a power cut is recovered from, and the process is killed then.
+    fn fail_recovery(&self, report: &mut FaultReport, known: &S::Model, disk: &SimDisk) {
+        disk.number_reads(true);
+        let (fault, lasting, op) = one(draw(!self.seed, self.number), self.sweep, RECOVERY_OPS);
+        disk.fail_op(op, fault, lasting);
+        let mut log = Log::of_last(known.clone());
+        let result = guarded(|| self.scenario.recover(disk, &mut log));
+        let what = format!("after a power cut and a recovery with {fault:?} {lasting:?} at {op}");
+        if let Err(error) = result
+            && must_not_be(&error)
+        {
+            self.fail(report, &what, &error);
+            self.trace(report, &what, disk);
+        }
+        self.check(report, log.model(), &what, &disk.snapshot().restart());
     }
 
     /// Recovers and goes on; returns what is known then.
@@ -245,6 +280,28 @@ impl<S: Scenario> Run<'_, S> {
         if self.sweep.only.is_some() {
             let lines: String = disk.trace().iter().map(|op| format!("    {op}\n")).collect();
             report.traces.push(format!("{what}\n{lines}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that a thinned sweep names is found under that name by a sweep of all runs.
+    #[test]
+    fn the_number_of_a_run_does_not_depend_on_how_many_are_made() {
+        let all = singles(3, &Sweep::default(), 40);
+        let some = singles(3, &Sweep { one_in: 7, ..Sweep::default() }, 40);
+        assert!(some.len() > 50 && some.len() < all.len() / 4);
+        assert!(some.iter().all(|run| all.contains(run)));
+    }
+
+    #[test]
+    fn a_pair_is_always_two_that_end() {
+        for n in 0..2_000 {
+            let pair = pair(n, &Sweep::default(), 30);
+            assert!(pair.len() == 2 && pair.iter().all(ends), "{pair:?}");
         }
     }
 }

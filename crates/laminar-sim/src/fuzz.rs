@@ -19,7 +19,7 @@ use laminar_storage::incremental::IncrementalCheckpointMetadata;
 use laminar_storage::vfs::sim::SimDisk;
 
 use crate::damage::Subject;
-use crate::damage::stores::reference_stores;
+use crate::damage::stores::{Reference, reference_stores};
 use crate::dice::Dice;
 use crate::wire::{mend, mend_manifest, mend_segment};
 
@@ -57,10 +57,20 @@ pub fn run(name: &str, data: &[u8]) {
     }
 }
 
+/// How a target says that something is wrong.
+#[expect(clippy::panic, reason = "how a fuzz target reports")]
+fn panic_with(finding: &str) -> ! {
+    panic!("{finding}");
+}
+
 /// The reference stores, made once.
 fn subjects() -> &'static [Subject] {
     static MADE: OnceLock<Vec<Subject>> = OnceLock::new();
-    MADE.get_or_init(|| reference_stores().iter().filter_map(|store| Subject::new(store).ok()).collect())
+    let made = |store: &Reference| match Subject::new(store) {
+        Ok(subject) => subject,
+        Err(error) => panic_with(&format!("{}: {error}", store.scenario.name)),
+    };
+    MADE.get_or_init(|| reference_stores().iter().map(made).collect())
 }
 
 /// `CURRENT` and `CLOSED`, in every other case with a checksum that fits. What is accepted is written again

@@ -192,7 +192,7 @@ impl Options {
             "threads" => self.plan.threads = small()? as usize,
             "images" => (self.plan.images_max, self.sweep.images_max) = (value, small()? as usize),
             "pairs" => self.sweep.pairs = value,
-            "run" => self.sweep.only = Some(small()? as usize),
+            "run" => self.sweep.only = Some(value),
             "for" => {
                 let time = Duration::from_secs(value.saturating_mul(60));
                 self.plan.until = Some(Instant::now().checked_add(time).ok_or("--for: too long")?);

@@ -12,6 +12,16 @@ use std::sync::Arc;
 
 use laminar_storage::ids::{CoreId, Epoch};
 
+/// Every complaint of a judge has one of these words; no error of the library has any. So a run in which things
+/// fail on purpose may be refused, and may not be told apart from one that lost something.
+const VERDICTS: [&str; 3] = ["LOST: ", "PHANTOM: ", "WRONG: "];
+
+/// Whether an error is a judge's complaint, not a refusal of the library.
+#[must_use]
+pub fn is_verdict(error: &str) -> bool {
+    VERDICTS.iter().any(|word| error.contains(word))
+}
+
 /// Keys and values of one core.
 pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -227,7 +237,7 @@ impl Model {
             let keys: usize = found.state.iter().map(BTreeMap::len).sum();
             let once: usize = expected.state.iter().map(BTreeMap::len).sum();
             if keys != once {
-                return Err(format!("{what}: {keys} keys instead of {once}, some are on two cores"));
+                return Err(format!("WRONG: {what}: {keys} keys instead of {once}, some are on two cores"));
             }
         }
         same("offsets", &found.offsets, &expected.offsets)?;

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use laminar_storage::vfs::sim::{ImageId, SimDisk};
+
 use crate::checkpoints::checkpoint_scenarios;
 use crate::conformance::{run_real, simulated};
 use crate::driver::{Plan, Scenario, explore, replay};
 use crate::faults::{FaultReport, Sweep, sweep_faults};
+use crate::log::Log;
 use crate::report::Report;
 use crate::store::{random_scenario, store_scenarios};
 use crate::toy::{CRASH_MISTAKES, FAULT_MISTAKES, Mistake, Toy};
@@ -30,6 +33,12 @@ pub trait AnyScenario: Sync {
     /// # Errors
     /// As [`run_real`].
     fn run_real(&self, seed: u64, root: &Path) -> Result<(), String>;
+    /// Runs it, and recovers from the power cut after it that loses most; equal for two runs exactly when all
+    /// operations of both were the same.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn trace_hash(&self, seed: u64) -> Result<[u64; 2], String>;
     /// As [`simulated`].
     ///
     /// # Errors
@@ -56,6 +65,18 @@ impl<S: Scenario> AnyScenario for S {
 
     fn run_real(&self, seed: u64, root: &Path) -> Result<(), String> {
         run_real(self, seed, root)
+    }
+
+    fn trace_hash(&self, seed: u64) -> Result<[u64; 2], String> {
+        let disk = SimDisk::new(seed);
+        disk.number_reads(true);
+        let mut log = Log::new(self.start());
+        self.run(&disk, &mut log)?;
+        let cut = disk.snapshot().image(&ImageId::default()).mount();
+        cut.number_reads(true);
+        cut.set_tracing(true);
+        self.recover_and_go_on(&cut, &mut Log::of_last(log.model().clone()))?;
+        Ok([disk.trace_hash(), cut.trace_hash()])
     }
 
     fn simulated(&self, seed: u64) -> Result<Vec<String>, String> {

@@ -34,6 +34,9 @@ pub struct Report {
     pub ops: u64,
     /// Distinct pairs of image and knowledge recovered, each at the depth of crashing where it came first.
     pub images: Vec<u64>,
+    /// Of the images after a crash of a recovery, those of crashes before it had ended; the others are of crashes in
+    /// what was done after it.
+    pub recovering: u64,
     /// Images made that had been recovered before.
     pub duplicates: u64,
     /// Snapshots, at any depth, for which not every selection was made.
@@ -65,6 +68,7 @@ impl Report {
         for (sum, images) in self.images.iter_mut().zip(&other.images) {
             *sum += images;
         }
+        self.recovering += other.recovering;
         self.duplicates += other.duplicates;
         self.sampled += other.sampled;
         self.kills += other.kills;
@@ -82,11 +86,12 @@ impl fmt::Display for Report {
         let per_second = recoveries.saturating_mul(1000) / millis.max(1);
         write!(
             f,
-            "{} ops, {} images {:?} + {} duplicates, {} kills, {} recovered to a state that went on before, \
+            "{} ops, {} images {:?}, {} of them before a recovery had ended, + {} duplicates, {} kills, {} recovered to a state that went on before, \
              {} recoveries crashed in turn, {} sampled, {} failures, {millis} ms, {per_second} recoveries/s",
             self.ops,
             self.images_total(),
             self.images,
+            self.recovering,
             self.duplicates,
             self.kills,
             self.shared,

@@ -202,7 +202,8 @@ fn say_how_far(progress: &Progress, every: Duration) {
         std::thread::sleep(Duration::from_millis(50));
         if said.elapsed() >= every {
             said = Instant::now();
-            let (kills, seconds) = (progress.kills.load(Ordering::Relaxed), progress.start.elapsed().as_secs());
+            let (kills, seconds) =
+                (progress.kills.load(Ordering::Relaxed), progress.start.elapsed().as_secs());
             eprintln!("  {kills} kills after {seconds} s, of {}", progress.amount);
         }
     }

@@ -24,7 +24,7 @@ pub struct Step {
 }
 
 /// The crashes that led somewhere, first the one of the scenario, then those of recoveries.
-/// Written `op/kill` or `op/<image>`, joined by `+`.
+/// Written `op/kill` or `op/<image>`, joined by `+`; `-` without a crash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Trail(pub Vec<Step>);
 
@@ -40,6 +40,9 @@ impl Trail {
 
 impl fmt::Display for Trail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("-");
+        }
         for (i, step) in self.0.iter().enumerate() {
             let join = if i == 0 { "" } else { "+" };
             match &step.crash {
@@ -66,6 +69,25 @@ impl FromStr for Trail {
                 },
             })
         };
+        if text == "-" {
+            return Ok(Self::default());
+        }
         text.split('+').map(step).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_without_a_crash_too() {
+        for text in ["-", "12/kill", "3/kill+4/kill"] {
+            assert_eq!(text.parse::<Trail>().unwrap().to_string(), text);
+        }
+        assert_eq!("-".parse(), Ok(Trail::default()));
+        for bad in ["", "x", "1", "-/kill", "+"] {
+            assert!(bad.parse::<Trail>().is_err(), "{bad}");
+        }
     }
 }

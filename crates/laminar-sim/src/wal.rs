@@ -14,7 +14,7 @@ use laminar_storage::per_core_wal::{
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 
-use crate::driver::Scenario;
+use crate::driver::{Scenario, is_full};
 use crate::log::Log;
 use crate::oracle::State;
 
@@ -163,13 +163,13 @@ impl WalScenario {
         Self { repairs: true, ..self }
     }
 
-    fn open(&self, vfs: &Arc<dyn Vfs>) -> Result<Open, String> {
-        let wal = text(PerCoreWalManager::new(self.config(vfs)))?;
+    fn open(&self, vfs: &Arc<dyn Vfs>) -> Result<Open, PerCoreWalError> {
+        let wal = PerCoreWalManager::new(self.config(vfs))?;
         if !self.coordinated {
             return Ok(Open::Plain(wal));
         }
         let config = CheckpointConfig::new(Path::new(CHECKPOINTS)).with_max_retained(2);
-        Ok(Open::Coordinated(Box::new(text(CheckpointCoordinator::new(wal, config))?)))
+        Ok(Open::Coordinated(Box::new(CheckpointCoordinator::new(wal, config)?)))
     }
 
     /// What recovery finds, core by core.
@@ -181,7 +181,7 @@ impl WalScenario {
         states[0].1 = base.source_offsets.get("in").copied().zip(base.watermark);
         for (key, value) in recovered.state().iter() {
             let core = usize::from(key.first().copied().unwrap_or(0));
-            let (state, _) = states.get_mut(core).ok_or("a key of no core")?;
+            let (state, _) = states.get_mut(core).ok_or("WRONG: a key of no core")?;
             state.insert(key.to_vec(), value.to_vec());
         }
         Ok(states)
@@ -205,11 +205,11 @@ impl WalScenario {
             let config = RecoveryConfig::new(Path::new(CHECKPOINTS), Path::new(WAL));
             text(PerCoreRecoveryManager::new(self.config(vfs), config).repair_all_segments())?;
         }
-        let open = self.open(vfs)?;
+        let open = text(self.open(vfs))?;
         log.note(disk, |model| model.adopt(&prefixes));
         let again = self.find(vfs)?;
         if again != found {
-            return Err("opening changed what is recovered".into());
+            return Err("WRONG: opening changed what is recovered".into());
         }
         Ok(open)
     }
@@ -296,7 +296,7 @@ impl WalScenario {
 fn merged_is(wal: &PerCoreWalManager, model: &WalModel) -> Result<(), String> {
     let merged = text(wal.merge_segments())?;
     if !merged.is_sorted() {
-        return Err("merged records are not in order".into());
+        return Err("WRONG: merged records are not in order".into());
     }
     for (core, (ops, synced)) in model.cores.iter().enumerate() {
         let own = merged.iter().filter(|entry| entry.core_id == core);
@@ -311,7 +311,7 @@ fn merged_is(wal: &PerCoreWalManager, model: &WalModel) -> Result<(), String> {
             })
             .collect();
         if own != ops[..*synced] {
-            return Err(format!("core {core}: {} records merged, {synced} were synced", own.len()));
+            return Err(format!("WRONG: core {core}: {} records merged, {synced} were synced", own.len()));
         }
     }
     Ok(())
@@ -333,7 +333,7 @@ impl Scenario for WalScenario {
     }
 
     fn run(&self, disk: &SimDisk, log: &mut Log<WalModel>) -> Result<(), String> {
-        let mut open = self.open(&log.vfs(disk))?;
+        let mut open = text(self.open(&log.vfs(disk)))?;
         for act in &self.script {
             if *act == WalDo::Reopen {
                 drop(open);
@@ -369,7 +369,10 @@ impl Scenario for WalScenario {
         let vfs = log.vfs(disk);
         log.model().check(&self.find(&vfs)?)?;
         // It may want for space to begin a new incarnation.
-        drop(self.open(&vfs));
+        match self.open(&vfs) {
+            Err(error) if !is_full(error.detail().io_error()) => return Err(format!("open: {error}")),
+            _ => {}
+        }
         log.model().check(&self.find(&vfs)?).map(drop)
     }
 }

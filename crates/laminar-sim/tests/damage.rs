@@ -31,7 +31,7 @@ fn sweep(name: &str, stride: u64) -> Table {
 
 #[test]
 fn damage_to_a_closed_store_is_an_error_or_harmless() {
-    for name in ["resharded", "retention"] {
+    for name in ["resharded", "retention", "compressed"] {
         assert_eq!(sweep(name, 97).count(DOCUMENTED), 0);
     }
 }
@@ -129,10 +129,22 @@ fn what_is_not_the_state_is_a_finding() {
 }
 
 #[test]
-fn six_stores_of_about_64_kib() {
+fn seven_stores_six_of_them_of_about_64_kib() {
     let stores = reference_stores();
-    assert_eq!(stores.len(), 6);
+    assert_eq!(stores.len(), 7);
     let total: usize = stores.iter().map(|store| Subject::new(store).unwrap().total_len()).sum();
     assert!(total * 8 > 3_000_000, "{total} bytes");
     assert!(stores.iter().any(|store| store.unwitnessed) && stores.iter().any(|store| !store.unwitnessed));
+}
+
+/// The store of compressed files has blocks that are packed: as they were put, its records take more room.
+#[test]
+fn the_compressed_store_is_smaller_than_its_records() {
+    let subject = subject("compressed");
+    let reader = StateReader::open_with(laminar_sim::store::DIR, Arc::new(subject.disk())).unwrap();
+    let records: usize = reader.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let contents = subject.contents();
+    let files = contents.iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "sst"));
+    let largest = files.map(|(_, bytes)| bytes.len()).max().unwrap();
+    assert!(records > 8_000 && largest * 10 < records * 9, "{largest} bytes of {records}");
 }

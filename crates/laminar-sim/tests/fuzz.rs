@@ -6,6 +6,17 @@ use std::path::Path;
 use laminar_sim::dice::{Dice, mixed};
 use laminar_sim::fuzz::{TARGETS, mutate, run, seeds};
 
+/// Says how to do it again when what follows panics.
+struct Again(String);
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("laminar-sim fuzz {}", self.0);
+        }
+    }
+}
+
 /// Inputs that were kept because they reach something that others do not, or found something once.
 #[test]
 fn kept_inputs_are_still_handled() {
@@ -13,7 +24,10 @@ fn kept_inputs_are_still_handled() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
         let files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(files.len() >= 3, "{}", dir.display());
-        files.iter().for_each(|path| run(name, &std::fs::read(path).unwrap()));
+        for path in files {
+            let _again = Again(format!("{name} --input {}", path.display()));
+            run(name, &std::fs::read(path).unwrap());
+        }
     }
 }
 
@@ -24,6 +38,7 @@ fn mutated_inputs_are_handled() {
         assert!(begin.len() > 3, "{name}");
         let slow = ["directory", "ops"].contains(&name);
         for n in 0..if slow { 1_500 } else { 8_000 } {
+            let _again = Again(format!("{name} --seed 99 --threads 1 --execs {}", n + 1));
             let mut dice = Dice::new(mixed(99, n));
             let mut bytes = begin[dice.index(begin.len())].clone();
             mutate(&mut bytes, &mut dice);

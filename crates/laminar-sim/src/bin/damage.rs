@@ -14,7 +14,7 @@ use laminar_sim::flags::Flags;
 const USAGE: &str = "\
   damage [--store NAME] [--long] [--stride N] [--seed N] [--threads N]
   damage --store NAME --file PATH --damage WHAT
-of six reference stores, every 61st bit and length of every file, or all of them with --long.";
+of seven reference stores, every 61st bit and length of every file, or all of them with --long.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,6 +1,6 @@
-//! The six stores that damage is tried on, about 64 KiB each.
+//! The stores that damage is tried on: six of about 64 KiB each, and one with compressed files.
 
-use laminar_storage::Settings;
+use laminar_storage::{Compression, Settings};
 
 use crate::store::{Do, StoreScenario, small_settings};
 
@@ -103,10 +103,23 @@ fn retention() -> Reference {
     reference("retention", 1, Settings { max_retained: 3, ..small_settings() }, script)
 }
 
+/// Many small records that resemble each other, so that LZ4 makes them smaller.
+fn compressed() -> Reference {
+    let mut script = Vec::new();
+    for round in 0..4 {
+        script.extend([Do::Put(round * 100, round * 100 + 300, 12), Do::Delete(round * 100 + 7)]);
+        script.extend([Do::Offset(0, u64::from(round)), Do::SealAll, Do::Ack, Do::Checkpoint]);
+    }
+    script.extend(epochs(4..6, 5, 10, 40));
+    script.push(Do::Close);
+    let settings = Settings { compression: Compression::Lz4, ..small_settings() };
+    reference("compressed", 1, settings, script)
+}
+
 /// All of them.
 #[must_use]
 pub fn reference_stores() -> Vec<Reference> {
-    vec![one_core(), two_cores(), four_cores(), resharded(), segments(), retention()]
+    vec![one_core(), two_cores(), four_cores(), resharded(), segments(), retention(), compressed()]
 }
 
 /// The one of this name.

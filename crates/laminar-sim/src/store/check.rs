@@ -58,10 +58,10 @@ pub(super) fn recovered_routed(
     for (index, core) in cores.iter().enumerate() {
         let state: State = core.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
         if state.len() != core.len() || state.iter().any(|(k, v)| core.get(k) != Some(v)) {
-            return Err(format!("core {index} contradicts itself"));
+            return Err(format!("WRONG: core {index} contradicts itself"));
         }
         if let Some(key) = state.keys().find(|k| router.route(k, cores.len()) != index) {
-            return Err(format!("core {index} has {}, which is not its own", key.escape_ascii()));
+            return Err(format!("WRONG: core {index} has {}, which is not its own", key.escape_ascii()));
         }
         for (source, offset) in core.source_offsets() {
             let known = offsets.entry(source.clone()).or_default();
@@ -72,18 +72,31 @@ pub(super) fn recovered_routed(
     }
     if (&offsets, watermark) != (&report.source_offsets, report.watermark) {
         let reported = (&report.source_offsets, report.watermark);
-        return Err(format!("offsets {offsets:?} {watermark:?}, reported {reported:?}"));
+        return Err(format!("WRONG: offsets {offsets:?} {watermark:?}, reported {reported:?}"));
     }
     let epoch = report.recovery_point;
     if epoch != Epoch::ZERO && report.digest != DigestCheck::Verified {
-        return Err(format!("the digest at epoch {epoch} is {:?}", report.digest));
+        return Err(format!("WRONG: the digest at epoch {epoch} is {:?}", report.digest));
     }
     let state = layout.iter().map(|(state, ..)| state.clone()).collect();
     Ok((Recovered { epoch, state, offsets, watermark }, layout))
 }
 
+/// What a reader sees; `None` when there is no store, which may only be while nothing was acknowledged.
+pub(super) fn look_for(
+    vfs: &Arc<dyn Vfs>,
+    disk: &SimDisk,
+    model: &Model,
+) -> Result<Option<StateReader>, String> {
+    let seen = look(vfs, disk)?;
+    if seen.is_none() && model.acked() != Epoch::ZERO {
+        return Err(format!("LOST: a reader finds no store, {} was acknowledged", model.acked()));
+    }
+    Ok(seen)
+}
+
 /// What a reader sees; `None` when there is no store. It changes nothing.
-pub(super) fn look(vfs: &Arc<dyn Vfs>, disk: &SimDisk) -> Result<Option<StateReader>, String> {
+fn look(vfs: &Arc<dyn Vfs>, disk: &SimDisk) -> Result<Option<StateReader>, String> {
     let before = disk.stats().changes;
     let seen = match StateReader::open_with(DIR, Arc::clone(vfs)) {
         Ok(reader) => Some(reader),
@@ -91,7 +104,7 @@ pub(super) fn look(vfs: &Arc<dyn Vfs>, disk: &SimDisk) -> Result<Option<StateRea
         Err(error) => return Err(format!("reader: {error}")),
     };
     if disk.stats().changes != before {
-        return Err("a reader changed the disk".into());
+        return Err("WRONG: a reader changed the disk".into());
     }
     Ok(seen)
 }
@@ -103,8 +116,9 @@ pub(super) fn survives_power_cut(disk: &SimDisk, model: &Model) -> Result<(), St
     }
     let cut = disk.snapshot().image(&ImageId::default()).mount();
     let vfs: Arc<dyn Vfs> = Arc::new(cut.clone());
-    let seen = look(&vfs, &cut)?.ok_or("LOST: after a power cut there is no store")?;
-    model.check_recovered(&seen_by(&seen)).map_err(|error| format!("after a power cut: {error}"))
+    let judge = |seen: StateReader| model.check_recovered(&seen_by(&seen));
+    let judged = look_for(&vfs, &cut, model).and_then(|seen| seen.map_or(Ok(()), judge));
+    judged.map_err(|error| format!("after a power cut: {error}"))
 }
 
 /// What a reader sees, all cores as one.
@@ -127,7 +141,7 @@ pub(super) fn same_as_reader(seen: &StateReader, found: &Recovered) -> Result<()
     }
     let keys = |of: &Recovered| of.state.iter().map(State::len).sum::<usize>();
     Err(format!(
-        "a reader saw epoch {} with {} keys, {:?} {:?}; opening gave epoch {} with {} keys, {:?} {:?}",
+        "WRONG: a reader saw epoch {} with {} keys, {:?} {:?}; opening gave epoch {} with {} keys, {:?} {:?}",
         seen.epoch,
         keys(&seen),
         seen.offsets,

@@ -8,7 +8,7 @@ use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
 use laminar_storage::{Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError};
 
-use crate::driver::Scenario;
+use crate::driver::{Scenario, is_full};
 use crate::log::Log;
 use crate::oracle::{Model, Recovered};
 
@@ -17,7 +17,7 @@ mod random;
 mod savepoints;
 mod scripts;
 
-use check::{look, open_routed, recovered_routed, same_as_reader, seen_by, survives_power_cut};
+use check::{look_for, open_routed, recovered_routed, same_as_reader, seen_by, survives_power_cut};
 pub use check::{open, recovered};
 pub use random::random_scenario;
 pub use scripts::store_scenarios;
@@ -166,6 +166,8 @@ pub struct Live<'a> {
     round: u64,
     /// The first failed checkpoint; everything else goes on without it.
     failed: Option<String>,
+    /// What `Break` planned, and since when.
+    broken: Option<(u64, Fault)>,
 }
 
 impl<'a> Live<'a> {
@@ -181,6 +183,7 @@ impl<'a> Live<'a> {
             seed: disk.seed(),
             round: 0,
             failed: None,
+            broken: None,
         }
     }
 
@@ -194,7 +197,7 @@ impl<'a> Live<'a> {
     /// What is wrong with it, or why it does not open.
     pub fn open(&mut self, cores: u16) -> Result<(), String> {
         self.close()?;
-        let seen = look(&self.log.vfs(self.disk), self.disk)?;
+        let seen = look_for(&self.log.vfs(self.disk), self.disk, self.log.model())?;
         self.open_with(cores, |found| seen.map_or(Ok(()), |seen| same_as_reader(&seen, found)))
     }
 
@@ -218,7 +221,7 @@ impl<'a> Live<'a> {
         let Opened { store, cores, .. } = opened;
         let next = cores.first().map_or(Epoch::ZERO, CoreStore::epoch);
         if next <= found.epoch {
-            return Err(format!("epoch {next} is used again after {}", found.epoch));
+            return Err(format!("WRONG: epoch {next} is used again after {}", found.epoch));
         }
         self.log.note(self.disk, |model| model.adopt(found.epoch, next, layout));
         self.round += found.epoch.get() * 1000;
@@ -276,12 +279,17 @@ impl<'a> Live<'a> {
                 Ok(())
             }
             Do::Break(fault) => {
-                self.disk.fail_op(self.disk.ops() + 1, fault, Duration::Forever);
+                let op = self.disk.ops() + 1;
+                self.disk.fail_op(op, fault, Duration::Forever);
+                self.broken = Some((op, fault));
                 Ok(())
             }
             Do::Refused => self.refused(),
             Do::Repair => {
-                self.disk.clear_faults();
+                // Those that a sweep planned stay.
+                if let Some((op, fault)) = self.broken.take() {
+                    self.disk.end_fault(op, fault);
+                }
                 Ok(())
             }
             Do::Free(bytes) => {
@@ -374,7 +382,7 @@ impl<'a> Live<'a> {
         match store.wait_durable(epoch) {
             Ok(()) => {
                 if store.durable_epoch() < epoch {
-                    return Err(format!("waited for {epoch}, {} is durable", store.durable_epoch()));
+                    return Err(format!("WRONG: waited for {epoch}, {} is durable", store.durable_epoch()));
                 }
                 self.log.note(self.disk, |model| model.ack(epoch));
                 Ok(())
@@ -390,7 +398,7 @@ impl<'a> Live<'a> {
     fn refused(&mut self) -> Result<(), String> {
         let epoch = self.log.model().sealed_by_all();
         match self.store()?.wait_durable(epoch) {
-            Ok(()) => Err(format!("epoch {epoch} was acknowledged although the disk failed")),
+            Ok(()) => Err(format!("WRONG: epoch {epoch} was acknowledged although the disk failed")),
             Err(_) => {
                 self.must_stay_poisoned(epoch);
                 Ok(())
@@ -418,7 +426,7 @@ impl<'a> Live<'a> {
         match store.checkpoint() {
             Ok(receipt) => {
                 if receipt.epoch < self.log.model().acked() {
-                    return Err(format!("a checkpoint of {}", receipt.epoch));
+                    return Err(format!("LOST: a checkpoint of {}", receipt.epoch));
                 }
                 Ok(())
             }
@@ -436,7 +444,7 @@ impl<'a> Live<'a> {
         let sealed = self.log.model().sealed_by_all();
         let receipt = store.close().map_err(|e| format!("close: {e}"))?;
         if receipt.durable_epoch != sealed {
-            return Err(format!("closed at {}, {sealed} was sealed", receipt.durable_epoch));
+            return Err(format!("LOST: closed at {}, {sealed} was sealed", receipt.durable_epoch));
         }
         self.log.note(self.disk, |model| model.ack(sealed));
         Ok(())
@@ -516,13 +524,13 @@ impl Scenario for StoreScenario {
 
     fn read_when_full(&self, disk: &SimDisk, log: &Log<Model>) -> Result<(), String> {
         let vfs = log.vfs(disk);
-        if let Some(seen) = look(&vfs, disk)? {
+        if let Some(seen) = look_for(&vfs, disk, log.model())? {
             log.model().check_recovered(&seen_by(&seen))?;
         }
         let cores = self.cores_to_recover(log.model());
         match open_routed(vfs, cores, &self.settings, self.router()) {
             Ok(opened) => log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0),
-            Err(StoreError::Io(_)) => Ok(()),
+            Err(StoreError::Io(detail)) if is_full(detail.io_error()) => Ok(()),
             Err(error) => Err(format!("open: {error}")),
         }
     }

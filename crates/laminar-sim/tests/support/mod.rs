@@ -12,7 +12,7 @@ use laminar_storage::vfs::sim::{ImagePolicy, Profile};
 pub fn short() -> Plan {
     let policy = ImagePolicy { exhaustive_bits: 5, random: 8, torn_cuts: 1, ..ImagePolicy::default() };
     let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 2, one_in: 4, ..policy.clone() };
-    Plan { policy, nested_policy, depth: 3, nested_images: 5_500, failures_max: 5, ..Plan::default() }
+    Plan { policy, nested_policy, depth: 3, nested_images: 6_500, failures_max: 5, ..Plan::default() }
 }
 
 /// With a journal everything that a sync needs is written in order, so there is less to lose.

@@ -12,7 +12,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
 
 use super::*;
-use crate::vfs::sim::{Duration as FaultDuration, Fault, Keep, SimDisk};
+use crate::vfs::sim::{Duration as FaultDuration, Fault, ImageId, Keep, SimDisk};
 use crate::vfs::{Access, FileKind, Vfs, VfsFile};
 
 const DIR: &str = "/store";
@@ -107,7 +107,7 @@ fn commit(core: &mut CoreStore, epochs: u64) -> Result<Epoch, StoreError> {
 /// Cuts the power; what is found has to be every epoch up to the point on every core and nothing else. Returns the
 /// point.
 fn power_cut(disk: &SimDisk, cores: usize) -> u64 {
-    let found = disk.snapshot().flushed().mount();
+    let found = disk.snapshot().image(&ImageId::default()).mount();
     let vfs: Arc<dyn Vfs> = Arc::new(found);
     let opened = Store::builder(DIR).cores(cores).settings(settings()).vfs(vfs).open().unwrap();
     let point = opened.report.recovery_point.get();

@@ -173,6 +173,18 @@ impl SimDisk {
         self.machine().faults.clear();
     }
 
+    /// Operations succeed again as far as the fault is concerned that was planned like this, the last one if several
+    /// were. Others stay.
+    pub fn end_fault(&self, op: u64, fault: Fault) {
+        self.machine().faults.end(op, fault);
+    }
+
+    /// Whether each of the faults that are planned has met an operation that it applies to.
+    #[must_use]
+    pub fn have_all_faults_fired(&self) -> bool {
+        self.machine().faults.have_all_fired()
+    }
+
     /// How often a planned fault met an operation it applies to.
     #[must_use]
     pub fn faults_fired(&self) -> u64 {

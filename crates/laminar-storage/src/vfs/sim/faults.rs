@@ -128,16 +128,42 @@ impl Fault {
     }
 }
 
+/// A fault to come, and how often it came.
+#[derive(Debug)]
+struct Planned {
+    op: u64,
+    fault: Fault,
+    duration: Duration,
+    fired: u64,
+}
+
+impl Planned {
+    fn is_due(&self, op: u64) -> bool {
+        match self.duration {
+            Duration::Once => self.op == op,
+            Duration::Forever => self.op <= op,
+        }
+    }
+}
+
 /// The faults to come.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    planned: Vec<(u64, Fault, Duration)>,
+    planned: Vec<Planned>,
     fired: u64,
 }
 
 impl Faults {
     pub(super) fn plan(&mut self, op: u64, fault: Fault, duration: Duration) {
-        self.planned.push((op, fault, duration));
+        self.planned.push(Planned { op, fault, duration, fired: 0 });
+    }
+
+    /// The last one that was planned like this is over.
+    pub(super) fn end(&mut self, op: u64, fault: Fault) {
+        if let Some(at) = self.planned.iter().rposition(|planned| (planned.op, planned.fault) == (op, fault))
+        {
+            self.planned.remove(at);
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -148,16 +174,15 @@ impl Faults {
         self.fired
     }
 
+    pub(super) fn have_all_fired(&self) -> bool {
+        self.planned.iter().all(|planned| planned.fired > 0)
+    }
+
     pub(super) fn at(&mut self, op: u64, class: Class) -> Option<Fault> {
-        let due = |at: u64, duration| match duration {
-            Duration::Once => at == op,
-            Duration::Forever => at <= op,
-        };
-        let (_, fault, _) = *self
-            .planned
-            .iter()
-            .find(|(at, fault, duration)| due(*at, *duration) && fault.applies_to(class))?;
+        let due = |planned: &&mut Planned| planned.is_due(op) && planned.fault.applies_to(class);
+        let planned = self.planned.iter_mut().find(due)?;
+        planned.fired += 1;
         self.fired += 1;
-        Some(fault)
+        Some(planned.fault)
     }
 }

@@ -413,7 +413,7 @@ impl Tree {
                 seen += 1;
             }
         }
-        self.names_lost = true;
+        self.names_lost |= items.iter().zip(&chosen).any(|(item, kept)| item.touches(dir) && !kept);
         let mut kept = chosen.iter();
         items.retain(|item| kept.next() == Some(&true) || !item.touches(dir));
         let chosen: Vec<bool> = items.iter().map(|item| item.touches(dir)).collect();
