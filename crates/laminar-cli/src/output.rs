@@ -84,8 +84,14 @@ pub fn whole_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T
     temporary.as_file().sync_all().map_err(|e| describe(&e))?;
     set_usual_permissions(temporary.as_file()).map_err(|e| describe(&e))?;
     temporary.persist(path).map_err(|e| describe(&e.error))?;
-    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| CliError::io("sync", directory, &e))?;
+    sync_directory_of(path)?;
     Ok(written)
+}
+
+/// Makes the name of a file durable.
+pub fn sync_directory_of(path: &Path) -> Result<()> {
+    let directory = directory(path);
+    File::open(directory).and_then(|d| d.sync_all()).map_err(|e| CliError::io("sync", directory, &e))
 }
 
 /// Temporary files are private; what a user asked to be written is not.

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::error::{CliError, Result};
 use crate::input::BadRecord;
+use crate::output::sync_directory_of;
 
 /// One line of the file.
 #[derive(Serialize)]
@@ -63,6 +64,8 @@ impl DeadLetter {
             ))
             .remedy("Restore it, or name a new file with --on-error dead-letter FILE."));
         }
+        // Before anything in it is committed, so that a power cut cannot take the file with what was.
+        sync_directory_of(path)?;
         file.set_len(committed).map_err(io("cut back the dead-letter file"))?;
         file.seek(SeekFrom::Start(committed)).map_err(io("seek in the dead-letter file"))?;
         Ok(Self { path: path.to_owned(), file, len: committed, buffer: Vec::new() })

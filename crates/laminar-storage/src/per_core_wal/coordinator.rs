@@ -48,7 +48,8 @@ impl CheckpointCoordinator {
     }
 
     /// Makes checkpoint `id` of everything appended so far, and cuts the log as far as the checkpoint
-    /// before allows. When this returns, the checkpoint is durable.
+    /// before allows. When this returns, the checkpoint is durable. State that a `Store` of several cores left is laid out for
+    /// one core first, which reads all of it once.
     ///
     /// # Errors
     /// `Checkpoint` for an id that is not larger than every one used, and when the checkpoint cannot
@@ -83,6 +84,7 @@ impl CheckpointCoordinator {
                 Detail::new(what).remedy("Give a larger id."),
             ))));
         }
+        self.lay_out().map_err(checkpoint_error)?;
         let epoch = Epoch(self.wal.advance_epoch()?);
         self.wal.write_epoch_barrier_all()?;
         self.wal.sync_all()?;
@@ -99,6 +101,17 @@ impl CheckpointCoordinator {
             self.wal.writer_checked(core)?.append_checkpoint(id.0)?;
         }
         Ok(published.into_metadata())
+    }
+
+    /// What a `Store` left is laid out for its cores and its router, which nobody here knows: keys of this log would stand
+    /// where the `Store` does not look. In one core they are where its next opening distributes them from.
+    fn lay_out(&mut self) -> Result<(), IncrementalCheckpointError> {
+        if self.checkpoints.core_count() == 1 {
+            return Ok(());
+        }
+        let offsets = self.checkpoints.core_offsets().to_vec();
+        self.checkpoints.reshard(1, |_| CoreId::ZERO)?;
+        self.checkpoints.set_core_offsets(offsets)
     }
 
     /// Applies every record that the checkpoint manager does not have yet, up to `epoch`.
@@ -170,7 +183,8 @@ impl CheckpointCoordinator {
         &self.checkpoints
     }
 
-    /// The checkpoints, to change the state of the next one.
+    /// The checkpoints, to change the state of the next one. What is changed here is in checkpoints only and not in the log:
+    /// where a checkpoint is damaged and recovery begins at the one before, it is as of that one.
     pub fn checkpoint_manager_mut(&mut self) -> &mut IncrementalCheckpointManager {
         &mut self.checkpoints
     }

@@ -65,7 +65,11 @@ impl PerCoreWalManager {
     pub fn new(config: PerCoreWalConfig) -> Result<Self, PerCoreWalError> {
         let (lock, survey) = Self::examine(&config)?;
         let (last_epoch, last_sequence, _) = survey.high_water();
-        let epoch = if last_sequence == Sequence::ZERO { Epoch::ZERO } else { last_epoch.next() };
+        // Above what a fork was begun on as well, which its log has nothing of: recovery takes everything below that epoch to
+        // be in the checkpoint.
+        let used = last_epoch.max(survey.opened_at());
+        let unused = last_sequence == Sequence::ZERO && used == Epoch::ZERO;
+        let epoch = if unused { Epoch::ZERO } else { used.next() };
         let core_count = core_count(&config);
         let beginning = Beginning {
             core_count,
@@ -84,7 +88,7 @@ impl PerCoreWalManager {
     /// `SegmentNotFound` when a core has none, otherwise as [`Self::new`].
     pub fn open(config: PerCoreWalConfig) -> Result<Self, PerCoreWalError> {
         config.validate()?;
-        let survey = Survey::of(config.vfs(), &config.base_dir, &|_| Sequence::ZERO)?;
+        let survey = Survey::whole(config.vfs(), &config.base_dir, &[])?;
         for core in 0..config.num_cores {
             if survey.cores.iter().all(|log| log.core.index() != core) {
                 return Err(PerCoreWalError::SegmentNotFound(Box::new(
@@ -103,7 +107,7 @@ impl PerCoreWalManager {
     ) -> Result<(Arc<dyn Debug + Send + Sync>, Survey), PerCoreWalError> {
         config.validate()?;
         let lock = lock_directory(config)?;
-        let survey = Survey::of(config.vfs(), &config.base_dir, &|_| Sequence::ZERO)?;
+        let survey = Survey::whole(config.vfs(), &config.base_dir, &[])?;
         let found = survey.core_count();
         if found != 0 && usize::from(found) != config.num_cores {
             return Err(wrong_cores(config, found));
@@ -273,7 +277,7 @@ impl PerCoreWalManager {
         span: impl Fn(CoreId) -> Span + Sync,
     ) -> Result<MergedEntries, PerCoreWalError> {
         let vfs = self.config.vfs();
-        let survey = Survey::up_to(vfs, &self.config.base_dir, &|core| span(core).after, &self.ends())?;
+        let survey = Survey::whole(vfs, &self.config.base_dir, &self.ends())?;
         let cores = survey.cores.iter().map(|log| CoreCursor::new(vfs, &survey, log.core, span(log.core)));
         Ok(MergedEntries::new(cores.collect()))
     }
@@ -305,7 +309,7 @@ impl PerCoreWalManager {
     /// `Io` when the disk fails.
     pub fn reset_all(&mut self) -> Result<(), PerCoreWalError> {
         self.sync_all()?;
-        let survey = Survey::of(self.config.vfs(), &self.config.base_dir, &|_| Sequence::ZERO)?;
+        let survey = Survey::whole(self.config.vfs(), &self.config.base_dir, &[])?;
         let beginning = Beginning {
             core_count: core_count(&self.config),
             mode: WalMode::Plain,

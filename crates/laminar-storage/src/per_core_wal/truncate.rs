@@ -335,7 +335,7 @@ mod tests {
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
         let walked = || {
             let covered = |core: CoreId| cuts[core.index()];
-            let survey = Survey::of(&vfs, Path::new("/wal"), &covered).unwrap();
+            let survey = Survey::up_to(&vfs, Path::new("/wal"), &covered, &[]).unwrap();
             survey
                 .cores
                 .iter()
@@ -385,7 +385,7 @@ mod tests {
                     write_all_at(disk.create_new(&path).unwrap().as_ref(), bytes, 0).unwrap();
                 }
             }
-            let survey = Survey::of(&vfs, Path::new("/wal"), &|_| largest).unwrap();
+            let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| largest, &[]).unwrap();
             let walked: Vec<_> =
                 survey.core(CoreId(1)).unwrap().segments.iter().map(|s| SegmentName::of(&s.header)).collect();
             assert_eq!(walked, [*newest]);

@@ -21,6 +21,7 @@ mod shared;
 mod sleeper;
 mod stats;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,13 +58,23 @@ pub struct Opened {
 /// Its cores ([`CoreStore`]) change the state; one background thread writes and syncs the logs of all
 /// of them, another makes checkpoints. Dropping it drains and syncs what was sealed, as
 /// [`Self::close`] does, but cannot say whether that succeeded.
-#[derive(Debug)]
 pub struct Store {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     dir: PathBuf,
     /// Released last, after the threads have ended.
     _lock: StoreLock,
+}
+
+/// What it is, not what it holds.
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("dir", &self.dir)
+            .field("durable_epoch", &self.durable_epoch())
+            .field("health", &self.health())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What [`Store::close`] returns.

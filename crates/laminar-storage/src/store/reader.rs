@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::open::Layout;
 use crate::error::Detail;
-use crate::ids::{CoreId, Sequence};
-use crate::incremental::layout::EntryName;
 use crate::incremental::recovery::locate::Failure;
 use crate::incremental::recovery::recover_acknowledged;
-use crate::incremental::{Listing, RecoveredState, StateMap, read_manifest};
+use crate::incremental::{RecoveredState, StateMap};
 use crate::per_core_wal::recovery::survey::Survey;
 use crate::per_core_wal::{SegmentStats, segment_stats};
 use crate::progress::{Listener, RecoveryProgress, Watch};
@@ -87,7 +85,7 @@ impl StateReader {
     pub fn log_segments(dir: impl AsRef<Path>) -> Result<Vec<SegmentStats>, StoreError> {
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
         let layout = existing(dir.as_ref(), &vfs)?;
-        patiently(&layout, PATIENCE, || segments_of(&vfs, &layout))
+        patiently(&layout, PATIENCE, || Ok(segment_stats(&Survey::whole(&vfs, &layout.wal, &[])?)))
     }
 
     fn open_watched(dir: &Path, vfs: &Arc<dyn Vfs>, watch: &Watch) -> Result<Self, StoreError> {
@@ -154,24 +152,6 @@ fn existing(dir: &Path, vfs: &Arc<dyn Vfs>) -> Result<Layout, StoreError> {
     Ok(layout)
 }
 
-/// All segments; where there are gaps in what is obsolete, as a power cut while it was removed may leave them, only
-/// those that the newest checkpoint needs.
-fn segments_of(vfs: &Arc<dyn Vfs>, layout: &Layout) -> Result<Vec<SegmentStats>, StoreError> {
-    let all = match Survey::of(vfs, &layout.wal, &|_| Sequence::ZERO) {
-        Ok(survey) => survey,
-        Err(error) => {
-            let newest = Listing::read(vfs.as_ref(), &layout.checkpoints)?.checkpoints.pop();
-            let dir = newest.map(|id| EntryName::Checkpoint(id).path(&layout.checkpoints));
-            let Some(Ok(metadata)) = dir.map(|dir| read_manifest(vfs.as_ref(), &dir)) else {
-                return Err(error.into());
-            };
-            let cut = |core: CoreId| metadata.wal_cuts.get(core.index()).map_or(0, |cut| cut.sequence);
-            Survey::of(vfs, &layout.wal, &|core| Sequence(cut(core))).map_err(|_| error)?
-        }
-    };
-    Ok(segment_stats(&all))
-}
-
 /// Reads a directory that may be in use. Damage stays where it is, and so does its error; what only looks like damage,
 /// because the owner has made or removed something meanwhile, is gone at the next look, or is another.
 fn patiently<T>(
@@ -207,6 +187,7 @@ fn patiently<T>(
 mod tests {
     use super::*;
     use crate::per_core_wal::segment::list_segments;
+    use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
     use crate::vfs::sim::SimDisk;
     use crate::vfs::write_all_at;
     use crate::{Opened, Settings, Store};
@@ -233,14 +214,18 @@ mod tests {
         }
         drop((store, cores));
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
-        let layout = Layout::of(Path::new("/store"));
-        let whole = segments_of(&vfs, &layout).unwrap();
+        let segments = || segment_stats(&Survey::whole(&vfs, Path::new("/store/wal"), &[]).unwrap());
+        let whole = segments();
         let removed: Vec<_> = before.iter().filter(|(_, path)| disk.kind(path).unwrap().is_none()).collect();
         assert!(removed.len() > 2, "{}", removed.len());
         let (bytes, path) = removed[0];
         write_all_at(disk.create_new(path).unwrap().as_ref(), bytes, 0).unwrap();
-        Survey::of(&vfs, &layout.wal, &|_| Sequence::ZERO).unwrap_err();
-        assert!(!segments_of(&vfs, &layout).unwrap().is_empty() && !whole.is_empty());
+        assert_eq!(segments(), whole);
+        drop(builder.clone().open().unwrap());
+        let config = PerCoreWalConfig::new(Path::new("/store/wal"), 1).with_vfs(Arc::clone(&vfs));
+        let log = PerCoreWalManager::new(config).unwrap();
+        assert!(!log.merge_segments().unwrap().is_empty());
+        drop(log);
         drop(builder.open().unwrap());
     }
 

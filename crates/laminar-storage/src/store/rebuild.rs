@@ -18,6 +18,7 @@ use crate::incremental::recovery::locate::Located;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::incarnation::make_durable;
+use crate::per_core_wal::recovery::repair::cut_torn_ends;
 use crate::progress::Watch;
 use crate::report::{CoreReport, RecoveryReport};
 use crate::sabotage::{Sabotage, sabotaged};
@@ -40,11 +41,11 @@ pub(crate) fn wants_rebuild(located: &Located, cores: u16) -> bool {
     }
     let plan = &located.plan;
     plan.survey.cores.iter().any(|log| {
-        log.last_sequence > plan.span(log.core).after
-            && log.segments.iter().any(|segment| {
-                segment.records > 0
-                    && (segment.header.core_count != cores || segment.header.mode == WalMode::Plain)
-            })
+        let after = plan.span(log.core).after;
+        log.segments.iter().any(|segment| {
+            segment.has_records_after(after)
+                && (segment.header.core_count != cores || segment.header.mode == WalMode::Plain)
+        })
     })
 }
 
@@ -104,9 +105,10 @@ pub(crate) fn rebuild(
     manager.set_digests(digests)?;
     if let Some(store_id) = survey.store_id {
         manager.bind_wal(store_id)?;
-        // Everything that any core ever wrote is in the checkpoint, or was discarded.
-        let (_, last, _) = survey.high_water();
-        manager.set_wal_cuts(&vec![last; usize::from(builder.core_count())])?;
+        // Everything that any core ever wrote is in the checkpoint, or was discarded. What a crash tore off counts as never
+        // written, so it must not be there any more: what a cut says to be contained is missed when it is gone.
+        cut_torn_ends(vfs, survey)?;
+        manager.set_wal_cuts(&vec![survey.last_counting(); usize::from(builder.core_count())])?;
     }
     manager.set_epoch(plan.point.0);
     let id = manager.next_checkpoint_id()?;

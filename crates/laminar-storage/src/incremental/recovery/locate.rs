@@ -40,6 +40,13 @@ impl Located {
         self.skipped.is_empty() || self.plan.survey.has_records() || sabotaged(Sabotage::SkippedUncovered)
     }
 
+    /// A checkpoint that was made without a log is what a `Store`'s log was begun on, or it was made beside it, and then says
+    /// nothing about it: the epoch that the log was begun on instead.
+    fn was_made_beside(&self) -> Option<Epoch> {
+        let base = self.plan.base.as_ref().filter(|base| base.log.is_none())?;
+        self.plan.begun_on().filter(|begun_on| *begun_on != base.epoch)
+    }
+
     /// Bytes of the checkpoint's blocks: what loading reads of it.
     pub(crate) fn checkpoint_bytes(&self) -> u64 {
         self.checkpoint.as_ref().map_or(0, CheckpointReader::block_bytes)
@@ -93,6 +100,9 @@ where
                 })?;
             check_id(&dir, *id, reader.metadata())?;
             let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone(), watch)?;
+            if let Some(begun_on) = located.was_made_beside() {
+                return Err(made_beside(&dir, &located, begun_on).into());
+            }
             if !located.covers_what_was_skipped() {
                 let detail =
                     Detail::new("there is a newer checkpoint, which is damaged, and no log behind this one");
@@ -136,6 +146,21 @@ where
     }
 }
 
+/// No damage, so that no other is taken in its place: whoever made it wanted it for something.
+fn made_beside(dir: &Path, located: &Located, begun_on: Epoch) -> IncrementalCheckpointError {
+    let epoch = located.plan.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
+    let what = format!(
+        "this checkpoint was made without the store's log, which was begun on epoch {begun_on}: it does not say which \
+         records it has"
+    );
+    IncrementalCheckpointError::invalid(
+        Detail::new(what)
+            .at_path(dir)
+            .in_epoch(epoch)
+            .remedy("Move its directory away, and the state is what the log says; nothing was changed."),
+    )
+}
+
 /// Is the error about the contents of a checkpoint, so that another one may do?
 pub(crate) trait IsDamagedCheckpoint {
     fn is_damaged_checkpoint(&self) -> bool;
@@ -167,7 +192,6 @@ fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
         epoch: Epoch(metadata.epoch),
         log: metadata.bound_to_wal.then_some(StoreId(metadata.store_id)),
         cuts: metadata.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect(),
-        core_count: metadata.core_count,
     }
 }
 

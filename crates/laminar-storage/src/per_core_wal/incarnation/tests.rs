@@ -35,7 +35,7 @@ fn names(disk: &SimDisk) -> Vec<String> {
 fn the_unproven_end_of_the_log_is_written_again_and_synced_before_anything_new() {
     let disk = SimDisk::new(1);
     let path = written(&disk, 2 * REWRITE_CHUNK);
-    let survey = Survey::of(config(&disk).vfs(), dir(), &|_| Sequence::ZERO).unwrap();
+    let survey = Survey::up_to(config(&disk).vfs(), dir(), &|_| Sequence::ZERO, &[]).unwrap();
     let segment = survey.cores[0].segments[0].clone();
     let content = disk.read_file(&path).unwrap();
     disk.set_tracing(true);
@@ -68,7 +68,7 @@ fn the_unproven_end_of_the_log_is_written_again_and_synced_before_anything_new()
 fn the_log_of_a_departed_core_is_written_again_once() {
     let disk = SimDisk::new(1);
     let path = written(&disk, 5);
-    let mut survey = Survey::of(config(&disk).vfs(), dir(), &|_| Sequence::ZERO).unwrap();
+    let mut survey = Survey::up_to(config(&disk).vfs(), dir(), &|_| Sequence::ZERO, &[]).unwrap();
     let before = disk.read_file(&path).unwrap().len();
     make_durable(config(&disk).vfs(), dir(), &survey).unwrap();
     assert_eq!(disk.read_file(&path).unwrap().len(), before + FRAME_ALIGN);

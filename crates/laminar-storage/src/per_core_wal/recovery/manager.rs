@@ -5,7 +5,6 @@ use std::path::Path;
 use super::repair::repair_segments;
 use super::survey::Survey;
 use crate::error::Detail;
-use crate::ids::{CoreId, Sequence};
 use crate::incremental::recovery::locate::Failure;
 use crate::incremental::{RecoveredState, RecoveryConfig, ReplayedChange, StateMap, recover_parts};
 use crate::per_core_wal::stats::{SegmentStats, segment_stats};
@@ -127,7 +126,7 @@ impl PerCoreRecoveryManager {
 
     fn survey(&self) -> Result<Survey, PerCoreWalError> {
         self.wal.validate()?;
-        Survey::of(self.wal.vfs(), &self.wal.base_dir, &|_: CoreId| Sequence::ZERO)
+        Survey::whole(self.wal.vfs(), &self.wal.base_dir, &[])
     }
 }
 

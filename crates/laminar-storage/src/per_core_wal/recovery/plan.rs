@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::survey::Survey;
 use crate::error::Detail;
-use crate::format::segment_header::WalMode;
+use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Sequence, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::progress::Watch;
@@ -40,8 +40,6 @@ pub(crate) struct Base {
     pub(crate) log: Option<StoreId>,
     /// Per core, the last sequence it contains; cores beyond the list use the largest.
     pub(crate) cuts: Vec<Sequence>,
-    /// Cores of the layout it was written with.
-    pub(crate) core_count: u16,
 }
 
 impl Base {
@@ -205,20 +203,28 @@ impl Plan {
         }
     }
 
+    /// The epoch of the checkpoint that a `Store`'s log was begun on, zero for none; `None` where the log does not reach
+    /// back so far, or somebody else wrote its beginning.
+    pub(crate) fn begun_on(&self) -> Option<Epoch> {
+        let first = self.oldest()?;
+        // Openings that took no record tell it on: the log has nothing of what they were opened with.
+        let has_nothing_before = !first.previous.exists() || first.last_sequence == Sequence::ZERO;
+        (first.mode == WalMode::Epochs && has_nothing_before).then_some(first.void_above)
+    }
+
+    /// Header of the oldest segment of the oldest incarnation, of any core.
+    fn oldest(&self) -> Option<&SegmentHeader> {
+        let oldest = self.survey.cores.iter().filter_map(|log| log.segments.first());
+        oldest.map(|segment| &segment.header).min_by_key(|header| header.incarnation)
+    }
+
     /// A log that was begun on a checkpoint made without it, as a fork is, has no record of what was there
     /// before. Its first incarnation says which epoch that was; without such a checkpoint, the beginning of
     /// the log is not that of the state.
     fn check_beginning(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
-        let oldest = self.survey.cores.iter().filter_map(|log| log.segments.first());
-        let Some(first) = oldest.map(|segment| &segment.header).min_by_key(|header| header.incarnation)
-        else {
-            return Ok(());
-        };
         let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
-        // Openings that took no record tell it on: the log has nothing of what they were opened with.
-        let has_nothing_before = !first.previous.exists() || first.last_sequence == Sequence::ZERO;
-        let begins_above = first.mode == WalMode::Epochs && has_nothing_before && first.void_above > known;
-        if !begins_above || sabotaged(Sabotage::ForkWithoutSavepoint) {
+        let (Some(first), Some(begun_on)) = (self.oldest(), self.begun_on()) else { return Ok(()) };
+        if begun_on <= known || sabotaged(Sabotage::ForkWithoutSavepoint) {
             return Ok(());
         }
         Err(PerCoreWalError::SegmentNotFound(Box::new(
@@ -235,7 +241,8 @@ impl Plan {
 
     /// Every core's log must reach back to the checkpoint, or to its beginning.
     fn check_coverage(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
-        for core in (0..self.needed_cores()).map(CoreId) {
+        // Those of the log's layout. A checkpoint may be laid out for any number of cores.
+        for core in (0..self.survey.core_count()).map(CoreId) {
             let missing = |what: String, epoch: Epoch| {
                 Err(PerCoreWalError::SegmentNotFound(Box::new(
                     Detail::new(what)
@@ -274,15 +281,6 @@ impl Plan {
             }
         }
         Ok(())
-    }
-
-    /// The cores whose log is needed: those of the log's layout, and those of the checkpoint's unless
-    /// that one covers everything that was ever written anyway.
-    fn needed_cores(&self) -> u16 {
-        let (_, last, _) = self.survey.high_water();
-        let behind = |base: &&Base| base.log.is_some() && base.cuts.iter().all(|cut| *cut < last);
-        let base_cores = self.base.as_ref().filter(behind).map_or(0, |base| base.core_count);
-        self.survey.core_count().max(base_cores)
     }
 
     fn find_point(&self, wal_dir: &Path) -> Result<Epoch, PerCoreWalError> {

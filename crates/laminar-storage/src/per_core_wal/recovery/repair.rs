@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::survey::Survey;
-use crate::ids::Sequence;
 use crate::per_core_wal::PerCoreWalConfig;
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::manager::lock_directory;
@@ -21,7 +20,11 @@ pub(crate) fn repair_segments(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<u64, Per
         return Ok(0);
     }
     let _lock = lock_directory(&PerCoreWalConfig::new(dir, 1).with_vfs(Arc::clone(vfs)))?;
-    let survey = Survey::of(vfs, dir, &|_| Sequence::ZERO)?;
+    cut_torn_ends(vfs, &Survey::whole(vfs, dir, &[])?)
+}
+
+/// The same for a log that was surveyed under its lock.
+pub(crate) fn cut_torn_ends(vfs: &Arc<dyn Vfs>, survey: &Survey) -> Result<u64, PerCoreWalError> {
     let torn = || survey.cores.iter().flat_map(|log| &log.segments).filter(|segment| segment.dropped > 0);
     let mut cut = 0;
     for segment in torn() {

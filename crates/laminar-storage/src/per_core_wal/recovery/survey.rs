@@ -38,11 +38,21 @@ pub(crate) struct Segment {
     pub(crate) records: u64,
     pub(crate) min_epoch: Epoch,
     pub(crate) max_epoch: Epoch,
+    /// Of its last record; what its header says of those before it when it has none.
+    pub(crate) last_sequence: Sequence,
     /// The case of the truth table, and what was cut off.
     pub(crate) case: char,
     pub(crate) dropped: u64,
     /// The file ends within a frame: more bytes could make a whole one of what was dropped.
     pub(crate) ends_in_frame: bool,
+}
+
+impl Segment {
+    /// Whether it has records behind this one. Its file may stand among those of later ones that a checkpoint does not
+    /// cover, and be covered itself.
+    pub(crate) fn has_records_after(&self, after: Sequence) -> bool {
+        self.records > 0 && self.last_sequence > after
+    }
 }
 
 /// One core's log.
@@ -86,14 +96,33 @@ pub(crate) struct Survey {
 /// How far back a core's log is needed: records up to this sequence are covered by a checkpoint.
 pub(crate) type Covered<'a> = &'a (dyn Fn(CoreId) -> Sequence + Sync);
 
+/// What is known of checkpoints.
+#[derive(Clone, Copy)]
+enum Coverage<'a> {
+    UpTo(Covered<'a>),
+    /// There may be some.
+    Unknown,
+}
+
+impl Coverage<'_> {
+    fn of(self, core: CoreId) -> Sequence {
+        match self {
+            Self::UpTo(covered) => covered(core),
+            Self::Unknown => Sequence::ZERO,
+        }
+    }
+}
+
 /// Where a core's log ends, for whoever reads it while it grows: the segment in use, and how much of
 /// it is durable.
 pub(crate) type LogEnd = (SegmentNumber, u64);
 
 impl Survey {
-    /// Surveys the log in `dir`; a missing directory is an empty log.
-    pub(crate) fn of(vfs: &Arc<dyn Vfs>, dir: &Path, covered: Covered<'_>) -> Result<Self, PerCoreWalError> {
-        Self::watched(vfs, dir, covered, &[], &Watch::default())
+    /// Surveys everything that is there, for whoever knows nothing of checkpoints. Of the segments that a `Store` made
+    /// superfluous and removed, a power cut may have left some: those behind a gap are passed over. Where no `Store` wrote
+    /// behind the gap, something is missing.
+    pub(crate) fn whole(vfs: &Arc<dyn Vfs>, dir: &Path, ends: &[LogEnd]) -> Result<Self, PerCoreWalError> {
+        Self::look(vfs, dir, Coverage::Unknown, ends, &Watch::default())
     }
 
     /// Surveys a log that is being written, up to the given ends of its cores.
@@ -111,6 +140,17 @@ impl Survey {
         vfs: &Arc<dyn Vfs>,
         dir: &Path,
         covered: Covered<'_>,
+        ends: &[LogEnd],
+        watch: &Watch,
+    ) -> Result<Self, PerCoreWalError> {
+        Self::look(vfs, dir, Coverage::UpTo(covered), ends, watch)
+    }
+
+    /// A missing directory is an empty log.
+    fn look(
+        vfs: &Arc<dyn Vfs>,
+        dir: &Path,
+        covered: Coverage<'_>,
         ends: &[LogEnd],
         watch: &Watch,
     ) -> Result<Self, PerCoreWalError> {
@@ -218,9 +258,10 @@ impl Survey {
 
     /// The incarnations that have records behind `after`, oldest first.
     pub(crate) fn incarnations(&self, after: impl Fn(CoreId) -> Sequence) -> BTreeSet<Incarnation> {
-        let logs = self.cores.iter().filter(|log| log.last_sequence > after(log.core));
-        let used = logs.flat_map(|log| &log.segments).filter(|segment| segment.records > 0);
-        used.map(|segment| segment.header.incarnation).collect()
+        let used = self.cores.iter().flat_map(|log| &log.segments);
+        used.filter(|segment| segment.has_records_after(after(segment.header.core)))
+            .map(|segment| segment.header.incarnation)
+            .collect()
     }
 
     /// Whether any record was ever written, as far as the log still reaches.
@@ -239,6 +280,19 @@ impl Survey {
         self.cores.iter().fold(Default::default(), |(epoch, sequence, timestamp), log| {
             (epoch.max(log.last_epoch), sequence.max(log.last_sequence), timestamp.max(log.last_timestamp))
         })
+    }
+
+    /// The largest epoch that a `Store` was ever opened at here, as far as the log reaches.
+    pub(crate) fn opened_at(&self) -> Epoch {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        let opened = segments.filter(|segment| segment.header.mode == WalMode::Epochs);
+        opened.map(|segment| segment.header.void_above).max().unwrap_or_default()
+    }
+
+    /// Largest sequence of a record that counts, of any core, or that a header says to have been used before.
+    pub(crate) fn last_counting(&self) -> Sequence {
+        let segments = self.cores.iter().flat_map(|log| &log.segments);
+        segments.map(|segment| segment.last_sequence).max().unwrap_or_default()
     }
 
     /// Every core of an established incarnation must have a segment of it, or of a later one.
@@ -286,7 +340,7 @@ struct Walk<'a> {
     vfs: &'a dyn Vfs,
     dir: &'a Path,
     current: Option<Current>,
-    covered: Covered<'a>,
+    covered: Coverage<'a>,
     ends: &'a [LogEnd],
     store_id: Option<StoreId>,
     watch: &'a Watch,
@@ -306,7 +360,7 @@ impl Walk<'_> {
                     leftovers.push(self.dir.join(name.file_name()));
                     continue;
                 }
-                if next.last_sequence <= (self.covered)(name.core) {
+                if next.last_sequence <= self.covered.of(name.core) {
                     break;
                 }
                 if wanted != (name.incarnation, name.number) {
@@ -316,7 +370,7 @@ impl Walk<'_> {
                         leftovers.push(self.dir.join(name.file_name()));
                         continue;
                     }
-                    if sabotaged(Sabotage::GapIgnored) {
+                    if self.may_be_obsolete(log.as_ref()) || sabotaged(Sabotage::GapIgnored) {
                         break;
                     }
                     return Err(self.gap(next));
@@ -348,6 +402,13 @@ impl Walk<'_> {
             log.segments.reverse();
         }
         Ok((log, leftovers))
+    }
+
+    /// Whether what is older than this much of a log may be left over from a truncation.
+    fn may_be_obsolete(&self, log: Option<&CoreLog>) -> bool {
+        let is_a_stores = |segment: &Segment| segment.header.mode == WalMode::Epochs;
+        matches!(self.covered, Coverage::Unknown)
+            && log.is_some_and(|log| log.segments.iter().any(is_a_stores))
     }
 
     /// A reset takes effect on all cores at once, when `CURRENT` names its incarnation; until then its
@@ -389,7 +450,7 @@ impl Walk<'_> {
         let mut frames =
             FrameReader::new(file, salt, header.core, SEGMENT_HEADER_LEN as u64, limit.min(file_len));
         let mut tally = Tally::new(&header);
-        let covered = (self.covered)(name.core);
+        let covered = self.covered.of(name.core);
         let mut start = SEGMENT_HEADER_LEN as u64;
         let mut watched = frames.offset();
         let fault = loop {

@@ -121,6 +121,7 @@ impl Tally {
             records: self.records,
             min_epoch: if self.records == 0 { Epoch::ZERO } else { self.min_epoch },
             max_epoch: self.max_epoch,
+            last_sequence: self.last_sequence,
             case,
             dropped,
             ends_in_frame: false,

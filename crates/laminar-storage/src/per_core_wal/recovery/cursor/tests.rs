@@ -18,7 +18,7 @@ fn log() -> (Arc<dyn Vfs>, Survey) {
         }
         manager.sync_all().unwrap();
     }
-    let survey = Survey::of(&vfs, Path::new("/wal"), &|_| Sequence::ZERO).unwrap();
+    let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[]).unwrap();
     drop(manager);
     (vfs, survey)
 }
@@ -142,7 +142,7 @@ fn the_records_of_an_incarnation_are_those_of_its_segments() {
         manager.writer(0).append_put(key, b"value").unwrap();
         manager.sync_all().unwrap();
     }
-    let survey = Survey::of(&vfs, Path::new("/wal"), &|_| Sequence::ZERO).unwrap();
+    let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[]).unwrap();
     let incarnations: Vec<_> = survey.incarnations(|_| Sequence::ZERO).into_iter().collect();
     let keys = |incarnation| {
         let mut keys = Vec::new();
@@ -173,7 +173,7 @@ fn every_byte_that_is_read_is_counted() {
             manager.writer(0).append_put(b"key", &vec![1; len]).unwrap();
             manager.sync_all().unwrap();
         }
-        let survey = Survey::of(&vfs, Path::new("/wal"), &|_| Sequence::ZERO).unwrap();
+        let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[]).unwrap();
         let bytes = survey.cores[0].segments[0].len - survey.cores[0].segments[0].start;
         let read = replayed_by(|watch| {
             let cursor = CoreCursor::new(&vfs, &survey, CoreId(0), span(0, 0..=9)).watched(watch);

@@ -40,6 +40,7 @@ pub(in crate::per_core_wal) fn segment(core: u16, incarnation: u64) -> Segment {
         records: 1,
         min_epoch: Epoch(1),
         max_epoch: Epoch(1),
+        last_sequence: Sequence(10),
         case: 'B',
         dropped: 0,
         ends_in_frame: false,
@@ -63,9 +64,8 @@ pub(in crate::per_core_wal) fn current(core_count: u16) -> Option<Current> {
 }
 
 fn bound(epoch: u64, cuts: &[u64]) -> Base {
-    let core_count = u16::try_from(cuts.len()).unwrap();
     let cuts = cuts.iter().copied().map(Sequence).collect();
-    Base { epoch: Epoch(epoch), log: Some(STORE), cuts, core_count }
+    Base { epoch: Epoch(epoch), log: Some(STORE), cuts }
 }
 
 fn unbound(epoch: u64) -> Base {
@@ -254,16 +254,6 @@ fn a_log_that_was_begun_on_a_checkpoint_is_nothing_without_it() {
     forked(None, |header| second(header, 0)).unwrap_err();
     forked(Some(unbound(5)), |header| second(header, 0)).unwrap();
     forked(None, |header| header.mode = WalMode::Plain).unwrap();
-}
-
-#[test]
-fn the_cores_of_the_checkpoint_are_needed_until_it_covers_the_whole_log() {
-    let needed = |base| Plan { base, ..sound() }.needed_cores();
-    assert_eq!(needed(None), 2);
-    assert_eq!(needed(Some(bound(1, &[9, 9, 9]))), 3);
-    assert_eq!(needed(Some(bound(1, &[9]))), 2);
-    assert_eq!(needed(Some(bound(1, &[9, 9, 10]))), 2);
-    assert_eq!(needed(Some(Base { log: None, ..bound(1, &[9, 9, 9]) })), 2);
 }
 
 #[test]

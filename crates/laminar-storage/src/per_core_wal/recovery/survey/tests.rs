@@ -15,7 +15,7 @@ fn a_right_checksum_over_senseless_fields_is_damage_and_no_tear() {
     manager.sync_all().unwrap();
     let path = manager.writer(0).path().to_path_buf();
     drop(manager);
-    let survey = || Survey::of(&vfs, Path::new("/wal"), &|_| Sequence::ZERO);
+    let survey = || Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[]);
     let segment = survey().unwrap().cores[0].segments[0].clone();
     let good = FrameHeader {
         payload_crc: 0,
@@ -149,7 +149,7 @@ fn reopened(disk: &SimDisk) -> (Arc<dyn Vfs>, Vec<SegmentName>) {
 }
 
 fn whole(vfs: &Arc<dyn Vfs>) -> Result<Survey, PerCoreWalError> {
-    Survey::of(vfs, Path::new("/wal"), &|_| Sequence::ZERO)
+    Survey::up_to(vfs, Path::new("/wal"), &|_| Sequence::ZERO, &[])
 }
 
 fn path_of(name: SegmentName) -> PathBuf {
@@ -195,7 +195,7 @@ fn an_unreadable_first_segment_is_refused_once_it_was_established() {
         vfs: vfs.as_ref(),
         dir: Path::new("/wal"),
         current: None,
-        covered: &|_| Sequence::ZERO,
+        covered: Coverage::Unknown,
         ends: &[],
         store_id: Some(header.store_id),
         watch: &Watch::default(),
@@ -246,7 +246,7 @@ fn a_segment_that_announces_one_that_is_not_there_is_missing_something() {
     assert!(error.to_string().contains(&names[1].file_name()), "{error}");
     // What the newest one does not reach back to is in the checkpoint.
     let border = read_header(vfs.as_ref(), &path_of(names[2])).unwrap().unwrap().last_sequence;
-    let covered = |sequence: u64| Survey::of(&vfs, Path::new("/wal"), &move |_| Sequence(sequence));
+    let covered = |sequence: u64| Survey::up_to(&vfs, Path::new("/wal"), &move |_| Sequence(sequence), &[]);
     assert_eq!(covered(border.0).unwrap().cores[0].segments.len(), 1);
     assert!(covered(border.0 - 1).is_err());
 }
@@ -255,7 +255,7 @@ fn a_segment_that_announces_one_that_is_not_there_is_missing_something() {
 fn a_reset_counts_once_current_names_it_or_a_record_stands_in_it() {
     let disk = SimDisk::new(1);
     let interrupted = |segment: &Segment, current: Option<Current>| {
-        let covered: Covered<'_> = &|_| Sequence::ZERO;
+        let covered = Coverage::UpTo(&|_| Sequence::ZERO);
         let dir = Path::new("/wal");
         let walk =
             Walk { vfs: &disk, dir, current, covered, ends: &[], store_id: None, watch: &Watch::default() };
@@ -391,7 +391,7 @@ fn reading_begins_behind_the_frames_that_the_checkpoint_covers() {
         starts.push(manager.ends()[0].1);
     }
     for covered in 0..=7 {
-        let survey = Survey::of(&vfs, Path::new("/wal"), &|_| Sequence(covered)).unwrap();
+        let survey = Survey::up_to(&vfs, Path::new("/wal"), &|_| Sequence(covered), &[]).unwrap();
         let segment = &survey.cores[0].segments[0];
         let whole_frames = usize::try_from(covered / 2).unwrap().min(3);
         assert_eq!((segment.start, segment.len), (starts[whole_frames], starts[3]), "{covered}");
