@@ -158,7 +158,8 @@ fn a_state_without_the_digest_that_was_stored_is_refused() {
     std::fs::write(&manifest, metadata.to_json().unwrap()).unwrap();
     let error = Store::builder(dir.path()).open().unwrap_err();
     assert!(matches!(error, StoreError::Corruption(_)), "{error}");
-    assert!(error.to_string().contains("digest"), "{error}");
+    let told = error.to_string();
+    assert!(told.contains("digest") && told.contains("after epoch") && told.contains("core 0"), "{told}");
     std::fs::write(&manifest, good).unwrap();
     assert_eq!(Store::builder(dir.path()).open().unwrap().cores[0].get(b"k"), Some(&b"v"[..]));
 }

@@ -96,7 +96,8 @@ pub(crate) fn rebuild(
         Some(digests) => digests,
         None => manager.live_digests()?,
     };
-    check_digest(builder, &digests, expected, plan.point)?;
+    let since = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
+    check_digest(builder, &digests, expected, (since, plan.point))?;
     // The checkpoint will say that it has the log up to its end, so that end must not vanish: records
     // written after it would get the same sequences and count as contained (I5).
     if !sabotaged(Sabotage::UnsyncedLogCovered) {
@@ -135,7 +136,7 @@ fn check_digest(
     builder: &StoreBuilder,
     digests: &[CoreDigest],
     expected: Option<StateDigest>,
-    point: Epoch,
+    (since, point): (Epoch, Epoch),
 ) -> Result<(), StoreError> {
     let one = |core: &CoreDigest| StateDigest { digest: core.digest, live_keys: core.live_keys };
     let total = digests.iter().map(one).fold(StateDigest::default(), StateDigest::plus);
@@ -143,7 +144,9 @@ fn check_digest(
         return Ok(());
     }
     Err(StoreError::corruption(
-        Detail::new("the rebuilt state does not have the digest that was stored with it")
+        Detail::new(format!(
+            "the rebuilt state does not have the digest that was stored with it; it went wrong after epoch {since}"
+        ))
             .at_path(builder.path())
             .in_epoch(point)
             .remedy(

@@ -234,6 +234,8 @@ pub(crate) struct Parts {
     pub(crate) positions: Vec<u64>,
     /// The digest that was stored with the recovery point, where it was looked for and is known.
     digest: Option<StateDigest>,
+    /// The epoch of the checkpoint that recovery began with.
+    from_epoch: Epoch,
 }
 
 impl Parts {
@@ -283,15 +285,20 @@ pub(crate) fn recover_acknowledged(
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
     let parts = recover_wanted(&config, Wanted::Acknowledged, false, watch)?;
-    let expected = parts.digest;
+    let (expected, from) = (parts.digest, parts.from_epoch);
     let mut state = parts.whole();
     if let Some(expected) = expected {
         if state.state.digest() != expected {
             return Err(Failure::Log(PerCoreWalError::corrupted(
-                Detail::new("the recovered state does not have the digest that was stored with it")
-                    .at_path(wal_path)
-                    .in_epoch(Epoch(state.epoch))
-                    .remedy("Report this with a copy of the directory; nothing was changed."),
+                Detail::new(format!(
+                    "the recovered state does not have the digest that was stored with it; it went wrong after epoch {from}"
+                ))
+                .at_path(wal_path)
+                .in_epoch(Epoch(state.epoch))
+                .remedy(
+                    "Open it as a store to learn which core it is, where the number of cores has not changed since. Report this \
+                     with a copy of the directory; nothing was changed.",
+                ),
             )));
         }
         state.report.digest = DigestCheck::Verified;
@@ -369,7 +376,8 @@ fn recover_wanted(
     state.wal_position = state.wal_position.max(positions.iter().copied().fold(0, u64::saturating_add));
     state.report = report(&located, &state, &counts, &bytes);
     state.report.phases.recover = started.elapsed();
-    Ok(Parts { state, changes, positions, digest })
+    let from_epoch = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
+    Ok(Parts { state, changes, positions, digest, from_epoch })
 }
 
 fn base_state(
