@@ -32,6 +32,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
                 "cores",
                 "time",
                 "recover",
+                "of that, survey",
                 "begin",
                 "ns / record",
                 "/ floor",
@@ -59,6 +60,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
                     Cell::time(time),
                     Cell::None,
                     Cell::None,
+                    Cell::None,
                     Cell::Number(time.as_nanos() as f64 / keys as f64, 0),
                     ratio(time, plain[at].time),
                     ratio(time, overlapping[at].time),
@@ -80,6 +82,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
                     Cell::Count(at as u64 + 1),
                     Cell::time(opening.time),
                     Cell::time(opening.report.phases.recover),
+                    Cell::time(opening.report.phases.survey),
                     Cell::time(opening.report.phases.begin),
                     Cell::Number(opening.time.as_nanos() as f64 / opening.records as f64, 0),
                     ratio(opening.time, plain[at].time),
@@ -98,6 +101,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
                     Cell::time(reading.time),
                     Cell::None,
                     Cell::None,
+                    Cell::None,
                     Cell::Number(reading.time.as_nanos() as f64 / reading.records as f64, 0),
                     ratio(reading.time, plain[at].time),
                     ratio(reading.time, overlapping[at].time),
@@ -113,6 +117,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
         table.note("floor: presized table of 16-byte keys to offsets and one presized vector of values, 4 KiB pages; it has one CRC per 1024 records, no digest, no index growth, and nothing to make durable");
         table.note("the second floor asks for the places of 16 keys before it fills the first, as the store does; a core of the store has its own thread, and one more thread gives memory to all of them, which the floors do not have");
         table.note("CPU time: of all threads, the kernel's work for them included; the least of the runs, because on a machine that others use too it is what they disturb least");
+        table.note("survey: the first of two readings of the log, in which every byte is checked and the recovery point found");
         table.note("checkpoint + log reads 10 % more records than the floor");
         table.note("memory: most while opening, beyond before (a reader takes what the allocator kept of the one before it, so that nothing can be said of it here); state: what records and index take afterwards; live: keys, values and 24 B each");
         report.add(table);

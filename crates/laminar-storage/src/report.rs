@@ -68,6 +68,8 @@ pub enum DigestCheck {
 pub struct PhaseTimes {
     /// Finding and checking checkpoint and log, and filling the state from them.
     pub recover: Duration,
+    /// Of that, reading the log for the first time, to learn where it ends and what was acknowledged.
+    pub survey: Duration,
     /// Making it durable and beginning a new incarnation.
     pub begin: Duration,
 }

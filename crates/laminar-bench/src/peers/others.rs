@@ -34,7 +34,7 @@ impl Peer for Redb {
         Ok(())
     }
 
-    fn checkpoint(&mut self, _: &Path) -> Result<Option<u64>, Error> {
+    fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(TABLE)?;
@@ -42,8 +42,7 @@ impl Peer for Redb {
                 table.insert(key(number).as_slice(), value(number, version).as_slice())?;
             }
         }
-        transaction.commit()?;
-        Ok(None)
+        Ok(transaction.commit()?)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {
@@ -98,8 +97,8 @@ impl Peer for Fjall {
         Ok(self.database.persist(PersistMode::SyncData)?)
     }
 
-    fn checkpoint(&mut self, _: &Path) -> Result<Option<u64>, Error> {
-        Ok(None)
+    fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
+        Ok(())
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {

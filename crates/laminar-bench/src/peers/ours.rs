@@ -31,8 +31,9 @@ impl Peer for Laminar {
         Ok(self.store.wait_durable(self.core.seal_epoch()?)?)
     }
 
-    fn checkpoint(&mut self, _: &Path) -> Result<Option<u64>, Error> {
-        Ok(Some(self.store.checkpoint()?.bytes_written))
+    fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
+        self.store.checkpoint()?;
+        Ok(())
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {

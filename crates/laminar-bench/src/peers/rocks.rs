@@ -43,11 +43,10 @@ impl Peer for Rocks {
         Ok(self.database.flush_wal(true)?)
     }
 
-    fn checkpoint(&mut self, dir: &Path) -> Result<Option<u64>, Error> {
+    fn checkpoint(&mut self, dir: &Path) -> Result<(), Error> {
         self.checkpoints += 1;
         let target = dir.join(format!("checkpoint-{}", self.checkpoints));
-        Checkpoint::new(&self.database)?.create_checkpoint(target)?;
-        Ok(None)
+        Ok(Checkpoint::new(&self.database)?.create_checkpoint(target)?)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {

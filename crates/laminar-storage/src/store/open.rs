@@ -200,7 +200,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let report = describe(builder, &located, &loaded, rebuilt.as_ref())?;
     let measured = measured(&located, &loaded, time);
     let (store, cores) = begin(builder, &layout, &located, loaded, measured, locks)?;
-    let phases = PhaseTimes { recover: found - started, begin: found.elapsed() };
+    let phases = PhaseTimes { recover: found - started, survey: located.surveying, begin: found.elapsed() };
     store.shared.began_in(phases.begin);
     watch.done(report.keys);
     tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");

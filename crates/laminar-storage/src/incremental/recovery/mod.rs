@@ -376,6 +376,7 @@ fn recover_wanted(
     state.wal_position = state.wal_position.max(positions.iter().copied().fold(0, u64::saturating_add));
     state.report = report(&located, &state, &counts, &bytes);
     state.report.phases.recover = started.elapsed();
+    state.report.phases.survey = located.surveying;
     let from_epoch = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
     Ok(Parts { state, changes, positions, digest, from_epoch })
 }
