@@ -21,6 +21,8 @@ pub(crate) struct FrameReader {
     /// Bytes of the file that count.
     limit: u64,
     buffer: Vec<u8>,
+    /// Bytes of the buffer that were read; what stands behind them is left from before.
+    filled: usize,
     /// Offset in the file of the buffer's first byte.
     buffer_at: u64,
 }
@@ -53,7 +55,7 @@ impl FrameReader {
     pub(crate) fn new(file: Arc<dyn VfsFile>, salt: Salt, core: CoreId, offset: u64, limit: u64) -> Self {
         // A successor may claim that less of the segment counts than its header.
         let limit = limit.max(offset);
-        Self { file, salt, core, offset, limit, buffer: Vec::new(), buffer_at: offset }
+        Self { file, salt, core, offset, limit, buffer: Vec::new(), filled: 0, buffer_at: offset }
     }
 
     /// Offset of the next frame: the end of the last valid one.
@@ -100,19 +102,22 @@ impl FrameReader {
     /// The `len` bytes at the offset, `None` when the file or the limit ends before.
     fn view(&mut self, len: usize) -> io::Result<Option<&[u8]>> {
         let start = usize::try_from(self.offset - self.buffer_at).unwrap_or(usize::MAX);
-        if self.buffer.len().saturating_sub(start) < len {
+        if self.filled.saturating_sub(start) < len {
             let left = usize::try_from(self.limit - self.offset).unwrap_or(usize::MAX);
-            let wanted = len.max(CHUNK).min(left);
             // What is there of it already is not read again: a frame is about as long as a chunk.
-            self.buffer.drain(..start.min(self.buffer.len()));
-            self.buffer_at = self.offset;
-            let have = self.buffer.len();
-            self.buffer.resize(wanted.max(have), 0);
-            let rest = self.buffer.get_mut(have..).unwrap_or_default();
+            let unread = start.min(self.filled)..self.filled;
+            let have = unread.len();
+            self.buffer.copy_within(unread, 0);
+            (self.buffer_at, self.filled) = (self.offset, have);
+            let wanted = len.max(CHUNK).min(left).max(have);
+            if self.buffer.len() < wanted {
+                self.buffer.resize(wanted, 0);
+            }
+            let rest = self.buffer.get_mut(have..wanted).unwrap_or_default();
             let got = read_up_to_at(self.file.as_ref(), rest, self.offset.saturating_add(have as u64));
             let got = if sabotaged(Sabotage::ReadErrorIsEnd) { got.unwrap_or(0) } else { got? };
-            self.buffer.truncate(have + got);
-            return Ok(self.buffer.get(..len));
+            self.filled = have + got;
+            return Ok(self.buffer.get(..len).filter(|_| len <= self.filled));
         }
         Ok(self.buffer.get(start..start + len))
     }
@@ -128,8 +133,11 @@ impl FrameReader {
             chunk.resize((CHUNK + FRAME_HEADER_LEN).min(left), 0);
             let got = read_up_to_at(self.file.as_ref(), &mut chunk, at)?;
             chunk.truncate(got);
-            rest.written |= chunk.iter().any(|b| *b != 0);
-            for start in (0..CHUNK.min(got)).step_by(FRAME_ALIGN) {
+            let written = chunk.iter().any(|b| *b != 0);
+            rest.written |= written;
+            // Zeros are no header, wherever one would begin in them.
+            let searched = if written { CHUNK.min(got) } else { 0 };
+            for start in (0..searched).step_by(FRAME_ALIGN) {
                 let Some(head) = chunk.get(start..).and_then(|b| b.first_chunk::<FRAME_HEADER_LEN>()) else {
                     break;
                 };

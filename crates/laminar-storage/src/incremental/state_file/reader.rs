@@ -202,14 +202,17 @@ impl StateFileReader {
     /// Reads one block into `bytes`, replacing them, checks its checksum, and unpacks it.
     pub(super) fn read_block(&self, block: usize, bytes: &mut BlockBytes) -> Result<()> {
         let BlockBytes { raw, stored } = bytes;
-        raw.clear();
         let Some(entry) = self.index.entry(block) else {
+            raw.clear();
             return Ok(());
         };
-        // The index was checked against the length of the file, so this is never more than that.
+        // The index was checked against the length of the file, so this is never more than that. What was there is
+        // written over, not cleared before: blocks are about as long as each other.
         raw.resize(entry.len as usize, 0);
-        read_exact_at(self.file.as_ref(), raw, entry.offset)
-            .map_err(|e| read_error(e, &self.path, &self.identity, entry.offset))?;
+        if let Err(e) = read_exact_at(self.file.as_ref(), raw, entry.offset) {
+            raw.clear();
+            return Err(read_error(e, &self.path, &self.identity, entry.offset));
+        }
         self.watch.loaded(u64::from(entry.len));
         let computed = self.identity.block_crc(entry.offset, raw);
         if computed != entry.crc && !sabotaged(Sabotage::BlockUnchecked) {
