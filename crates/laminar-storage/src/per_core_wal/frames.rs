@@ -65,6 +65,9 @@ impl FrameReader {
 
     /// Checks and returns the frame at the offset, and moves past it.
     pub(crate) fn step(&mut self) -> io::Result<Step<'_>> {
+        if sabotaged(Sabotage::ReadErrorIsEnd) && self.view(FRAME_HEADER_LEN).is_err() {
+            self.limit = self.offset;
+        }
         if self.offset >= self.limit {
             return Ok(Step::End);
         }
@@ -114,8 +117,7 @@ impl FrameReader {
                 self.buffer.resize(wanted, 0);
             }
             let rest = self.buffer.get_mut(have..wanted).unwrap_or_default();
-            let got = read_up_to_at(self.file.as_ref(), rest, self.offset.saturating_add(have as u64));
-            let got = if sabotaged(Sabotage::ReadErrorIsEnd) { got.unwrap_or(0) } else { got? };
+            let got = read_up_to_at(self.file.as_ref(), rest, self.offset.saturating_add(have as u64))?;
             self.filled = have + got;
             return Ok(self.buffer.get(..len).filter(|_| len <= self.filled));
         }

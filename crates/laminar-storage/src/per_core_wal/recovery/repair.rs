@@ -6,10 +6,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::survey::Survey;
+use super::survey::{Segment, Survey};
 use crate::per_core_wal::PerCoreWalConfig;
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::manager::lock_directory;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Access, Vfs};
 
 /// Cuts every torn tail of a log, durably; returns how many bytes that was. The log is looked at under
@@ -25,7 +26,11 @@ pub(crate) fn repair_segments(vfs: &Arc<dyn Vfs>, dir: &Path) -> Result<u64, Per
 
 /// The same for a log that was surveyed under its lock.
 pub(crate) fn cut_torn_ends(vfs: &Arc<dyn Vfs>, survey: &Survey) -> Result<u64, PerCoreWalError> {
-    let torn = || survey.cores.iter().flat_map(|log| &log.segments).filter(|segment| segment.dropped > 0);
+    let left = |segment: &Segment| segment.ends_in_frame && sabotaged(Sabotage::TornFrameCompleted);
+    let torn = || {
+        let segments = survey.cores.iter().flat_map(|log| &log.segments);
+        segments.filter(|segment| segment.dropped > 0 && !left(segment))
+    };
     let mut cut = 0;
     for segment in torn() {
         let io = |e| PerCoreWalError::io("could not cut the torn end off", &segment.path, e);
