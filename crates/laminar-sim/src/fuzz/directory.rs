@@ -4,7 +4,7 @@ use std::path::Path;
 
 use laminar_storage::StateReader;
 use laminar_storage::incremental::IncrementalCheckpointMetadata;
-use laminar_storage::per_core_wal::{PerCoreWalReader, WalReadResult};
+use laminar_storage::per_core_wal::{PerCoreWalEntry, PerCoreWalReader, WalReadResult};
 use laminar_storage::vfs::sim::SimDisk;
 
 use super::{contents, panic_with, shared, subjects};
@@ -141,14 +141,14 @@ pub(super) fn directory(data: &[u8]) {
 }
 
 /// What the reader of single segments gives, entry by entry, and where it says that valid entries end.
-fn entries(disk: &SimDisk, core: usize, path: &Path, most: usize) -> Option<Vec<String>> {
+fn entries(disk: &SimDisk, core: usize, path: &Path, most: usize) -> Option<Vec<PerCoreWalEntry>> {
     let vfs = shared(disk);
     let mut reader = PerCoreWalReader::open_with(vfs.as_ref(), core, path, 0).ok()?;
     let mut entries = Vec::new();
     // Each step goes on or is the last.
     while entries.len() <= most {
         match reader.read_next() {
-            Ok(WalReadResult::Entry(entry)) => entries.push(format!("{entry:?}")),
+            Ok(WalReadResult::Entry(entry)) => entries.push(entry),
             _ => break,
         }
     }
