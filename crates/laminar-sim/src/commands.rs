@@ -30,6 +30,7 @@ pub fn torture(arguments: &[String]) -> Result<bool, String> {
     let amount = match (flags.text("--kills"), flags.text("--for")) {
         (Some(_), Some(_)) => return Err("either --kills or --for".into()),
         (_, None) => Amount::Kills(flags.number("--kills", 1000)?),
+        (None, Some("0")) => return Err("--for: at least a minute".into()),
         (None, Some(_)) => Amount::Time(Duration::from_secs(flags.number("--for", 0)?.saturating_mul(60))),
     };
     let cores = flags.text("--cores").unwrap_or("1..4");

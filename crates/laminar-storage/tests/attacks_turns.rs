@@ -255,3 +255,72 @@ fn a_cut_never_names_what_a_crash_tore_off() {
     }
     assert!(refused > 5 && cut > 0, "{refused} {cut}");
 }
+
+/// After a reset without a record nothing in the log said any more what the fork had begun with.
+#[test]
+fn a_log_on_a_fork_stays_above_it_after_a_reset_and_another_opening() {
+    let disk = SimDisk::new(1);
+    let mut opened = builder(&disk, 1).open().unwrap();
+    for n in 0..50_u8 {
+        commit(&mut opened, &[n], b"1");
+    }
+    opened.store.savepoint("/saved").unwrap();
+    drop(opened);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let fork = || Store::builder("/fork").vfs(Arc::clone(&vfs));
+    drop(fork().from_savepoint("/saved").open().unwrap());
+    let config = || PerCoreWalConfig::new(Path::new("/fork/wal"), 1).with_vfs(Arc::clone(&vfs));
+    PerCoreWalManager::new(config()).unwrap().reset_all().unwrap();
+    let mut manager = PerCoreWalManager::new(config()).unwrap();
+    manager.writer(0).append_put(b"k", b"v").unwrap();
+    manager.writer(0).sync().unwrap();
+    drop(manager);
+    for _ in 0..2 {
+        let opened = fork().open().unwrap();
+        assert_eq!((opened.cores[0].get(b"k"), opened.cores[0].len()), (Some(&b"v"[..]), 51));
+    }
+}
+
+/// A store that took nothing yet may still be begun on a checkpoint that a manager makes, and that one only.
+#[test]
+fn a_store_without_a_record_may_be_begun_on_a_checkpoint() {
+    let disk = SimDisk::new(1);
+    drop(builder(&disk, 1).open().unwrap());
+    let manager = |epoch, key: &[u8]| {
+        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let mut manager = IncrementalCheckpointManager::with_vfs(checkpoints(), vfs).unwrap();
+        manager.set_epoch(epoch);
+        manager.put(key, b"1").unwrap();
+        manager.create_checkpoint(0).unwrap();
+    };
+    manager(5, b"x");
+    let mut opened = builder(&disk, 1).open().unwrap();
+    assert_eq!(get(&opened, b"x"), Some(&b"1"[..]));
+    commit(&mut opened, b"a", b"1");
+    drop(opened);
+    let opened = builder(&disk, 1).open().unwrap();
+    assert_eq!((get(&opened, b"x"), get(&opened, b"a")), (Some(&b"1"[..]), Some(&b"1"[..])));
+    drop(opened);
+    manager(100, b"y");
+    let error = builder(&disk, 1).open().unwrap_err();
+    assert!(error.to_string().contains("checkpoint_0000000000000002"), "{error}");
+}
+
+/// The same as beside a store, where a log manager had opened the directory first, and appended nothing.
+#[test]
+fn an_unused_plain_log_below_a_stores_hides_no_strange_checkpoint() {
+    let disk = SimDisk::new(1);
+    disk.create_dir(Path::new(DIR)).unwrap();
+    drop(PerCoreWalManager::new(log(&disk, 1)).unwrap());
+    let mut opened = builder(&disk, 1).open().unwrap();
+    commit(&mut opened, b"a", b"1");
+    opened.store.close().unwrap();
+    drop(opened.cores);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let mut manager = IncrementalCheckpointManager::with_vfs(checkpoints(), vfs).unwrap();
+    manager.set_epoch(100);
+    manager.create_checkpoint(0).unwrap();
+    drop(manager);
+    let error = builder(&disk, 1).open().unwrap_err();
+    assert!(error.to_string().contains("checkpoint_0000000000000001"), "{error}");
+}

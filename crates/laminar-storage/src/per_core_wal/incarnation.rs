@@ -5,7 +5,7 @@
 //! written. A crash at any point leaves the same recovery point as before, because until `CURRENT` is
 //! replaced the new segments hold no record, and their headers say the same cut.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::PerCoreWalError;
@@ -224,7 +224,8 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
         mode: beginning.mode,
         base_position: WalPosition(last.and(log).map_or(0, CoreLog::position)),
         last_sequence: last_sequence.max(beginning.after),
-        last_epoch,
+        // What a fork was begun on is used up, too, also when its own segments are gone.
+        last_epoch: last_epoch.max(survey.opened_at()),
         last_timestamp,
         sealed_epoch: match beginning.mode {
             WalMode::Epochs => beginning.void_above,
@@ -241,12 +242,31 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
 
 /// Removes files that were never completely created, and after a reset everything older.
 fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), PerCoreWalError> {
-    let segments = survey.cores.iter().flat_map(|log| &log.segments).map(|segment| segment.path.as_path());
-    let old: Vec<&Path> = if reset { segments.collect() } else { Vec::new() };
-    let unborn = survey.leftovers.iter().map(std::path::PathBuf::as_path);
-    let mut removed = false;
-    for path in old.into_iter().chain(unborn) {
-        removed = true;
+    if !reset {
+        return remove_all(policy, &survey.leftovers);
+    }
+    let list = |e| PerCoreWalError::io("could not list the log directory", &policy.dir, e);
+    let mut names = list_segments(policy.vfs.as_ref(), &policy.dir).map_err(list)?;
+    // Everything there is, also what a survey passed over behind a gap.
+    names.retain(|name| name.incarnation <= survey.max_incarnation);
+    // The newest of each core goes last: alone, an older one of a core that the log does not have any more would be a log
+    // whose end is missing.
+    let is_newest =
+        |name: &SegmentName| !names.iter().any(|other| other.core == name.core && other.number > name.number);
+    let (newest, older): (Vec<SegmentName>, Vec<SegmentName>) = names.iter().copied().partition(is_newest);
+    for part in [older, newest] {
+        let paths: Vec<_> = part.into_iter().map(|name| policy.dir.join(name.file_name())).collect();
+        remove_all(policy, &paths)?;
+    }
+    Ok(())
+}
+
+/// Removes these files, durably.
+fn remove_all(policy: &SegmentPolicy, paths: &[PathBuf]) -> Result<(), PerCoreWalError> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    for path in paths {
         match policy.vfs.remove_file(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(PerCoreWalError::io("could not remove an obsolete segment", path, e));
@@ -254,11 +274,8 @@ fn sweep(policy: &SegmentPolicy, survey: &Survey, reset: bool) -> Result<(), Per
             _ => {}
         }
     }
-    if removed {
-        let io = |e| PerCoreWalError::io("could not sync the directory", &policy.dir, e);
-        policy.names.sync(policy.vfs.as_ref(), &policy.dir).map_err(io)?;
-    }
-    Ok(())
+    let io = |e| PerCoreWalError::io("could not sync the directory", &policy.dir, e);
+    policy.names.sync(policy.vfs.as_ref(), &policy.dir).map_err(io)
 }
 
 #[cfg(test)]

@@ -43,7 +43,8 @@ impl Located {
     /// A checkpoint that was made without a log is what a `Store`'s log was begun on, or it was made beside it, and then says
     /// nothing about it: the epoch that the log was begun on instead.
     fn was_made_beside(&self) -> Option<Epoch> {
-        let base = self.plan.base.as_ref().filter(|base| base.log.is_none())?;
+        let base =
+            self.plan.base.as_ref().filter(|base| base.log.is_none() && self.plan.survey.has_records())?;
         self.plan.begun_on().filter(|begun_on| *begun_on != base.epoch)
     }
 

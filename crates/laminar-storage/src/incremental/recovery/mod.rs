@@ -422,7 +422,11 @@ impl Positions {
     /// stay beside what the cores of the new one say.
     fn enter(&mut self, header: Option<&SegmentHeader>) {
         let Some(header) = header else { return };
-        let changed = self.layout.is_some_and(|cores| cores != header.core_count);
+        // A coordinator's checkpoint has the state in one core, and the positions where the log's cores left them.
+        let of_the_log = |layout: u16| {
+            self.cores.len() > usize::from(layout) && self.cores.len() <= usize::from(header.core_count)
+        };
+        let changed = self.layout.is_some_and(|cores| cores != header.core_count && !of_the_log(cores));
         if changed && header.mode == WalMode::Epochs {
             let (offsets, watermark) = super::flatten(&self.cores);
             self.cores = vec![CoreOffsets { offsets, watermark }];

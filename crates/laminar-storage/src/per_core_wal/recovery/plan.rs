@@ -1,5 +1,6 @@
 //! Where recovery lands, and which records it replays.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -139,7 +140,11 @@ impl Plan {
     /// Nor does it say anything when all of its log is gone, as it is once a checkpoint has it. What the other cores wrote
     /// beside it is only half of that opening then.
     fn check_left_behind(&self, covered: Epoch) -> Result<(), PerCoreWalError> {
-        for incarnation in self.survey.incarnations(|core| self.span(core).after) {
+        // Also those that a checkpoint covers on the cores that are there: what the missing one wrote may lie behind it.
+        let behind = self.survey.cores.iter().filter(|log| log.last_sequence > self.span(log.core).after);
+        let used = behind.flat_map(|log| &log.segments).filter(|segment| segment.records > 0);
+        let incarnations: BTreeSet<_> = used.map(|segment| segment.header.incarnation).collect();
+        for incarnation in incarnations {
             let needed = self.survey.void_above(incarnation);
             let cores = self.survey.header_of(incarnation).map_or(0, |header| header.core_count);
             if needed == Epoch::MAX || covered >= needed {
@@ -206,10 +211,12 @@ impl Plan {
     /// The epoch of the checkpoint that a `Store`'s log was begun on, zero for none; `None` where the log does not reach
     /// back so far, or somebody else wrote its beginning.
     pub(crate) fn begun_on(&self) -> Option<Epoch> {
-        let first = self.oldest()?;
-        // Openings that took no record tell it on: the log has nothing of what they were opened with.
-        let has_nothing_before = !first.previous.exists() || first.last_sequence == Sequence::ZERO;
-        (first.mode == WalMode::Epochs && has_nothing_before).then_some(first.void_above)
+        let segments = self.survey.cores.iter().flat_map(|log| &log.segments).map(|segment| &segment.header);
+        // Openings that took no record tell it on, and the last of them counts: the log has nothing of what they were
+        // opened with.
+        let unused = segments
+            .filter(|header| header.mode == WalMode::Epochs && header.last_sequence == Sequence::ZERO);
+        unused.map(|header| header.void_above).max()
     }
 
     /// Header of the oldest segment of the oldest incarnation, of any core.
@@ -223,19 +230,18 @@ impl Plan {
     /// the log is not that of the state.
     fn check_beginning(&self, wal_dir: &Path) -> Result<(), PerCoreWalError> {
         let known = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
-        let (Some(first), Some(begun_on)) = (self.oldest(), self.begun_on()) else { return Ok(()) };
+        let Some(first) = self.oldest() else { return Ok(()) };
+        let begins = first.mode == WalMode::Epochs && !first.previous.exists();
+        let begun_on = begins.then_some(first.void_above).max(self.begun_on()).unwrap_or_default();
         if begun_on <= known || sabotaged(Sabotage::ForkWithoutSavepoint) {
             return Ok(());
         }
         Err(PerCoreWalError::SegmentNotFound(Box::new(
-            Detail::new(format!(
-                "this log was begun on a checkpoint of epoch {}, which is not here",
-                first.void_above
-            ))
-            .at_path(wal_dir)
-            .on_core(first.core)
-            .in_epoch(first.void_above)
-            .remedy("Restore the missing checkpoint; nothing was changed."),
+            Detail::new(format!("this log was begun on a checkpoint of epoch {begun_on}, which is not here"))
+                .at_path(wal_dir)
+                .on_core(first.core)
+                .in_epoch(begun_on)
+                .remedy("Restore the missing checkpoint; nothing was changed."),
         )))
     }
 

@@ -370,7 +370,9 @@ impl Walk<'_> {
                         leftovers.push(self.dir.join(name.file_name()));
                         continue;
                     }
-                    if self.may_be_obsolete(log.as_ref()) || sabotaged(Sabotage::GapIgnored) {
+                    if self.may_be_obsolete(log.as_ref(), names.len() - 1 - index)
+                        || sabotaged(Sabotage::GapIgnored)
+                    {
                         break;
                     }
                     return Err(self.gap(next));
@@ -404,8 +406,13 @@ impl Walk<'_> {
         Ok((log, leftovers))
     }
 
-    /// Whether what is older than this much of a log may be left over from a truncation.
-    fn may_be_obsolete(&self, log: Option<&CoreLog>) -> bool {
+    /// Whether what is older than this much of a log, with so many newer files, may be left over from a truncation: that
+    /// keeps two of each core, and one of a core that is there no more.
+    fn may_be_obsolete(&self, log: Option<&CoreLog>, newer: usize) -> bool {
+        let departed = |log: &CoreLog| self.current.is_some_and(|current| log.core.0 >= current.core_count);
+        if newer < if log.is_some_and(departed) { 1 } else { 2 } {
+            return false;
+        }
         let is_a_stores = |segment: &Segment| segment.header.mode == WalMode::Epochs;
         matches!(self.covered, Coverage::Unknown)
             && log.is_some_and(|log| log.segments.iter().any(is_a_stores))

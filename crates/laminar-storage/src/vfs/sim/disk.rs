@@ -179,10 +179,10 @@ impl SimDisk {
         self.machine().faults.end(op, fault);
     }
 
-    /// Whether each of the faults that are planned has met an operation that it applies to.
+    /// Whether the fault that is planned like this has met an operation that it applies to.
     #[must_use]
-    pub fn have_all_faults_fired(&self) -> bool {
-        self.machine().faults.have_all_fired()
+    pub fn has_fault_fired(&self, op: u64, fault: Fault) -> bool {
+        self.machine().faults.has_fired(op, fault)
     }
 
     /// How often a planned fault met an operation it applies to.

@@ -174,8 +174,8 @@ impl Faults {
         self.fired
     }
 
-    pub(super) fn have_all_fired(&self) -> bool {
-        self.planned.iter().all(|planned| planned.fired > 0)
+    pub(super) fn has_fired(&self, op: u64, fault: Fault) -> bool {
+        self.planned.iter().any(|planned| (planned.op, planned.fault) == (op, fault) && planned.fired > 0)
     }
 
     pub(super) fn at(&mut self, op: u64, class: Class) -> Option<Fault> {
