@@ -59,6 +59,19 @@ fn get<'a>(opened: &'a Opened, key: &[u8]) -> Option<&'a [u8]> {
     opened.cores[Router::default().route(key, opened.cores.len())].get(key)
 }
 
+/// A fork at /fork, of fifty keys in as many epochs, that was opened once and took nothing.
+fn unused_fork(disk: &SimDisk) -> Arc<dyn Vfs> {
+    let mut opened = builder(disk, 1).open().unwrap();
+    for n in 0..50_u8 {
+        commit(&mut opened, &[n], b"1");
+    }
+    opened.store.savepoint("/saved").unwrap();
+    drop(opened);
+    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    drop(Store::builder("/fork").vfs(Arc::clone(&vfs)).from_savepoint("/saved").open().unwrap());
+    vfs
+}
+
 /// The layout of the state was taken for that of the log: cores that the log never had were missed, for ever.
 #[test]
 fn a_state_may_be_laid_out_for_more_cores_than_its_log_has() {
@@ -157,15 +170,8 @@ fn keys_of_a_coordinator_go_where_a_store_of_several_cores_looks() {
 fn a_log_manager_on_a_fork_writes_above_what_the_fork_began_with() {
     for reset in [false, true] {
         let disk = SimDisk::new(1);
-        let mut opened = builder(&disk, 1).open().unwrap();
-        for n in 0..50_u8 {
-            commit(&mut opened, &[n], b"1");
-        }
-        opened.store.savepoint("/saved").unwrap();
-        drop(opened);
-        let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+        let vfs = unused_fork(&disk);
         let fork = || Store::builder("/fork").vfs(Arc::clone(&vfs));
-        drop(fork().from_savepoint("/saved").open().unwrap());
         let (wal, state) = (Path::new("/fork/wal"), Path::new("/fork/checkpoints"));
         let config = || PerCoreWalConfig::new(wal, 1).with_vfs(Arc::clone(&vfs));
         let mut manager = PerCoreWalManager::new(config()).unwrap();
@@ -260,15 +266,8 @@ fn a_cut_never_names_what_a_crash_tore_off() {
 #[test]
 fn a_log_on_a_fork_stays_above_it_after_a_reset_and_another_opening() {
     let disk = SimDisk::new(1);
-    let mut opened = builder(&disk, 1).open().unwrap();
-    for n in 0..50_u8 {
-        commit(&mut opened, &[n], b"1");
-    }
-    opened.store.savepoint("/saved").unwrap();
-    drop(opened);
-    let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
+    let vfs = unused_fork(&disk);
     let fork = || Store::builder("/fork").vfs(Arc::clone(&vfs));
-    drop(fork().from_savepoint("/saved").open().unwrap());
     let config = || PerCoreWalConfig::new(Path::new("/fork/wal"), 1).with_vfs(Arc::clone(&vfs));
     PerCoreWalManager::new(config()).unwrap().reset_all().unwrap();
     let mut manager = PerCoreWalManager::new(config()).unwrap();
