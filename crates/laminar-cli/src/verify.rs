@@ -11,6 +11,7 @@ use indicatif::{HumanBytes, HumanCount};
 use laminar_storage::StateReader;
 use laminar_storage::format::closed::Closed;
 use laminar_storage::format::current::{Current, CurrentFault};
+use laminar_storage::format::synced::{SLOT_LEN, Synced};
 use laminar_storage::incremental::validate_checkpoint;
 use laminar_storage::per_core_wal::SegmentStats;
 use serde_json::{Value, json};
@@ -52,7 +53,10 @@ pub fn verify(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let segments = parts.segments();
     let found = segments.as_deref().unwrap_or_default();
     checks.extend(check_current(&parts.wal, found).map(|told| ("CURRENT".to_owned(), told)));
-    checks.extend(check_closed(&parts.wal).map(|told| ("CLOSED".to_owned(), told)));
+    let closed = check_evidence(&parts.wal, "CLOSED", read_closed);
+    checks.extend(closed.map(|told| ("CLOSED".to_owned(), told)));
+    let synced = check_evidence(&parts.wal, "SYNCED", read_synced);
+    checks.extend(synced.map(|told| ("SYNCED".to_owned(), told)));
     let log = segments.map(|segments| {
         let bytes: u64 = segments.iter().map(|s| s.file_size).sum();
         format!("{} segments, {}", segments.len(), HumanBytes(bytes))
@@ -174,22 +178,33 @@ fn check_current(wal: &Path, segments: &[SegmentStats]) -> Option<Result<String>
     })
 }
 
-/// `CLOSED` may be missing; what is there must be readable.
-fn check_closed(wal: &Path) -> Option<Result<String>> {
-    let path = wal.join("CLOSED");
+/// What only testifies to the log may be missing; what is there must be readable.
+fn check_evidence(
+    wal: &Path,
+    name: &str,
+    read: impl FnOnce(&[u8]) -> Option<String>,
+) -> Option<Result<String>> {
+    let path = wal.join(name);
     match read_small(&path) {
         Ok(None) => None,
-        Ok(Some(bytes)) => Some(Closed::decode(&bytes).map_or_else(
-            || {
-                Err(CliError::failure(format!("{} is damaged, or of a newer format", path.display())).remedy(
-                    "This alone loses nothing: the next `laminar run` on this state writes it anew. But find out \
-                     what damaged it.",
-                ))
-            },
-            |closed| Ok(format!("closed in order at epoch {}", closed.epoch)),
-        )),
+        Ok(Some(bytes)) => Some(read(&bytes).ok_or_else(|| {
+            CliError::failure(format!("{} is damaged, or of a newer format", path.display())).remedy(
+                "This alone loses nothing: the next `laminar run` on this state writes it anew. But find out \
+                 what damaged it.",
+            )
+        })),
         Err(error) => Some(Err(error)),
     }
+}
+
+fn read_closed(bytes: &[u8]) -> Option<String> {
+    Closed::decode(bytes).map(|closed| format!("closed in order at epoch {}", closed.epoch))
+}
+
+/// A file of whole slots, all of them good.
+fn read_synced(bytes: &[u8]) -> Option<String> {
+    let good = Synced::decode_all(bytes).count();
+    (good > 0 && good * SLOT_LEN == bytes.len()).then(|| format!("of {good} cores"))
 }
 
 /// Decodes every value of the recovered state.

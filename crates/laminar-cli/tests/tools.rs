@@ -247,7 +247,7 @@ fn verify_checks_the_job_and_the_small_files_of_the_log() {
         assert_eq!(ran.code, Some(1), "{name} {wanted}: {}", ran.out);
         assert!(ran.out.contains(&format!("DAMAGED  {name}: ")) && ran.out.contains(wanted), "{}", ran.out);
     };
-    for name in ["job.json", "wal/CURRENT", "wal/CLOSED"] {
+    for name in ["job.json", "wal/CURRENT", "wal/CLOSED", "wal/SYNCED"] {
         let path = desk.path("laminar-state").join(name);
         let whole = std::fs::read(&path).unwrap();
         let check = name.rsplit('/').next().unwrap();
@@ -256,7 +256,7 @@ fn verify_checks_the_job_and_the_small_files_of_the_log() {
             is_damaged(check, "damaged");
         }
         std::fs::remove_file(&path).unwrap();
-        if check != "CLOSED" {
+        if !matches!(check, "CLOSED" | "SYNCED") {
             is_damaged(check, "is missing");
         }
         std::fs::write(&path, &whole).unwrap();

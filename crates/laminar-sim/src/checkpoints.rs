@@ -16,7 +16,7 @@ use laminar_storage::incremental::{
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 
-use crate::driver::{Scenario, is_full};
+use crate::driver::Scenario;
 use crate::log::Log;
 use crate::oracle::State;
 
@@ -299,7 +299,7 @@ impl Scenario for CheckpointScenario {
         match self.open(log.vfs(disk)) {
             Ok(manager) => log.model().check(&self.find(disk, disk.seed(), &manager)?),
             // Where nothing is, a directory would have to be made.
-            Err(error) if is_full(error.detail().io_error()) => Ok(()),
+            Err(error) if error.detail().is_out_of_space() => Ok(()),
             Err(error) => Err(format!("open: {error}")),
         }
     }

@@ -1,6 +1,5 @@
 //! Damages every file of a store in every way a table names, and judges each opening: the state as it
-//! was, or an error that names the file. Nothing else is allowed, except the one loss that README
-//! concedes to a store that was killed.
+//! was, or an error that names the file. Nothing else is allowed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +15,6 @@ use crate::log::Log;
 use crate::meter::Meter;
 use crate::oracle::{Model, Recovered};
 use crate::store::{DIR, Do, Live, StoreScenario, open, recovered};
-use crate::wire::{frames, last_segments};
 
 pub mod stores;
 pub mod sweep;
@@ -119,8 +117,6 @@ struct File {
     bytes: Vec<u8>,
     foreign: Option<Vec<u8>>,
     older: Vec<Vec<u8>>,
-    /// Where the last frame is, of the newest segment of a core.
-    last_frame: Option<std::ops::Range<usize>>,
 }
 
 /// How often each thing came of each class of damage to each class of file.
@@ -171,14 +167,12 @@ impl fmt::Display for Table {
         write!(
             f,
             "{} cases ({} more would have changed nothing): {} errors naming the file, {} errors naming another \
-             path, {} the same state, {} documented losses, {} findings; at most {} bytes of memory beyond the \
-             file",
+             path, {} the same state, {} findings; at most {} bytes of memory beyond the file",
             self.cases,
             self.same_bytes,
             self.count(NAMED),
             self.count(NAMED_OTHER),
             self.count(SAME),
-            self.count(DOCUMENTED),
             self.findings.len(),
             self.largest,
         )
@@ -191,8 +185,6 @@ pub const NAMED: &str = "error naming the file";
 pub const NAMED_OTHER: &str = "error naming another path";
 /// As if nothing had happened.
 pub const SAME: &str = "same state";
-/// A loss that README's Limits concede.
-pub const DOCUMENTED: &str = "documented loss";
 
 /// What came of it, and what is wrong with that, if anything is.
 type Outcome = (&'static str, Option<String>);
@@ -250,7 +242,6 @@ impl Subject {
         let (disk, model) = script(&reference.scenario, 1, note)?;
         let (other, _) = script(&reference.scenario, 2, |_| ())?;
         let (here, there) = (read_all(&disk), read_all(&other));
-        let last = last_segments(&disk.files());
         let mut checkpoint_set = 0;
         let mut files = BTreeMap::new();
         for (path, bytes) in here {
@@ -258,13 +249,12 @@ impl Subject {
             older.retain(|version| *version != bytes);
             let same_kind = || there.iter().find(|(name, _)| class_of(name) == class_of(&path));
             let foreign = there.get(&path).or_else(|| same_kind().map(|(_, bytes)| bytes)).cloned();
-            let last_frame = if last.contains(&path) { frames(&bytes).pop() } else { None };
             if class_of(&path) == "state file" {
                 checkpoint_set =
                     bytes.get(16..24).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
             }
             let older = thinned(older, OLDER_MAX);
-            files.insert(path, File { bytes, foreign, older, last_frame });
+            files.insert(path, File { bytes, foreign, older });
         }
         Ok(Self { disk: disk.snapshot(), model, reference: reference.clone(), files, checkpoint_set })
     }
@@ -313,9 +303,8 @@ impl Subject {
     /// What is wrong with what comes of a disk on which this file alone was damaged.
     #[must_use]
     pub fn judge_disk(&self, disk: &SimDisk, path: &Path) -> Option<String> {
-        let file = self.files.get(path)?;
-        let after = disk.read_file(path).unwrap_or_default();
-        let (outcome, wrong) = self.outcome(disk, path, file, &after, true);
+        self.files.get(path)?;
+        let (outcome, wrong) = self.outcome(disk, path, true);
         wrong.map(|wrong| format!("{}: {outcome}: {wrong}", path.display()))
     }
 
@@ -392,11 +381,11 @@ impl Subject {
             None => disk.remove(path),
         }
         .map_err(|e| e.to_string())?;
-        let after = after.unwrap_or_default();
+        let len = after.map_or(0, |bytes| bytes.len());
         let mut judged = ("PANIC", None);
-        let most = meter(&mut || judged = self.outcome(&disk, path, file, &after, reads(damage)));
+        let most = meter(&mut || judged = self.outcome(&disk, path, reads(damage)));
         let (outcome, wrong) = judged;
-        let allowed = file.bytes.len().max(after.len()) as u64;
+        let allowed = file.bytes.len().max(len) as u64;
         let beyond = most.saturating_sub(allowed);
         table.cases += 1;
         table.largest = table.largest.max(beyond);
@@ -414,17 +403,17 @@ impl Subject {
     }
 
     /// By opening it, and, if `read`, by a reader before that, which must come to the same.
-    fn outcome(&self, disk: &SimDisk, path: &Path, file: &File, after: &[u8], read: bool) -> Outcome {
+    fn outcome(&self, disk: &SimDisk, path: &Path, read: bool) -> Outcome {
         let scenario = self.scenario();
         let mut outcome = ("PANIC", None);
         let judged = guarded(|| {
             let seen = read.then(|| match StateReader::open_with(DIR, Arc::new(disk.clone())) {
-                Ok(reader) => self.judge_state(&seen_by(&reader), file, after),
+                Ok(reader) => self.judge_state(&seen_by(&reader)),
                 Err(error) => judge_error(&error, path),
             });
             outcome = match open(disk, scenario.cores_at_last(), &scenario.settings) {
                 Ok(opened) => match recovered(&opened) {
-                    Ok((found, _)) => self.judge_state(&found, file, after),
+                    Ok((found, _)) => self.judge_state(&found),
                     Err(wrong) => ("WRONG STATE", Some(wrong)),
                 },
                 Err(error) => judge_error(&error, path),
@@ -445,37 +434,12 @@ impl Subject {
         }
     }
 
-    fn judge_state(&self, found: &Recovered, file: &File, after: &[u8]) -> Outcome {
+    fn judge_state(&self, found: &Recovered) -> Outcome {
         match self.model.check_recovered(found) {
             Ok(()) => (SAME, None),
-            Err(wrong) if wrong.starts_with("LOST") => match self.documented(found, file, after) {
-                Ok(()) => (DOCUMENTED, None),
-                Err(why) => ("ROLLED BACK", Some(format!("{wrong}; {why}"))),
-            },
+            Err(wrong) if wrong.starts_with("LOST") => ("ROLLED BACK", Some(wrong)),
             Err(wrong) => ("WRONG STATE", Some(wrong)),
         }
-    }
-
-    /// Whether README's Limits concede this loss: the store was killed, nothing had testified to its last
-    /// sync yet, the damage hit the last frame of the log, and the state is exactly that of an earlier
-    /// epoch: of the one before, or, on one core when more of the end is gone than that frame, an earlier one.
-    fn documented(&self, found: &Recovered, file: &File, after: &[u8]) -> Result<(), String> {
-        if !self.reference.unwitnessed {
-            return Err("something testifies to that epoch".into());
-        }
-        let last = file.last_frame.clone().ok_or("this is not the end of a log")?;
-        if after.get(last.clone()) == file.bytes.get(last.clone()) {
-            return Err("the last frame is whole".into());
-        }
-        let reduced = self.model.lowered_to(found.epoch);
-        reduced.check_recovered(found)?;
-        let before = (0..self.model.acked().get()).rev().map(laminar_storage::Epoch);
-        let one_back = before.into_iter().find(|epoch| self.model.expected(*epoch).is_some());
-        let only_last_frame = after.get(..last.start) == file.bytes.get(..last.start);
-        if Some(found.epoch) != one_back && (self.model.core_count() > 1 || only_last_frame) {
-            return Err(format!("only the epoch before, {one_back:?}, is conceded"));
-        }
-        Ok(())
     }
 }
 

@@ -123,11 +123,6 @@ fn recover_image<S: Scenario>(
     })
 }
 
-/// Whether this says that there is no space left.
-pub(crate) fn is_full(error: Option<&std::io::Error>) -> bool {
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull)
-}
-
 /// How far to go.
 #[derive(Clone, Debug)]
 pub struct Plan {

@@ -14,6 +14,7 @@ use laminar_storage::format::frame::{FRAME_HEADER_LEN, FrameHeader};
 use laminar_storage::format::record::{CommitBody, Record};
 use laminar_storage::format::segment_header::SegmentHeader;
 use laminar_storage::format::state_file::StateRecord;
+use laminar_storage::format::synced::Synced;
 use laminar_storage::ids::CoreId;
 use laminar_storage::incremental::IncrementalCheckpointMetadata;
 use laminar_storage::vfs::sim::SimDisk;
@@ -73,13 +74,18 @@ fn subjects() -> &'static [Subject] {
     MADE.get_or_init(|| reference_stores().iter().map(made).collect())
 }
 
-/// `CURRENT` and `CLOSED`, in every other case with a checksum that fits. What is accepted is written again
-/// as it was.
+/// `CURRENT`, `CLOSED` and `SYNCED`, in every other case with a checksum that fits. What is accepted is written
+/// again as it was.
 fn small(data: &[u8]) {
     let Some((mode, data)) = data.split_first() else { return };
     let mut bytes = data.to_vec();
     if mode & 1 == 1 {
-        mend(Path::new(if mode & 2 == 2 { "CURRENT" } else { "CLOSED" }), 0, &mut bytes);
+        let name = match mode & 6 {
+            2 => "CURRENT",
+            4 => "SYNCED",
+            _ => "CLOSED",
+        };
+        mend(Path::new(name), 0, &mut bytes);
     }
     if let Ok(current) = Current::decode(&bytes) {
         assert!(bytes.starts_with(current.encode().get(..8).unwrap_or_default()));
@@ -87,6 +93,9 @@ fn small(data: &[u8]) {
     }
     if let Some(closed) = Closed::decode(&bytes) {
         assert!(bytes.starts_with(&closed.encode()), "{closed:?}");
+    }
+    for synced in Synced::decode_all(&bytes) {
+        assert_eq!(Synced::decode(&synced.encode()), Some(synced));
     }
 }
 
@@ -165,6 +174,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
             let with_mode = |mode: u8| [&[mode], bytes.as_slice()].concat();
             let kept = match name {
                 "small" if text.ends_with("CURRENT") || text.ends_with("CLOSED") => Some(with_mode(3)),
+                "small" if text.ends_with("SYNCED") => Some(with_mode(5)),
                 "frame" if text.ends_with(".log") => {
                     Some(with_mode(1).into_iter().take(700).collect::<Vec<u8>>())
                 }

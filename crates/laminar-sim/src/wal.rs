@@ -14,7 +14,7 @@ use laminar_storage::per_core_wal::{
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 
-use crate::driver::{Scenario, is_full};
+use crate::driver::Scenario;
 use crate::log::Log;
 use crate::oracle::State;
 
@@ -370,7 +370,7 @@ impl Scenario for WalScenario {
         log.model().check(&self.find(&vfs)?)?;
         // It may want for space to begin a new incarnation.
         match self.open(&vfs) {
-            Err(error) if !is_full(error.detail().io_error()) => return Err(format!("open: {error}")),
+            Err(error) if !error.detail().is_out_of_space() => return Err(format!("open: {error}")),
             _ => {}
         }
         log.model().check(&self.find(&vfs)?).map(drop)

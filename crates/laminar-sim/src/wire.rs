@@ -1,8 +1,7 @@
 //! Segments as bytes: where their frames are, and checksums that fit again after bytes were changed, so
 //! that the checks behind the checksums are reached.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use laminar_storage::format::checksum::crc32c;
 use laminar_storage::format::closed::CLOSED_LEN;
@@ -11,6 +10,7 @@ use laminar_storage::format::frame::{FRAME_HEADER_LEN, frame_len};
 use laminar_storage::format::manifest::seal;
 use laminar_storage::format::segment_header::{SEGMENT_HEADER_LEN, SEGMENT_MAGIC, frame_salt};
 use laminar_storage::format::state_file::{FOOTER_LEN, FileIdentity, HEADER_LEN};
+use laminar_storage::format::synced::SLOT_LEN;
 use laminar_storage::ids::{CheckpointId, CoreId, Incarnation, SegmentNumber, StoreId};
 use laminar_storage::incremental::layout::parse_state_file_name;
 
@@ -51,28 +51,6 @@ pub fn frames(segment: &[u8]) -> Vec<std::ops::Range<usize>> {
     found
 }
 
-/// Core and number of a segment, of its name.
-fn segment_name(path: &Path) -> Option<(u16, u64)> {
-    let name = path.file_name()?.to_str()?.strip_prefix("wal-")?.strip_suffix(".log")?;
-    let mut parts = name.split('.');
-    let (core, number) = (parts.next()?.parse().ok()?, parts.nth(1)?);
-    Some((core, u64::from_str_radix(number, 16).ok()?))
-}
-
-/// The newest segment of every core.
-#[must_use]
-pub fn last_segments(files: &[(PathBuf, u64)]) -> Vec<PathBuf> {
-    let mut last: BTreeMap<u16, (u64, &Path)> = BTreeMap::new();
-    for (path, _) in files {
-        if let Some((core, number)) = segment_name(path)
-            && last.get(&core).is_none_or(|newest| number > newest.0)
-        {
-            last.insert(core, (number, path));
-        }
-    }
-    last.into_values().map(|(_, path)| path.to_owned()).collect()
-}
-
 /// Makes the checksums of a file fit its bytes, as far as it can be made out what they are. `store` is
 /// the identity that salts a state file.
 pub fn mend(path: &Path, store: u64, bytes: &mut Vec<u8>) {
@@ -80,6 +58,7 @@ pub fn mend(path: &Path, store: u64, bytes: &mut Vec<u8>) {
     let done = match name {
         "CURRENT" => mend_end(bytes, CURRENT_LEN),
         "CLOSED" => mend_end(bytes, CLOSED_LEN),
+        "SYNCED" => bytes.chunks_exact_mut(SLOT_LEN).try_for_each(|slot| mend_end(slot, SLOT_LEN)),
         "metadata.json" => mend_manifest(bytes),
         _ if name.ends_with(".log") => mend_segment(bytes),
         _ => parse_state_file_name(name).and_then(|(checkpoint, core, part)| {

@@ -119,6 +119,13 @@ impl Detail {
     pub fn io_error(&self) -> Option<&io::Error> {
         self.source.as_deref()
     }
+
+    /// True when the file system, or what this user may have of it, is full.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        let full = |error: &io::Error| is_full(error.kind());
+        self.io_error().is_some_and(full)
+    }
 }
 
 impl fmt::Display for Detail {
@@ -158,6 +165,10 @@ impl std::error::Error for Detail {
     }
 }
 
+fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Shorthand for the detail of a failed file operation.
 pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) -> Detail {
     let too_many =
@@ -168,7 +179,7 @@ pub(crate) fn io_detail(action: &'static str, path: &Path, source: io::Error) ->
              nothing acknowledged is lost"
         }
         io::ErrorKind::PermissionDenied => "Give this user read and write permission, then open again",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        full if is_full(full) => {
             "Free space on this file system, then open again; nothing acknowledged is lost"
         }
         io::ErrorKind::FileTooLarge => {

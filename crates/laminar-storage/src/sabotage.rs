@@ -108,6 +108,8 @@ sabotages! {
         "laminar-sim/faults" "what_a_recovery_gave_up_is_not_completed_by_zeros"
     6 ReadErrorIsEnd "a read that fails counts as the end of the log"
         "laminar-sim/faults" "every_scenario_survives_faults"
+    6 SyncNotNoted "how far the log was synced is not noted before it is acknowledged"
+        "laminar-sim/damage" "damage_to_a_killed_store_is_an_error_or_harmless"
     6 DamageIsEnd "damage in the last segment counts as a torn tail"
         "laminar-storage/contract_per_core_wal" "a_reader_tells_a_torn_tail_from_damage"
     7 OldSegmentContinued "an opening goes on at the end of the newest file of the one before"

@@ -13,7 +13,7 @@ use laminar_storage::per_core_wal::{
 };
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::SimDisk;
-use laminar_storage::{CheckpointId, Epoch, Opened, Settings, Store, StoreError};
+use laminar_storage::{CheckpointId, Epoch, Health, Opened, Settings, Store, StoreError};
 
 /// The log was read before its lock was taken, and what its owner appended meanwhile was cut off.
 #[test]
@@ -372,10 +372,12 @@ fn an_opening_that_fails_for_want_of_space_leaves_nothing_behind() {
     let wal = std::path::Path::new("/s/wal");
     let names = || disk.read_dir(wal).unwrap().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let before = names();
-    for budget in [100, 1000, 500_000, 1_500_000, 2_500_000] {
+    for budget in [0, 20, 100, 1000, 500_000, 1_500_000, 2_500_000] {
         disk.set_capacity(Some(budget));
-        let error = builder().open().unwrap_err();
-        assert!(matches!(error, StoreError::Io(_)), "{error}");
+        let opened = builder().open().unwrap();
+        let health = opened.store.health();
+        assert!(matches!(&health, Health::Poisoned(cause) if cause.detail().is_out_of_space()), "{health:?}");
+        drop(opened);
         assert_eq!(names(), before, "{budget}");
     }
     disk.set_capacity(None);

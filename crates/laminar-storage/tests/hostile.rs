@@ -46,6 +46,35 @@ fn write_until_error(opened: &mut Opened) -> (Epoch, StoreError) {
     unreachable!("the loop ends with an error only")
 }
 
+/// A store that stopped because the disk was full has to start without space, or whoever restarts it has nothing. Again and
+/// again, it has the state, and refuses every change with the cause.
+fn reads_without_a_free_byte(disk: &SimDisk, reader: &StateReader) {
+    disk.set_capacity(Some(0));
+    for _ in 0..3 {
+        let Opened { store, mut cores, report } = on(disk).open().unwrap();
+        assert_eq!(report.recovery_point, reader.report().recovery_point);
+        assert_eq!((report.keys, cores[0].len() as u64), (reader.report().keys, reader.report().keys));
+        assert!(cores[0].iter().all(|(key, value)| reader.get(key) == Some(value)));
+        assert_eq!(cores[0].source_offsets(), &reader.report().source_offsets);
+        store.wait_durable(report.recovery_point).unwrap();
+        let is_full = |error: StoreError| {
+            let text = error.to_string();
+            assert!(matches!(error, StoreError::Poisoned(_)) && error.detail().is_out_of_space(), "{text}");
+            assert!(text.contains("/store/wal") && text.contains("Free space"), "{text}");
+        };
+        is_full(cores[0].put(b"k", b"v").unwrap_err());
+        is_full(cores[0].try_put(b"k", b"v").unwrap_err());
+        is_full(cores[0].delete(b"k").unwrap_err());
+        is_full(cores[0].seal_epoch().unwrap_err());
+        is_full(store.checkpoint().unwrap_err());
+        is_full(store.savepoint("/saved").unwrap_err());
+        assert!(on(disk).open().is_err_and(|error| matches!(error, StoreError::Locked(_))));
+        let Health::Poisoned(cause) = store.health() else { panic!("{:?}", store.health()) };
+        is_full(cause);
+        is_full(store.close().unwrap_err());
+    }
+}
+
 #[test]
 fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     for budget in [0, 100, 5_000, 40_000, 70_000, 200_000] {
@@ -65,6 +94,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         // Looking needs no space at all.
         let reader = StateReader::open_with("/store", Arc::new(disk.clone())).unwrap();
         assert!(reader.report().recovery_point >= acked, "budget {budget}");
+        reads_without_a_free_byte(&disk, &reader);
         // With space again the store goes on from everything acknowledged.
         disk.set_capacity(None);
         let opened = on(&disk).open().unwrap();

@@ -9,13 +9,12 @@ use crate::store::{Do, StoreScenario, small_settings};
 pub struct Reference {
     /// What was done.
     pub scenario: StoreScenario,
-    /// Whether it was killed before anything testified to its last sync: the one situation in which
-    /// damage of the end of a log may cost acknowledged epochs (README, Limits).
-    pub unwitnessed: bool,
+    /// Whether it was killed right after an acknowledgement, when no later frame testified to it.
+    pub killed: bool,
 }
 
 fn reference(name: &str, cores: u16, settings: Settings, script: Vec<Do>) -> Reference {
-    let unwitnessed = script.last() == Some(&Do::Ack);
+    let killed = script.last() == Some(&Do::Ack);
     let scenario = StoreScenario {
         name: name.to_owned(),
         cores,
@@ -25,7 +24,7 @@ fn reference(name: &str, cores: u16, settings: Settings, script: Vec<Do>) -> Ref
         router: None,
         script,
     };
-    Reference { scenario, unwitnessed }
+    Reference { scenario, killed }
 }
 
 /// One epoch, durable: puts, a delete, an offset and a watermark.

@@ -1,12 +1,14 @@
 //! Opening a store on a disk, and what it holds there, by two ways: as its owner and as a reader.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use laminar_storage::error::Detail;
 use laminar_storage::ids::Epoch;
 use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
-use laminar_storage::{DigestCheck, Opened, Router, Settings, StateReader, Store, StoreError};
+use laminar_storage::{DigestCheck, Health, Opened, Router, Settings, StateReader, Store, StoreError};
 
 use super::{DIR, small_settings};
 use crate::oracle::{CoreView, Model, Recovered, State};
@@ -107,6 +109,31 @@ fn look(vfs: &Arc<dyn Vfs>, disk: &SimDisk) -> Result<Option<StateReader>, Strin
         return Err("WRONG: a reader changed the disk".into());
     }
     Ok(seen)
+}
+
+/// Whether this opening could do nothing without space: where there is a log already, only one that lays the state out
+/// anew, which makes a checkpoint. Any other has to show what is there.
+pub(super) fn needs_space(disk: &SimDisk, error: &Detail) -> bool {
+    let current = Path::new(DIR).join("wal/CURRENT");
+    let has_log = disk.kind(&current).is_ok_and(|kind| kind.is_some());
+    let checkpoints = Path::new(DIR).join("checkpoints");
+    let lays_out = error.path().is_some_and(|path| path.starts_with(checkpoints));
+    error.is_out_of_space() && (!has_log || lays_out)
+}
+
+/// Whether a store that was opened without space says so when it is to be changed.
+pub(super) fn refuses_changes(opened: &mut Opened) -> Result<(), String> {
+    if matches!(opened.store.health(), Health::Running) {
+        // What the opening swept away made room for a log.
+        return Ok(());
+    }
+    for core in &mut opened.cores {
+        match core.put(b"on a full disk", b"") {
+            Err(StoreError::Poisoned(detail)) if detail.is_out_of_space() => {}
+            other => return Err(format!("WRONG: a change without a log: {other:?}")),
+        }
+    }
+    Ok(())
 }
 
 /// Whether what was acknowledged is there when the power goes now and nothing arrives that was not synced.

@@ -8,7 +8,7 @@ use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
 use laminar_storage::{Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError};
 
-use crate::driver::{Scenario, is_full};
+use crate::driver::Scenario;
 use crate::log::Log;
 use crate::oracle::{Model, Recovered};
 
@@ -17,7 +17,10 @@ mod random;
 mod savepoints;
 mod scripts;
 
-use check::{look_for, open_routed, recovered_routed, same_as_reader, seen_by, survives_power_cut};
+use check::{
+    look_for, needs_space, open_routed, recovered_routed, refuses_changes, same_as_reader, seen_by,
+    survives_power_cut,
+};
 pub use check::{open, recovered};
 pub use random::random_scenario;
 pub use scripts::store_scenarios;
@@ -529,8 +532,11 @@ impl Scenario for StoreScenario {
         }
         let cores = self.cores_to_recover(log.model());
         match open_routed(vfs, cores, &self.settings, self.router()) {
-            Ok(opened) => log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0),
-            Err(StoreError::Io(detail)) if is_full(detail.io_error()) => Ok(()),
+            Ok(mut opened) => {
+                log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0)?;
+                refuses_changes(&mut opened)
+            }
+            Err(StoreError::Io(detail)) if needs_space(disk, &detail) => Ok(()),
             Err(error) => Err(format!("open: {error}")),
         }
     }

@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod record;
 pub mod segment_header;
 pub mod state_file;
+pub mod synced;
 
 /// Longest key in bytes.
 pub const MAX_KEY_LEN: usize = u16::MAX as usize;

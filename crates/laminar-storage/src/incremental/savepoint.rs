@@ -12,7 +12,6 @@
 //! A failure removes what was begun and touches nothing of the store: it poisons nobody.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -416,13 +415,10 @@ fn with_suffix(target: &Path) -> PathBuf {
 fn beside_the_store(error: IncrementalCheckpointError) -> IncrementalCheckpointError {
     match error {
         IncrementalCheckpointError::Io(detail) => {
-            let remedy = match detail.io_error().map(io::Error::kind) {
-                Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                    "Free space on this file system, then make the savepoint again; the store goes on."
-                }
-                _ => {
-                    "Remove the cause, or choose another place, then make the savepoint again; the store goes on."
-                }
+            let remedy = if detail.is_out_of_space() {
+                "Free space on this file system, then make the savepoint again; the store goes on."
+            } else {
+                "Remove the cause, or choose another place, then make the savepoint again; the store goes on."
             };
             IncrementalCheckpointError::Io(Box::new(detail.remedy(remedy)))
         }

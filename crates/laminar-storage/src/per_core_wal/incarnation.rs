@@ -1,16 +1,20 @@
 //! Beginning a new incarnation of a log: fresh segments for all cores, nothing appended to old ones.
 //!
-//! Order (invariants I2, I5, I6): what the survey exposed is synced; every core's first segment is
-//! created and synced; the directory is synced; `CURRENT` is replaced. Only then may a record be
-//! written. A crash at any point leaves the same recovery point as before, because until `CURRENT` is
-//! replaced the new segments hold no record, and their headers say the same cut.
+//! Order (invariants I2, I5, I6): what the survey exposed is synced; the new `CURRENT` is written under another
+//! name and synced; every core's first segment is created and synced; the directory is synced; `CURRENT` is
+//! replaced. Only then may a record be written. A crash at any point leaves the same recovery point as before,
+//! because until `CURRENT` is replaced the new segments hold no record, and their headers say the same cut.
+//!
+//! What needs space comes before the directory is synced, so that a full disk takes nothing back that was durable,
+//! and what is synced first needs none: on a full disk the state that was found is as durable as on any other.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::PerCoreWalError;
+use super::evidence::Evidence;
 use super::names::take_back;
-use super::recovery::identity::{CLOSED, CURRENT};
+use super::recovery::identity::{CLOSED, CURRENT, SYNCED};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::{SegmentName, SegmentPolicy, create_segment, list_segments};
 use super::writer::CoreWalWriter;
@@ -22,7 +26,7 @@ use crate::format::segment_header::{Predecessor, SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, WalPosition};
 use crate::parallel::in_parallel;
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, write_all_at};
+use crate::vfs::{Access, Vfs, VfsFile, read_exact_at, replace_file_durably, stage_file, write_all_at};
 
 /// Bytes that are written again at a time.
 const REWRITE_CHUNK: usize = 256 << 10;
@@ -74,8 +78,9 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 }
 
 /// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
-/// changes nothing; zeros behind everything there is, as written ahead, make the system write the file's
-/// length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
+/// changes nothing; a hole behind everything there is, which reads as zeros do that are written ahead, makes the system
+/// write the file's length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
+/// Neither takes any space.
 ///
 /// Where the file ends within a frame, it is cut to its whole ones instead. The zeros could be just the bytes that are
 /// missing, and what this recovery gave up would be there for the next one.
@@ -97,7 +102,7 @@ fn write_again(segment: &Segment, file: &dyn VfsFile) -> std::io::Result<()> {
         return file.set_len(segment.len);
     }
     if segment.proven < segment.len {
-        write_all_at(file, &[0; FRAME_ALIGN], segment.file_len)?;
+        file.set_len(segment.file_len + FRAME_ALIGN as u64)?;
     }
     Ok(())
 }
@@ -134,11 +139,21 @@ pub(crate) fn begin(
         return continue_old_segments(policy, survey, beginning);
     }
     let vfs = policy.vfs.as_ref();
+    let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
+    let header = |core| first_header(survey, beginning, store_id, CoreId(core));
+    let headers: Vec<_> = (0..beginning.core_count).map(header).collect();
     let incarnation = survey.max_incarnation.next();
-    let headers =
-        (0..beginning.core_count).map(|core| first_header(survey, beginning, store_id, CoreId(core)));
-    let created = Mutex::new(Vec::new());
+    let current = Current { store_id, incarnation, core_count: beginning.core_count };
+    let (staged, _) = stage_file(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
+    let (noting, evidence) = match Evidence::stage(policy, beginning.mode, &headers) {
+        Ok(staged) => staged.unzip(),
+        Err(error) => {
+            take_back(vfs, &staged);
+            return Err(io(error));
+        }
+    };
+    let created = Mutex::new(noting.iter().chain([&staged]).cloned().collect::<Vec<_>>());
     let create = |header| {
         let (path, file) = create_segment(vfs, &policy.dir, &header, policy.preallocation)?;
         created.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
@@ -151,10 +166,10 @@ pub(crate) fn begin(
         created.iter().for_each(|path| take_back(vfs, path));
         PerCoreWalError::io("could not create a segment", &policy.dir, error)
     })?;
+    let noted = SegmentPolicy { evidence: evidence.map(Arc::new), ..policy.clone() };
     let writer =
-        |(header, path, file)| CoreWalWriter::start(policy.clone(), header, path, file, beginning.epoch);
+        |(header, path, file)| CoreWalWriter::start(noted.clone(), header, path, file, beginning.epoch);
     let writers: Vec<_> = segments.into_iter().map(writer).collect();
-    let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
     let skip = sabotaged(Sabotage::SegmentNameNotSynced);
     if let Err(error) = if skip { Ok(()) } else { policy.names.sync(vfs, &policy.dir) } {
         writers.iter().for_each(|writer| take_back(vfs, writer.path()));
@@ -164,8 +179,12 @@ pub(crate) fn begin(
         // What was closed before is given up now, and must not be missed later.
         remove_evidence(policy).map_err(io)?;
     }
-    let current = Current { store_id, incarnation, core_count: beginning.core_count };
-    replace_file_durably(vfs, &policy.dir, CURRENT, &current.encode()).map_err(io)?;
+    // In this order: until the incarnation is established, what is known of the one before still counts.
+    vfs.rename(&staged, &policy.dir.join(CURRENT)).map_err(io)?;
+    if let Some(noting) = noting {
+        vfs.rename(&noting, &policy.dir.join(SYNCED)).map_err(io)?;
+    }
+    vfs.sync_dir(&policy.dir).map_err(io)?;
     sweep(policy, survey, beginning.reset)?;
     Ok(writers)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::config::PerCoreWalConfig;
 use super::entry::PerCoreWalEntry;
 use super::error::PerCoreWalError;
+use super::evidence::testify;
 use super::incarnation::{Beginning, begin, make_durable, refuse_last_ids};
 use super::merge::MergedEntries;
 use super::recovery::cursor::CoreCursor;
@@ -79,6 +80,7 @@ impl PerCoreWalManager {
             void_above: Epoch::MAX,
             reset: false,
         };
+        Self::secure(&config, &survey)?;
         Self::begin(config, lock, &survey, beginning)
     }
 
@@ -115,7 +117,14 @@ impl PerCoreWalManager {
         Ok((lock, survey))
     }
 
-    /// Begins a new incarnation on a surveyed log.
+    /// Makes durable what a survey found, so that a new incarnation may begin on it, now or another time. It takes no
+    /// space.
+    pub(crate) fn secure(config: &PerCoreWalConfig, survey: &Survey) -> Result<(), PerCoreWalError> {
+        refuse_last_ids(config.vfs().as_ref(), &config.base_dir, survey)?;
+        make_durable(config.vfs(), &config.base_dir, survey)
+    }
+
+    /// Begins a new incarnation on a surveyed log that is secured.
     pub(crate) fn begin(
         config: PerCoreWalConfig,
         lock: Arc<dyn Debug + Send + Sync>,
@@ -128,9 +137,8 @@ impl PerCoreWalManager {
             segment_size: config.segment_size,
             preallocation: config.preallocation,
             names: Arc::default(),
+            evidence: None,
         };
-        refuse_last_ids(policy.vfs.as_ref(), &policy.dir, survey)?;
-        make_durable(&policy.vfs, &policy.dir, survey)?;
         let writers = begin(&policy, survey, beginning)?;
         let start = survey.high_water().1.max(beginning.after);
         Ok(Self { config, policy, writers, epoch: beginning.epoch, start, lock })
@@ -412,6 +420,9 @@ pub(crate) fn sync_writers(writers: &mut [CoreWalWriter]) -> Result<(), PerCoreW
         if let Some(Err(error)) = writers.get_mut(index).map(|writer| writer.finish_sync(result)) {
             failure.get_or_insert(error);
         }
+    }
+    if !files.is_empty() {
+        testify(writers);
     }
     failure.map_or(Ok(()), Err)
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::evidence::Evidence;
 use super::names::{Names, take_back};
 use crate::format::MAX_CORES;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
@@ -19,6 +20,8 @@ pub(crate) struct SegmentPolicy {
     pub(crate) preallocation: u64,
     /// Shared by all who change names in `dir`.
     pub(crate) names: Arc<Names>,
+    /// Where the writers of this incarnation note what they have synced, if they do.
+    pub(crate) evidence: Option<Arc<Evidence>>,
 }
 
 /// The ids that a segment's file name is made of: `wal-{core}.{incarnation}.{number}.log`.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
+use super::evidence::testify;
 use super::limits;
 use super::names;
 use super::recovery::identity::read_current;
@@ -203,6 +204,7 @@ impl CoreWalWriter {
         if let Some(file) = self.prepare_sync()? {
             let result = file.sync_data();
             self.finish_sync(result)?;
+            testify(std::slice::from_ref(self));
         }
         Ok(())
     }
@@ -357,7 +359,7 @@ impl CoreWalWriter {
         Ok((self.synced < self.written).then(|| Arc::clone(&self.file)))
     }
 
-    /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended.
+    /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended. Whoever calls it calls [`testify`] next.
     pub(crate) fn finish_sync(&mut self, result: std::io::Result<()>) -> Result<(), PerCoreWalError> {
         let retry = sabotaged(Sabotage::SyncRetried) && result.is_err();
         let result = if retry { self.file.sync_data() } else { result };

@@ -165,6 +165,9 @@ impl StoreBuilder {
 
     /// Opens the store, creating the directory when it is missing, and recovers its state.
     ///
+    /// On a full disk an existing store opens to be read: [`crate::Health::Poisoned`] is its health, with that cause, and
+    /// every change is refused with it. Free space and open it again to go on.
+    ///
     /// # Errors
     /// `InvalidInput` for a setting out of bounds, `Locked` when the store is open elsewhere,
     /// `Corruption` or `NewerFormat` when what is there (or the savepoint) cannot be recovered exactly, `Io`,

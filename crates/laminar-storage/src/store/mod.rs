@@ -35,7 +35,7 @@ pub use router::Router;
 pub use settings::Settings;
 pub use stats::{Health, Stats};
 
-use self::open::StoreLock;
+use self::open::Locks;
 use self::shared::Shared;
 use crate::ids::Epoch;
 use crate::incremental::SavepointReceipt;
@@ -63,7 +63,7 @@ pub struct Store {
     threads: Vec<JoinHandle<()>>,
     dir: PathBuf,
     /// Released last, after the threads have ended.
-    _lock: StoreLock,
+    _locks: Locks,
 }
 
 /// What it is, not what it holds.
@@ -104,13 +104,8 @@ impl Store {
         StoreBuilder::new(path.as_ref())
     }
 
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        threads: Vec<JoinHandle<()>>,
-        lock: StoreLock,
-        dir: PathBuf,
-    ) -> Self {
-        Self { shared, threads, dir, _lock: lock }
+    pub(crate) fn new(shared: Arc<Shared>, threads: Vec<JoinHandle<()>>, locks: Locks, dir: PathBuf) -> Self {
+        Self { shared, threads, dir, _locks: locks }
     }
 
     /// The directory.

@@ -45,11 +45,13 @@ use crate::vfs::{FileKind, Vfs, create_dir_durably};
 const LOCK: &str = "LOCK";
 
 /// What keeps everybody else out while it lives.
-pub(crate) type StoreLock = Box<dyn std::fmt::Debug + Send + Sync>;
+type StoreLock = Box<dyn std::fmt::Debug + Send + Sync>;
 
 /// The locks of a store's three directories.
+#[derive(Debug)]
 pub(crate) struct Locks {
-    store: StoreLock,
+    /// Held, and never looked at.
+    _store: StoreLock,
     wal: Arc<dyn std::fmt::Debug + Send + Sync>,
     pub(crate) checkpoints: Arc<dyn std::fmt::Debug + Send + Sync>,
 }
@@ -142,7 +144,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let lock = lock_store(vfs, &layout)?;
     // All locks come before the first look, so that nobody can add to what was seen.
     let locks = Locks {
-        store: lock,
+        _store: lock,
         wal: lock_directory(&builder.wal_config(&layout))?,
         checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints).map_err(held)?,
     };
@@ -398,6 +400,9 @@ fn digest_mismatch(builder: &StoreBuilder, located: &Located, core: Option<usize
 }
 
 /// Begins a new incarnation on what was found, and starts the background work.
+///
+/// On a full disk there is none to begin: then the state that was found, which is durable, is handed out to be read, and
+/// the store is poisoned from the start.
 fn begin(
     builder: &StoreBuilder,
     layout: &Layout,
@@ -406,38 +411,20 @@ fn begin(
     measured: Recovered,
     locks: Locks,
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
-    let vfs = builder.vfs_ref();
     let point = located.plan.point;
-    let mut manager = IncrementalCheckpointManager::open_on(
+    let manager = IncrementalCheckpointManager::open_on(
         builder.checkpoint_config(layout),
-        Arc::clone(vfs),
+        Arc::clone(builder.vfs_ref()),
         located.checkpoint.as_ref(),
-        locks.checkpoints,
+        Arc::clone(&locks.checkpoints),
     )?;
-    let wal_config = builder.wal_config(layout);
-    let beginning = Beginning {
-        core_count: builder.core_count(),
-        mode: WalMode::Epochs,
-        epoch: first_epoch(located),
-        after: located.plan.base.as_ref().map_or(Sequence::ZERO, Base::last_covered),
-        void_above: point,
-        reset: false,
+    let (writers, checkpointer, stalled) = match begin_log(builder, layout, located, &locks)? {
+        Ok(wal) => {
+            let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
+            (wal.into_writers(), Some(checkpointer), None)
+        }
+        Err(full) => (Vec::new(), None, Some(StoreError::from(full))),
     };
-    let wal = PerCoreWalManager::begin(wal_config, locks.wal, &located.plan.survey, beginning)?;
-    manager.bind_wal(wal.store_id())?;
-    manager.set_core_count(usize::from(builder.core_count()))?;
-    let cuts = (0..builder.core_count())
-        .map(CoreId)
-        .map(|core| located.plan.base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)));
-    manager.set_core_offsets(loaded.iter().map(|core| core.offsets.clone()).collect())?;
-    let found = Found {
-        survey: located.plan.survey.clone(),
-        cuts: cuts.collect(),
-        digests: loaded.iter().map(|core| core.digest).collect(),
-        point,
-        starts: wal.headers().into_iter().map(Place::beginning).collect(),
-    };
-    let checkpointer = Checkpointer::new(manager, wal.truncation_scope(), found)?;
     let mut drains = Vec::with_capacity(loaded.len());
     let mut halves = Vec::with_capacity(loaded.len());
     for mut core in loaded {
@@ -445,10 +432,14 @@ fn begin(
         drains.push(core.drain);
         halves.push((core.state, core.offsets));
     }
-    let drain = Drain::new(drains, wal.into_writers(), point);
-    let inline = !vfs.parallel();
+    let drain = Drain::new(drains, writers, point);
+    let inline = !builder.vfs_ref().parallel();
     let settings = builder.settings_ref().clone();
     let shared = Shared::new(settings, drain, checkpointer, &measured, point, halves.len(), inline);
+    if let Some(cause) = stalled {
+        tracing::error!(error = %cause, "opened to be read only: there is no space for a log");
+        shared.durable.poison(&cause);
+    }
     let shared = Arc::new(shared);
     let threads = shared.start().map_err(|e| {
         let detail = io_detail("could not start the background threads", &layout.dir, e);
@@ -458,7 +449,55 @@ fn begin(
         .into_iter()
         .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))
         .collect();
-    Ok((Store::new(shared, threads, locks.store, layout.dir.clone()), cores))
+    Ok((Store::new(shared, threads, locks, layout.dir.clone()), cores))
+}
+
+/// Makes durable what was found, and begins the new incarnation of the log. The inner error is that there is no space for
+/// it; who finds no log at all has nothing to read either, and for him it is an error like any other.
+fn begin_log(
+    builder: &StoreBuilder,
+    layout: &Layout,
+    located: &Located,
+    locks: &Locks,
+) -> Result<Result<PerCoreWalManager, PerCoreWalError>, PerCoreWalError> {
+    let (config, survey) = (builder.wal_config(layout), &located.plan.survey);
+    PerCoreWalManager::secure(&config, survey)?;
+    let beginning = Beginning {
+        core_count: builder.core_count(),
+        mode: WalMode::Epochs,
+        epoch: first_epoch(located),
+        after: located.plan.base.as_ref().map_or(Sequence::ZERO, Base::last_covered),
+        void_above: located.plan.point,
+        reset: false,
+    };
+    match PerCoreWalManager::begin(config, Arc::clone(&locks.wal), survey, beginning) {
+        Err(error) if survey.current.is_some() && error.detail().is_out_of_space() => Ok(Err(error)),
+        begun => begun.map(Ok),
+    }
+}
+
+/// What makes the checkpoints, going on from what was found.
+fn checkpointer(
+    builder: &StoreBuilder,
+    located: &Located,
+    loaded: &[Loaded],
+    mut manager: IncrementalCheckpointManager,
+    wal: &PerCoreWalManager,
+) -> Result<Checkpointer, StoreError> {
+    manager.bind_wal(wal.store_id())?;
+    manager.set_core_count(usize::from(builder.core_count()))?;
+    manager.set_core_offsets(loaded.iter().map(|core| core.offsets.clone()).collect())?;
+    let cuts = (0..builder.core_count())
+        .map(CoreId)
+        .map(|core| located.plan.base.as_ref().map_or(Sequence::ZERO, |base| base.cut(core)));
+    let found = Found {
+        survey: located.plan.survey.clone(),
+        cuts: cuts.collect(),
+        digests: loaded.iter().map(|core| core.digest).collect(),
+        point: located.plan.point,
+        starts: wal.headers().into_iter().map(Place::beginning).collect(),
+    };
+    Checkpointer::new(manager, wal.truncation_scope(), found)
 }
 
 #[cfg(test)]

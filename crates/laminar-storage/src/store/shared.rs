@@ -30,7 +30,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) durable: Durable,
     pub(crate) counters: Counters,
-    /// Ring 1 and the checkpoints; gone once the store is closed, and the directory's locks with them.
+    /// Ring 1 and the checkpoints; gone once the store is closed, and the directory's locks with them. Without space for
+    /// a log there are no checkpoints, and the store is poisoned.
     drain: Mutex<Option<Drain>>,
     cut: Mutex<DurableCut>,
     checkpointer: Mutex<Option<Checkpointer>>,
@@ -57,7 +58,7 @@ impl Shared {
     pub(crate) fn new(
         settings: Settings,
         drain: Drain,
-        checkpointer: Checkpointer,
+        checkpointer: Option<Checkpointer>,
         recovered: &Recovered,
         point: Epoch,
         cores: usize,
@@ -66,7 +67,7 @@ impl Shared {
         let counters = Counters::default();
         let bytes = drain.wal_bytes();
         counters.wal_bytes.set(bytes);
-        if let Some(newest) = checkpointer.newest() {
+        if let Some(newest) = checkpointer.as_ref().and_then(Checkpointer::newest) {
             counters.checkpoint_next.set(newest.id.next().0);
             counters.checkpoint_epoch.set(newest.epoch.0);
         }
@@ -77,7 +78,7 @@ impl Shared {
             counters,
             cut: Mutex::new(drain.cut()),
             drain: Mutex::new(Some(drain)),
-            checkpointer: Mutex::new(Some(checkpointer)),
+            checkpointer: Mutex::new(checkpointer),
             checkpoint_failure: Mutex::new(None),
             gone: (0..cores).map(|_| OnceLock::new()).collect(),
             ring1: Sleeper::default(),

@@ -101,7 +101,8 @@ impl Stats {
 pub enum Health {
     /// It writes, syncs and acknowledges.
     Running,
-    /// A write or sync failed. Reads work, nothing is acknowledged any more; reopen to recover.
+    /// A write or sync failed, or the disk was full when the store was opened. Reads work, nothing is acknowledged any
+    /// more; reopen to recover.
     Poisoned(StoreError),
     /// The durable log works, but the last automatic checkpoint failed; the log grows until one
     /// succeeds, and reopening tries again.

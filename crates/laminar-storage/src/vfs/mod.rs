@@ -234,17 +234,37 @@ pub fn create_dir_durably(vfs: &dyn Vfs, path: &Path) -> io::Result<()> {
 /// # Errors
 /// The first failing operation; the old content is then still there.
 pub fn replace_file_durably(vfs: &dyn Vfs, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (staged, _) = stage_file(vfs, dir, name, bytes)?;
+    vfs.rename(&staged, &dir.join(name))?;
+    vfs.sync_dir(dir)
+}
+
+/// Writes what is to become the file `name` in `dir` beside it, and syncs it; returns its path, to be renamed, and the
+/// file. What needs space is done then.
+///
+/// # Errors
+/// Any failure; `name` is what it was.
+pub(crate) fn stage_file(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> io::Result<(PathBuf, Arc<dyn VfsFile>)> {
     let temporary = dir.join(format!("{name}.tmp"));
     if vfs.kind(&temporary)?.is_some() {
         vfs.remove_file(&temporary)?;
     }
     let file = vfs.create_new(&temporary)?;
-    write_all_at(file.as_ref(), bytes, 0)?;
-    if !sabotaged(Sabotage::RenamedUnsynced) {
-        file.sync_data()?;
+    let skip = sabotaged(Sabotage::RenamedUnsynced);
+    let sync = || if skip { Ok(()) } else { file.sync_data() };
+    match write_all_at(file.as_ref(), bytes, 0).and_then(|()| sync()) {
+        Ok(()) => Ok((temporary, file)),
+        Err(error) => {
+            // On a full disk it only takes up room. The next one removes it, if this does not.
+            let _ = vfs.remove_file(&temporary);
+            Err(error)
+        }
     }
-    vfs.rename(&temporary, &dir.join(name))?;
-    vfs.sync_dir(dir)
 }
 
 /// The path made absolute, once, where a directory is named: files are still to be found in it after the

@@ -1,11 +1,13 @@
-//! The two small files beside the segments: which incarnation is established, and how far the log was
-//! acknowledged when it was last closed in order.
+//! The small files beside the segments: which incarnation is established, how far the log was acknowledged when
+//! it was last closed in order, and how far it was synced.
 
 use std::path::Path;
 
+use crate::format::MAX_CORES;
 use crate::format::closed::{CLOSED_LEN, Closed};
 use crate::format::current::{CURRENT_LEN, Current, CurrentFault};
 use crate::format::segment_header::HeaderFault;
+use crate::format::synced::{SLOT_LEN, Synced};
 use crate::ids::{Epoch, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::reader::header_error;
@@ -15,6 +17,9 @@ use crate::vfs::{Vfs, read_small_file};
 pub(crate) const CURRENT: &str = "CURRENT";
 /// Name of the file that names the last epoch acknowledged before an orderly end.
 pub(crate) const CLOSED: &str = "CLOSED";
+
+/// Name of the file that says how far every core's newest segment was synced.
+pub(crate) const SYNCED: &str = "SYNCED";
 
 /// Reads `CURRENT`. A damaged one is as good as none: what it says is also in the headers of the
 /// segments, and losing it alone loses nothing.
@@ -53,4 +58,16 @@ pub(crate) fn read_closed(
     };
     let closed = Closed::decode(&bytes).filter(|closed| Some(closed.store_id) == store_id);
     Ok(closed.map_or(Epoch::ZERO, |closed| closed.epoch))
+}
+
+/// Reads `SYNCED`. Slots that are missing or damaged prove nothing.
+pub(crate) fn read_synced(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<Synced>, PerCoreWalError> {
+    let path = dir.join(SYNCED);
+    match read_small_file(vfs, &path, (MAX_CORES * SLOT_LEN) as u64) {
+        Ok(bytes) => Ok(Synced::decode_all(&bytes).collect()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData) => {
+            Ok(Vec::new())
+        }
+        Err(e) => Err(PerCoreWalError::io("could not read how far the log was synced", &path, e)),
+    }
 }

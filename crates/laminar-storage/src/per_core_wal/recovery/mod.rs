@@ -15,6 +15,7 @@ pub(crate) mod cursor;
 pub(crate) mod identity;
 pub(crate) mod manager;
 pub(crate) mod plan;
+mod refusal;
 pub(crate) mod repair;
 pub(crate) mod survey;
 pub(crate) mod tail;

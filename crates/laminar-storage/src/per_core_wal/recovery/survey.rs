@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cases::{Case, End, Facts, Verdict};
-use super::identity::{CURRENT, read_closed, read_current};
+use super::identity::{CURRENT, read_closed, read_current, read_synced};
+use super::refusal::{foreign, refused};
 use super::tally::Tally;
 use crate::error::Detail;
 use crate::format::current::Current;
 use crate::format::frame::FrameFault;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
+use crate::format::synced::Synced;
 use crate::ids::{CoreId, Epoch, Incarnation, SegmentNumber, Sequence, StoreId, TimestampNs};
 use crate::parallel::in_parallel;
 use crate::per_core_wal::error::PerCoreWalError;
@@ -162,6 +164,8 @@ impl Survey {
                 return Err(io("could not open the log directory", std::io::ErrorKind::NotADirectory.into()));
             }
         }
+        // Before anything is listed or read: beside a store that goes on, the log has at least what is noted.
+        let synced = read_synced(vfs.as_ref(), dir)?;
         let mut names =
             list_segments(vfs.as_ref(), dir).map_err(|e| io("could not list the log directory", e))?;
         // What was begun after the ends were noted is still being written.
@@ -175,7 +179,7 @@ impl Survey {
         survey.max_incarnation =
             survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
         let store_id = survey.find_store_id(vfs, dir, &names)?;
-        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id, watch };
+        let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id, synced, watch };
         survey.store_id = walk.store_id;
         survey.closed = read_closed(vfs.as_ref(), dir, store_id)?;
         let mut per_core: Vec<Vec<SegmentName>> = Vec::new();
@@ -343,6 +347,7 @@ struct Walk<'a> {
     covered: Coverage<'a>,
     ends: &'a [LogEnd],
     store_id: Option<StoreId>,
+    synced: Vec<Synced>,
     watch: &'a Watch,
 }
 
@@ -477,7 +482,11 @@ impl Walk<'_> {
         self.watch.replayed(frames.offset() - watched);
         let len = frames.offset();
         let rest = frames.examine_rest().map_err(read)?;
+        // Whoever reads up to a given end, that of a successor or one that was noted, knows better.
+        let is_given = successor.is_some() || growing.is_some();
+        let synced = if is_given { 0 } else { self.synced(&header) };
         let end = match (&fault, rest.witness) {
+            _ if len < synced => End::Damaged,
             _ if limit > file_len => End::Torn,
             (None, _) => End::Clean,
             (Some(_), Some(_)) if sabotaged(Sabotage::DamageIsEnd) => End::Torn,
@@ -510,6 +519,11 @@ impl Walk<'_> {
         let ends_in_frame = dropped > 0 && fault == Some(FrameFault::Short);
         let segment = tally.segment(path, header, len, file_len, case.label, dropped);
         Ok(Some(Segment { start, ends_in_frame, ..segment }))
+    }
+
+    /// Bytes of a segment that `SYNCED` testifies to have been synced.
+    fn synced(&self, header: &SegmentHeader) -> u64 {
+        self.synced.iter().find(|synced| synced.is_of(header)).map_or(0, |synced| synced.len)
     }
 
     /// Judges a segment without a readable header.
@@ -562,34 +576,6 @@ impl Walk<'_> {
                 .remedy("Restore the missing file; without it acknowledged changes would be lost."),
         ))
     }
-}
-
-fn refused(case: &Case, path: &Path, offset: u64, core: CoreId, epoch: Epoch, what: &str) -> PerCoreWalError {
-    let mut detail = Detail::new(format!("case {}: {}{what}", case.label, case.meaning))
-        .at_path(path)
-        .at_offset(offset)
-        .on_core(core)
-        .remedy(
-            "This is damage, not a crash: restore the file from a copy, or read what is left with \
-             PerCoreWalReader. Nothing was changed.",
-        );
-    if epoch != Epoch::ZERO {
-        detail = detail.in_epoch(epoch);
-    }
-    if case.label == 'F' {
-        return PerCoreWalError::SegmentNotFound(Box::new(detail));
-    }
-    PerCoreWalError::corrupted(detail)
-}
-
-fn foreign(path: &Path, header: &SegmentHeader) -> PerCoreWalError {
-    PerCoreWalError::corrupted(
-        Detail::new(format!("this segment belongs to another log ({:016x})", header.store_id.0))
-            .at_path(path)
-            .at_offset(0)
-            .on_core(header.core)
-            .remedy("Put back the file that belongs here; nothing was changed."),
-    )
 }
 
 #[cfg(test)]

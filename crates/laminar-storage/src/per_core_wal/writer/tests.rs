@@ -32,6 +32,7 @@ fn positions_go_beyond_4_gib() {
         segment_size: 1 << 20,
         preallocation: 0,
         names: Arc::default(),
+        evidence: None,
     };
     let (path, file) = create_segment(&disk, Path::new("/"), &header, 0).unwrap();
     let mut writer = CoreWalWriter::start(policy, header, path, file, Epoch(2));

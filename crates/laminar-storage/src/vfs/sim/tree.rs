@@ -35,6 +35,12 @@ pub(super) enum DataChange {
 }
 
 impl DataChange {
+    /// Whether this is an atom of just these bytes: one that is written again in place is one item, its last version, or a
+    /// file that is never synced would have more and more of them.
+    fn is_replaced_by(&self, at: u64, bytes: usize) -> bool {
+        matches!(self, Self::Atom { offset, len, .. } if (*offset, *len) == (at, bytes))
+    }
+
     pub(super) fn apply(&self, content: &mut Content) {
         match self {
             Self::Atom { offset, data, start, len } => content.put(*offset, &data[*start..start + len]),
@@ -73,6 +79,7 @@ impl FileNode {
             let room = SECTOR - at % SECTOR;
             let len = super::content::in_memory(room).min(bytes.len() - start);
             let change = DataChange::Atom { offset: at, data: Arc::clone(&data), start, len };
+            self.pending.retain(|earlier| !earlier.change.is_replaced_by(at, len));
             self.pending.push(DataItem { op, change });
             start += len;
         }

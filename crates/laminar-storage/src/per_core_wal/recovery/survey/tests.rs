@@ -198,6 +198,7 @@ fn an_unreadable_first_segment_is_refused_once_it_was_established() {
         covered: Coverage::Unknown,
         ends: &[],
         store_id: Some(header.store_id),
+        synced: Vec::new(),
         watch: &Watch::default(),
     };
     let error = vfs_only.unreadable(names[1], false, true, 0, &path_of(names[1])).unwrap_err();
@@ -257,8 +258,16 @@ fn a_reset_counts_once_current_names_it_or_a_record_stands_in_it() {
     let interrupted = |segment: &Segment, current: Option<Current>| {
         let covered = Coverage::UpTo(&|_| Sequence::ZERO);
         let dir = Path::new("/wal");
-        let walk =
-            Walk { vfs: &disk, dir, current, covered, ends: &[], store_id: None, watch: &Watch::default() };
+        let walk = Walk {
+            vfs: &disk,
+            dir,
+            current,
+            covered,
+            ends: &[],
+            store_id: None,
+            synced: Vec::new(),
+            watch: &Watch::default(),
+        };
         walk.is_interrupted_reset(segment)
     };
     let mut reset = segment(0, 3);

@@ -1,0 +1,131 @@
+//! Evidence of how far every core's log was synced, in a file of its own beside the segments.
+//!
+//! The end of a log has nothing behind it that testifies for it: damage there looks like a torn write. So whoever
+//! syncs the logs of a `Store` says so here, before it is acknowledged (invariant I9). It costs one write to a file that
+//! is there already, and no sync: what is written outlives the process, and that is when nothing else testifies yet.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::recovery::identity::SYNCED;
+use super::segment::SegmentPolicy;
+use super::writer::CoreWalWriter;
+use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader, WalMode};
+use crate::format::synced::Synced;
+use crate::sabotage::{Sabotage, sabotaged};
+use crate::vfs::{VfsFile, stage_file, write_all_at};
+
+/// Where the writers of one incarnation note what they synced, each in its own slot.
+#[derive(Debug)]
+pub(crate) struct Evidence {
+    file: Arc<dyn VfsFile>,
+    /// A note could not be written; there will be none any more.
+    failed: AtomicBool,
+}
+
+impl Evidence {
+    /// Writes and syncs the file for segments that hold only their headers, under the name that it is to be renamed
+    /// from. Always a new file: a copy of the directory may share the old one by a hard link. A plain log has none: of
+    /// that, what is behind the last good frame was torn off, whatever it was.
+    pub(crate) fn stage(
+        policy: &SegmentPolicy,
+        mode: WalMode,
+        headers: &[SegmentHeader],
+    ) -> io::Result<Option<(PathBuf, Self)>> {
+        if mode == WalMode::Plain {
+            return Ok(None);
+        }
+        let slot = |header: &SegmentHeader| Synced::of(header, SEGMENT_HEADER_LEN as u64).encode();
+        let slots = headers.iter().map(slot).collect::<Vec<_>>().concat();
+        let (path, file) = stage_file(policy.vfs.as_ref(), &policy.dir, SYNCED, &slots)?;
+        Ok(Some((path, Self { file, failed: AtomicBool::new(false) })))
+    }
+
+    /// Notes what neighbouring cores synced, in their order. Nothing is lost without it.
+    fn note(&self, synced: impl Iterator<Item = Synced>) {
+        let mut synced = synced.peekable();
+        let Some(first) = synced.peek().copied() else { return };
+        if self.failed.load(Ordering::Relaxed) || sabotaged(Sabotage::SyncNotNoted) {
+            return;
+        }
+        let slots = synced.map(|synced| synced.encode()).collect::<Vec<_>>().concat();
+        if let Err(error) = write_all_at(self.file.as_ref(), &slots, Synced::offset(first.core)) {
+            self.failed.store(true, Ordering::Relaxed);
+            tracing::warn!(%error, core = %first.core, "could not note how far the log was synced; damage to its end may go unseen");
+        }
+    }
+}
+
+/// Leaves evidence of what these writers, of neighbouring cores in their order, have synced.
+pub(crate) fn testify(writers: &[CoreWalWriter]) {
+    if let Some(evidence) = writers.first().and_then(|first| first.policy().evidence.as_ref()) {
+        evidence.note(writers.iter().map(|writer| Synced::of(writer.header(), writer.synced_len())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::sim::{Duration, Fault, SimDisk};
+    use crate::{Opened, Settings, Store};
+
+    fn open(disk: &SimDisk) -> Opened {
+        let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+        Store::builder("/s").cores(3).settings(settings).vfs(Arc::new(disk.clone())).open().unwrap()
+    }
+
+    fn seal(opened: &mut Opened, value: &[u8]) {
+        opened.cores[1].put(b"key", value).unwrap();
+        let epochs: Vec<_> = opened.cores.iter_mut().map(|core| core.seal_epoch().unwrap()).collect();
+        opened.store.wait_durable(epochs[0]).unwrap();
+    }
+
+    /// What is noted of every core, and how long its segment is.
+    fn noted(disk: &SimDisk) -> Vec<(u64, u64)> {
+        let bytes = disk.read_file("/s/wal/SYNCED").unwrap();
+        let len = |synced: &Synced| {
+            let name = crate::per_core_wal::segment::SegmentName {
+                core: synced.core,
+                number: synced.number,
+                incarnation: synced.incarnation,
+            };
+            disk.read_file(format!("/s/wal/{}", name.file_name())).unwrap().len() as u64
+        };
+        Synced::decode_all(&bytes).map(|synced| (synced.len, len(&synced))).collect()
+    }
+
+    #[test]
+    fn what_is_acknowledged_is_noted_before() {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk);
+        assert_eq!(noted(&disk), [(SEGMENT_HEADER_LEN as u64, SEGMENT_HEADER_LEN as u64); 3]);
+        let (notes, disk2) = (Arc::new(std::sync::Mutex::new(Vec::new())), disk.clone());
+        let told = Arc::clone(&notes);
+        opened.store.on_durable(move |_| told.lock().unwrap().push(noted(&disk2)));
+        seal(&mut opened, b"value");
+        let notes = notes.lock().unwrap();
+        assert!(
+            notes[0].iter().all(|(noted, len)| noted == len && *noted > SEGMENT_HEADER_LEN as u64),
+            "{notes:?}"
+        );
+    }
+
+    /// It is evidence: an epoch counts without it, and what was noted before stands.
+    #[test]
+    fn a_note_that_fails_costs_nothing_and_is_the_last_one() {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk);
+        seal(&mut opened, b"value");
+        let before = noted(&disk);
+        // The writes of three frames, their syncs, and then the note.
+        disk.fail_op(disk.ops() + 7, Fault::Eio, Duration::Once);
+        seal(&mut opened, b"other");
+        seal(&mut opened, b"third");
+        let lens = |noted: &[(u64, u64)]| noted.iter().map(|(noted, _)| *noted).collect::<Vec<_>>();
+        assert_eq!(lens(&noted(&disk)), lens(&before));
+        drop(opened);
+        assert_eq!(open(&disk).cores[1].get(b"key"), Some(b"third".as_slice()));
+    }
+}
