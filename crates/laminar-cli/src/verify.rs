@@ -201,10 +201,15 @@ fn read_closed(bytes: &[u8]) -> Option<String> {
     Closed::decode(bytes).map(|closed| format!("closed in order at epoch {}", closed.epoch))
 }
 
-/// A file of whole slots, all of them good.
+/// A file of whole slots. They are written in place: a power cut may have torn one, and beside a running job one may be
+/// seen half written; it proves nothing then, and is no damage.
 fn read_synced(bytes: &[u8]) -> Option<String> {
-    let good = Synced::decode_all(bytes).count();
-    (good > 0 && good * SLOT_LEN == bytes.len()).then(|| format!("of {good} cores"))
+    let (good, slots) = (Synced::decode_all(bytes).count(), bytes.len() / SLOT_LEN);
+    let whole = slots > 0 && bytes.len().is_multiple_of(SLOT_LEN);
+    whole.then(|| match slots - good {
+        0 => format!("of {slots} cores"),
+        _ => format!("of {good} of {slots} cores; the others prove nothing"),
+    })
 }
 
 /// Decodes every value of the recovered state.

@@ -253,6 +253,11 @@ fn verify_checks_the_job_and_the_small_files_of_the_log() {
         let check = name.rsplit('/').next().unwrap();
         for bad in [&whole[..whole.len() - 1], &b""[..], &vec![0; whole.len()]] {
             std::fs::write(&path, bad).unwrap();
+            if check == "SYNCED" && bad.len() == whole.len() {
+                // Its slots are written in place, and a power cut may tear one.
+                assert!(desk.ok(&["verify"]).contains("the others prove nothing"));
+                continue;
+            }
             is_damaged(check, "damaged");
         }
         std::fs::remove_file(&path).unwrap();

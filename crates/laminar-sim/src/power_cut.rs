@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use laminar_sim::flags::Flags;
 use laminar_sim::power::run::{Again, Plan, again, power_cut as run};
-
-use crate::commands::Flags;
 
 const USAGE: &str = "usage:
   laminar-sim power-cut [--mounts N] [--jobs N] [--seed N] [--per-recording N] [--fs ext4|xfs]
@@ -36,7 +35,7 @@ pub fn power_cut(arguments: &[String]) -> Result<bool, String> {
         "--position=",
         "--choice=",
     ];
-    let flags = Flags::parse(arguments, &known).map_err(|e| format!("{e}\n{USAGE}"))?;
+    let flags = Flags::parse(arguments, &known, USAGE)?;
     let dir = PathBuf::from(flags.text("--dir").unwrap_or("/mnt"));
     if let Some(recording) = flags.text("--replay") {
         let position = usize::try_from(flags.number("--position", 0)?).map_err(|e| e.to_string())?;

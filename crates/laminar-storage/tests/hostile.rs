@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use laminar_storage::format::checksum::crc32c;
+use laminar_storage::format::segment_header::SEGMENT_HEADER_LEN;
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
 use laminar_storage::{Epoch, Health, Opened, Settings, StateReader, Store, StoreBuilder, StoreError};
 
@@ -100,6 +101,42 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         let opened = on(&disk).open().unwrap();
         assert!(opened.report.recovery_point >= acked, "budget {budget}");
         assert_eq!(opened.report.recovery_point, reader.report().recovery_point);
+    }
+}
+
+/// A power cut may leave an old `SYNCED`. Found by reading: a store that was then opened on a full disk said that an epoch is
+/// durable, and nothing on the disk testified to it: damage of the last frame was taken for a torn write afterwards.
+#[test]
+fn what_was_said_to_be_durable_on_a_full_disk_is_missed_when_it_is_damaged() {
+    for read_on_a_full_disk in [true, false] {
+        let disk = SimDisk::new(1);
+        let mut opened = on(&disk).open().unwrap();
+        let synced = disk.read_file("/store/wal/SYNCED").unwrap();
+        opened.cores[0].put(b"key", b"value").unwrap();
+        let epoch = opened.cores[0].seal_epoch().unwrap();
+        opened.store.wait_durable(epoch).unwrap();
+        let disk = disk.snapshot().restart();
+        drop(opened);
+        disk.overwrite("/store/wal/SYNCED", &synced).unwrap();
+        if read_on_a_full_disk {
+            disk.set_capacity(Some(0));
+            let opened = on(&disk).open().unwrap();
+            assert_eq!((opened.report.recovery_point, opened.store.durable_epoch()), (epoch, epoch));
+            drop(opened);
+            disk.set_capacity(None);
+        }
+        let segment =
+            disk.files().into_iter().map(|(path, _)| path).find(|path| path.extension().is_some()).unwrap();
+        let mut bytes = disk.read_file(&segment).unwrap();
+        bytes[SEGMENT_HEADER_LEN + 50] ^= 1;
+        disk.overwrite(&segment, &bytes).unwrap();
+        match on(&disk).open() {
+            Err(error) => {
+                assert!(read_on_a_full_disk && error.is_corruption(), "{error}");
+                assert!(error.to_string().contains("SYNCED says that"), "{error}");
+            }
+            Ok(opened) => assert!(!read_on_a_full_disk && opened.report.recovery_point < epoch),
+        }
     }
 }
 

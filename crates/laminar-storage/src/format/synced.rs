@@ -109,6 +109,19 @@ mod tests {
         assert_eq!(Synced::decode(&good[1..]), None);
     }
 
+    /// The bytes as `docs/FORMAT.md` has them.
+    #[test]
+    fn a_slot_is_laid_out_as_documented() {
+        let slot = sample().encode();
+        let number = |at: std::ops::Range<usize>| {
+            slot[at].iter().rev().fold(0_u64, |number, byte| number.wrapping_mul(256) + u64::from(*byte))
+        };
+        assert_eq!(&slot[..8], b"LMNRSYNC");
+        let fields = [8..12, 12..20, 20..28, 28..36, 36..40, 40..42, 42..60].map(number);
+        assert_eq!(fields, [1, 5, 2, 4096, 7, 3, 0]);
+        assert_eq!(slot[60..], crc32c(&slot[..60]).to_le_bytes());
+    }
+
     #[test]
     fn a_damaged_slot_costs_only_itself() {
         let other = Synced { core: CoreId(4), ..sample() };

@@ -5,17 +5,18 @@
 //! is there already, and no sync: what is written outlives the process, and that is when nothing else testifies yet.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::recovery::identity::SYNCED;
+use super::recovery::survey::Survey;
 use super::segment::SegmentPolicy;
 use super::writer::CoreWalWriter;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader, WalMode};
 use crate::format::synced::Synced;
 use crate::sabotage::{Sabotage, sabotaged};
-use crate::vfs::{VfsFile, stage_file, write_all_at};
+use crate::vfs::{Access, Vfs, VfsFile, stage_file, write_all_at};
 
 /// Where the writers of one incarnation note what they synced, each in its own slot.
 #[derive(Debug)]
@@ -55,6 +56,24 @@ impl Evidence {
             self.failed.store(true, Ordering::Relaxed);
             tracing::warn!(%error, core = %first.core, "could not note how far the log was synced; damage to its end may go unseen");
         }
+    }
+}
+
+/// Leaves evidence of what was found and synced, where nothing new can be begun that would say so. It is written into the
+/// file that is there, which takes no space; only the newest segments of the established incarnation are named, because an
+/// unfinished later one may go again.
+pub(crate) fn testify_to(vfs: &dyn Vfs, dir: &Path, survey: &Survey) {
+    let Some(current) = survey.current else { return };
+    let newest = survey.cores.iter().filter_map(|log| log.segments.last());
+    let slots = newest
+        .filter(|segment| segment.header.mode == WalMode::Epochs && current.is_of(&segment.header))
+        .map(|segment| Synced::of(&segment.header, segment.len));
+    let write = |file: Arc<dyn VfsFile>| {
+        let mut slots = slots.clone();
+        slots.try_for_each(|slot| write_all_at(file.as_ref(), &slot.encode(), Synced::offset(slot.core)))
+    };
+    if let Err(error) = vfs.open(&dir.join(SYNCED), Access::ReadWrite).and_then(write) {
+        tracing::warn!(%error, dir = %dir.display(), "could not note how far the log is synced; damage to its end may go unseen");
     }
 }
 

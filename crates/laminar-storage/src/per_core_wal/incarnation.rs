@@ -6,7 +6,8 @@
 //! because until `CURRENT` is replaced the new segments hold no record, and their headers say the same cut.
 //!
 //! What needs space comes before the directory is synced, so that a full disk takes nothing back that was durable,
-//! and what is synced first needs none: on a full disk the state that was found is as durable as on any other.
+//! and what is synced first needs none where files are written in place: on a full disk the state that was found is as
+//! durable as on any other.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,7 +81,7 @@ pub(crate) fn make_durable(vfs: &Arc<dyn Vfs>, dir: &Path, survey: &Survey) -> R
 /// Writes the unproven end of a segment over itself. It is the same bytes, so that a crash in the middle
 /// changes nothing; a hole behind everything there is, which reads as zeros do that are written ahead, makes the system
 /// write the file's length too, which a failed sync may have forgotten like the bytes, and not only when it was ours.
-/// Neither takes any space.
+/// Neither takes any space where files are written in place.
 ///
 /// Where the file ends within a frame, it is cut to its whole ones instead. The zeros could be just the bytes that are
 /// missing, and what this recovery gave up would be there for the next one.
@@ -160,9 +161,10 @@ pub(crate) fn begin(
         Ok((header, path, file))
     };
     // Several at a time: each of them waits for the device.
-    let segments = in_parallel(vfs, headers, create).map_err(|error| {
-        // Whoever opens a store on a full disk again and again must not fill it further.
-        let created = created.lock().unwrap_or_else(PoisonError::into_inner);
+    let segments = in_parallel(vfs, headers, create);
+    // Whoever opens a store on a full disk again and again must not fill it further.
+    let created = created.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let segments = segments.map_err(|error| {
         created.iter().for_each(|path| take_back(vfs, path));
         PerCoreWalError::io("could not create a segment", &policy.dir, error)
     })?;
@@ -172,7 +174,7 @@ pub(crate) fn begin(
     let writers: Vec<_> = segments.into_iter().map(writer).collect();
     let skip = sabotaged(Sabotage::SegmentNameNotSynced);
     if let Err(error) = if skip { Ok(()) } else { policy.names.sync(vfs, &policy.dir) } {
-        writers.iter().for_each(|writer| take_back(vfs, writer.path()));
+        created.iter().for_each(|path| take_back(vfs, path));
         return Err(io(error));
     }
     if beginning.reset {

@@ -117,8 +117,8 @@ impl PerCoreWalManager {
         Ok((lock, survey))
     }
 
-    /// Makes durable what a survey found, so that a new incarnation may begin on it, now or another time. It takes no
-    /// space.
+    /// Makes durable what a survey found, so that a new incarnation may begin on it, now or another time. Where files are
+    /// written in place it takes no space.
     pub(crate) fn secure(config: &PerCoreWalConfig, survey: &Survey) -> Result<(), PerCoreWalError> {
         refuse_last_ids(config.vfs().as_ref(), &config.base_dir, survey)?;
         make_durable(config.vfs(), &config.base_dir, survey)

@@ -21,7 +21,7 @@ mod config;
 mod coordinator;
 mod entry;
 mod error;
-mod evidence;
+pub(crate) mod evidence;
 mod frames;
 pub(crate) mod incarnation;
 mod limits;

@@ -70,6 +70,10 @@ impl Drain {
         Self { lanes, writers, durable, newest: HashMap::default(), superseded: Vec::new() }
     }
 
+    pub(crate) fn cores(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// Makes one turn.
     pub(crate) fn turn(&mut self, counters: &Counters) -> Result<Turn, StoreError> {
         let mut turn = Turn::default();

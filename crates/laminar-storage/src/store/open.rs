@@ -15,24 +15,26 @@ use super::error::StoreError;
 use super::fork::Fork;
 use super::objective::Recovered;
 use super::rebuild::{Rebuilt, rebuild, wants_rebuild};
-use super::shared::Shared;
+use super::shared::{Shared, Standing};
 use super::{Opened, Store};
 use crate::error::{Detail, io_detail};
 use crate::format::digest::StateDigest;
 use crate::format::record::Record;
 use crate::format::segment_header::WalMode;
 use crate::format::state_file::StateRecord;
-use crate::ids::{CoreId, Epoch, Sequence};
+use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
 use crate::incremental::open::lock_checkpoints;
 use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
 use crate::incremental::{
     CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
 };
 use crate::parallel::in_parallel;
+use crate::per_core_wal::evidence::testify_to;
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::{CoreCursor, Replayed};
 use crate::per_core_wal::recovery::plan::{Base, Wanted};
+use crate::per_core_wal::recovery::survey::CoreLog;
 use crate::per_core_wal::recovery::tail::Place;
 use crate::per_core_wal::{PerCoreWalError, PerCoreWalManager};
 use crate::progress::Watch;
@@ -50,10 +52,10 @@ type StoreLock = Box<dyn std::fmt::Debug + Send + Sync>;
 /// The locks of a store's three directories.
 #[derive(Debug)]
 pub(crate) struct Locks {
-    /// Held, and never looked at.
-    _store: StoreLock,
     wal: Arc<dyn std::fmt::Debug + Send + Sync>,
     pub(crate) checkpoints: Arc<dyn std::fmt::Debug + Send + Sync>,
+    /// Held, and never looked at. Released last: whoever gets it finds the others free.
+    _store: StoreLock,
 }
 
 /// Where the parts of a store are.
@@ -144,9 +146,9 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let lock = lock_store(vfs, &layout)?;
     // All locks come before the first look, so that nobody can add to what was seen.
     let locks = Locks {
-        _store: lock,
         wal: lock_directory(&builder.wal_config(&layout))?,
         checkpoints: lock_checkpoints(vfs.as_ref(), &layout.checkpoints).map_err(held)?,
+        _store: lock,
     };
     let started = Instant::now();
     let fork = Fork::begin(builder, &layout)?;
@@ -418,12 +420,12 @@ fn begin(
         located.checkpoint.as_ref(),
         Arc::clone(&locks.checkpoints),
     )?;
-    let (writers, checkpointer, stalled) = match begin_log(builder, layout, located, &locks)? {
+    let (writers, begun) = match begin_log(builder, layout, located, &locks)? {
         Ok(wal) => {
             let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
-            (wal.into_writers(), Some(checkpointer), None)
+            (wal.into_writers(), Ok(checkpointer))
         }
-        Err(full) => (Vec::new(), None, Some(StoreError::from(full))),
+        Err(full) => (Vec::new(), Err(StoreError::from(full))),
     };
     let mut drains = Vec::with_capacity(loaded.len());
     let mut halves = Vec::with_capacity(loaded.len());
@@ -435,11 +437,13 @@ fn begin(
     let drain = Drain::new(drains, writers, point);
     let inline = !builder.vfs_ref().parallel();
     let settings = builder.settings_ref().clone();
-    let shared = Shared::new(settings, drain, checkpointer, &measured, point, halves.len(), inline);
-    if let Some(cause) = stalled {
-        tracing::error!(error = %cause, "opened to be read only: there is no space for a log");
-        shared.durable.poison(&cause);
-    }
+    let shared = match begun {
+        Ok(checkpointer) => Shared::new(settings, drain, checkpointer, &measured, inline),
+        Err(cause) => {
+            tracing::error!(error = %cause, "opened to be read only: there is no space for a log");
+            Shared::stalled(settings, drain, &standing(located), &measured, inline, &cause)
+        }
+    };
     let shared = Arc::new(shared);
     let threads = shared.start().map_err(|e| {
         let detail = io_detail("could not start the background threads", &layout.dir, e);
@@ -470,10 +474,22 @@ fn begin_log(
         void_above: located.plan.point,
         reset: false,
     };
+    let (vfs, dir) = (Arc::clone(config.vfs()), config.base_dir.clone());
+    let exists = survey.current.is_some() || survey.has_records();
     match PerCoreWalManager::begin(config, Arc::clone(&locks.wal), survey, beginning) {
-        Err(error) if survey.current.is_some() && error.detail().is_out_of_space() => Ok(Err(error)),
+        Err(error) if exists && error.detail().is_out_of_space() => {
+            testify_to(vfs.as_ref(), &dir, survey);
+            Ok(Err(error))
+        }
         begun => begun.map(Ok),
     }
+}
+
+/// What there is to be read, for a store that writes nothing.
+fn standing(located: &Located) -> Standing {
+    let positions = located.plan.survey.cores.iter().map(CoreLog::position);
+    let newest = located.metadata().map(|newest| (CheckpointId(newest.id), Epoch(newest.epoch)));
+    Standing { wal_bytes: positions.fold(0, u64::saturating_add), newest }
 }
 
 /// What makes the checkpoints, going on from what was found.

@@ -13,7 +13,7 @@ use super::settings::Settings;
 use super::sleeper::Sleeper;
 use super::stats::{Counters, Stats};
 use crate::error::Detail;
-use crate::ids::{CoreId, Epoch};
+use crate::ids::{CheckpointId, CoreId, Epoch};
 use crate::incremental::SavepointReceipt;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
@@ -30,8 +30,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) durable: Durable,
     pub(crate) counters: Counters,
-    /// Ring 1 and the checkpoints; gone once the store is closed, and the directory's locks with them. Without space for
-    /// a log there are no checkpoints, and the store is poisoned.
+    /// Ring 1 and the checkpoints; gone once the store is closed. Without space for a log there are no checkpoints, and
+    /// the store is poisoned.
     drain: Mutex<Option<Drain>>,
     cut: Mutex<DurableCut>,
     checkpointer: Mutex<Option<Checkpointer>>,
@@ -54,29 +54,62 @@ pub(crate) struct Shared {
     inline: bool,
 }
 
+/// What is on the disk when a store starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) wal_bytes: u64,
+    pub(crate) newest: Option<(CheckpointId, Epoch)>,
+}
+
 impl Shared {
     pub(crate) fn new(
         settings: Settings,
         drain: Drain,
-        checkpointer: Option<Checkpointer>,
+        checkpointer: Checkpointer,
         recovered: &Recovered,
-        point: Epoch,
-        cores: usize,
+        inline: bool,
+    ) -> Self {
+        let newest = checkpointer.newest().map(|newest| (newest.id, newest.epoch));
+        let standing = Standing { wal_bytes: drain.wal_bytes(), newest };
+        Self::on(settings, drain, Some(checkpointer), &standing, recovered, inline)
+    }
+
+    /// A store that nothing can be written to, for this reason; `drain` has no writers.
+    pub(crate) fn stalled(
+        settings: Settings,
+        drain: Drain,
+        standing: &Standing,
+        recovered: &Recovered,
+        inline: bool,
+        cause: &StoreError,
+    ) -> Self {
+        let shared = Self::on(settings, drain, None, standing, recovered, inline);
+        shared.durable.poison(cause);
+        shared
+    }
+
+    fn on(
+        settings: Settings,
+        drain: Drain,
+        checkpointer: Option<Checkpointer>,
+        standing: &Standing,
+        recovered: &Recovered,
         inline: bool,
     ) -> Self {
         let counters = Counters::default();
-        let bytes = drain.wal_bytes();
+        let bytes = standing.wal_bytes;
         counters.wal_bytes.set(bytes);
-        if let Some(newest) = checkpointer.as_ref().and_then(Checkpointer::newest) {
-            counters.checkpoint_next.set(newest.id.next().0);
-            counters.checkpoint_epoch.set(newest.epoch.0);
+        if let Some((id, epoch)) = standing.newest {
+            counters.checkpoint_next.set(id.next().0);
+            counters.checkpoint_epoch.set(epoch.0);
         }
+        let (cut, cores) = (drain.cut(), drain.cores());
         let estimator = Estimator::new(settings.recovery_objective(), recovered, bytes);
         Self {
             settings,
-            durable: Durable::starting_at(point),
+            durable: Durable::starting_at(cut.epoch),
             counters,
-            cut: Mutex::new(drain.cut()),
+            cut: Mutex::new(cut),
             drain: Mutex::new(Some(drain)),
             checkpointer: Mutex::new(checkpointer),
             checkpoint_failure: Mutex::new(None),
@@ -459,7 +492,7 @@ impl Shared {
         if let Err(error) = &drained {
             self.durable.poison(error);
         }
-        // Whatever happened: the directory is free for the next opening.
+        // Whatever happened: nothing writes any more when the directory's locks are released.
         *lock(&self.drain) = None;
         *lock(&self.checkpointer) = None;
         drained

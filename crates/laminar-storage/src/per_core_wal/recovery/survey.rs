@@ -507,7 +507,10 @@ impl Walk<'_> {
         };
         let case = Case::of(&facts);
         if case.verdict == Verdict::Refuse {
-            let what = fault.map_or_else(String::new, |fault| format!(" ({fault})"));
+            let mut what = fault.map_or_else(String::new, |fault| format!(" ({fault})"));
+            if len < synced {
+                what.push_str(&format!(" (SYNCED says that {synced} bytes were)"));
+            }
             return Err(refused(case, &path, len, name.core, tally.max_epoch, &what));
         }
         if log.is_none() {

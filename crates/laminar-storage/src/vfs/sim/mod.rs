@@ -6,8 +6,8 @@
 //!
 //! # What may survive
 //! 1. A write is cut into *atoms* at multiples of 512 bytes. Each atom that was not synced may be
-//!    there or not, in any combination; one of them may be torn at any byte. Of the same bytes written again and again
-//!    only the last version may be there, or what was synced before.
+//!    there or not, in any combination; one of them may be torn at any byte. Of the same bytes written again
+//!    and again, in place in a durable file, only the last version may be there, or what was synced before.
 //! 2. A file's size is durable apart from its bytes: bytes may be there without the size that shows
 //!    them (they are lost), and the size without the bytes (zeros or garbage). Of several sizes any
 //!    may survive; a shrinking that is passed over never happened.

@@ -35,8 +35,8 @@ pub(super) enum DataChange {
 }
 
 impl DataChange {
-    /// Whether this is an atom of just these bytes: one that is written again in place is one item, its last version, or a
-    /// file that is never synced would have more and more of them.
+    /// Whether this is an atom of just these bytes: one that is written again in place, where the file has been durable
+    /// and keeps its size, is one item, its last version. A file that is never synced would have more and more of them.
     fn is_replaced_by(&self, at: u64, bytes: usize) -> bool {
         matches!(self, Self::Atom { offset, len, .. } if (*offset, *len) == (at, bytes))
     }
@@ -73,13 +73,16 @@ impl FileNode {
 
     pub(super) fn write(&mut self, op: u64, offset: u64, bytes: &[u8]) {
         let data: Arc<[u8]> = bytes.into();
+        let in_place = !self.pending.iter().any(|item| matches!(item.change, DataChange::Size(_)));
         let mut start = 0;
         while start < bytes.len() {
             let at = offset + start as u64;
             let room = SECTOR - at % SECTOR;
             let len = super::content::in_memory(room).min(bytes.len() - start);
             let change = DataChange::Atom { offset: at, data: Arc::clone(&data), start, len };
-            self.pending.retain(|earlier| !earlier.change.is_replaced_by(at, len));
+            if in_place && at + len as u64 <= self.durable.len() {
+                self.pending.retain(|earlier| !earlier.change.is_replaced_by(at, len));
+            }
             self.pending.push(DataItem { op, change });
             start += len;
         }
