@@ -109,7 +109,7 @@ sabotages! {
     6 ReadErrorIsEnd "a read that fails counts as the end of the log"
         "laminar-sim/faults" "every_scenario_survives_faults"
     6 SyncNotNoted "how far the log was synced is not noted before it is acknowledged"
-        "laminar-sim/damage" "damage_to_a_killed_store_is_an_error_or_harmless"
+        "laminar-storage/lib" "per_core_wal::evidence::tests::what_is_acknowledged_is_noted_before"
     6 DamageIsEnd "damage in the last segment counts as a torn tail"
         "laminar-storage/contract_per_core_wal" "a_reader_tells_a_torn_tail_from_damage"
     7 OldSegmentContinued "an opening goes on at the end of the newest file of the one before"
