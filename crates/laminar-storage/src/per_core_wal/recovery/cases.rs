@@ -1,8 +1,8 @@
 //! The truth table of recovery: what the bytes of a segment can look like, and what is done about it.
 //!
-//! The table is data. A test walks every combination of facts and checks that exactly one case fits,
-//! `docs/RECOVERY.md` explains each case to an operator, and its letter appears in reports, errors and
-//! test names.
+//! The table is data. A test walks every combination of facts and checks that exactly one case fits, another one
+//! opens logs with every combination that files can have. `docs/RECOVERY.md` explains each case to an operator,
+//! and its letter appears in reports, errors and test names.
 //!
 //! | case | header | required | frames | successor | end | announced | verdict |
 //! |---|---|---|---|---|---|---|---|
@@ -203,15 +203,20 @@ impl Case {
     /// The row that fits. Should the table ever have a hole, damage is assumed.
     pub(crate) fn of(facts: &Facts) -> &'static Self {
         const J: &Case = &CASES[9];
+        #[cfg(test)]
+        on_files::note(*facts);
         CASES.iter().find(|case| case.fits(facts)).unwrap_or(J)
     }
 }
 
 #[cfg(test)]
+mod on_files;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn all_facts() -> Vec<Facts> {
+    pub(super) fn all_facts() -> Vec<Facts> {
         let flags = [false, true];
         let mut all = Vec::new();
         for header_sound in flags {
