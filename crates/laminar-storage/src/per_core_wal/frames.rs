@@ -125,10 +125,29 @@ impl FrameReader {
     }
 
     /// Searches everything behind the offset, after a fault there.
-    pub(crate) fn examine_rest(&mut self) -> io::Result<Rest> {
+    pub(crate) fn examine_rest(&self) -> io::Result<Rest> {
         let bad = self.offset;
         let mut rest = Rest { bytes: self.limit - bad, ..Rest::default() };
-        let mut at = bad;
+        rest.written = self.search(|head, at| {
+            if at > bad {
+                self.count_later(head, at, bad, &mut rest);
+            }
+        })?;
+        Ok(rest)
+    }
+
+    /// Whether something from the offset on looks like a frame, for those who have no salt to check it with.
+    pub(crate) fn resembles(&self) -> io::Result<bool> {
+        let mut any = false;
+        self.search(|_, _| any = true)?;
+        Ok(any)
+    }
+
+    /// Calls `each` with everything from the offset on that may be a frame's header, and its place; returns whether
+    /// there is anything but zeros.
+    fn search(&self, mut each: impl FnMut(&[u8; FRAME_HEADER_LEN], u64)) -> io::Result<bool> {
+        let mut any = false;
+        let mut at = self.offset;
         let mut chunk = Vec::new();
         while at < self.limit {
             let left = usize::try_from(self.limit - at).unwrap_or(usize::MAX);
@@ -136,15 +155,15 @@ impl FrameReader {
             let got = read_up_to_at(self.file.as_ref(), &mut chunk, at)?;
             chunk.truncate(got);
             let written = chunk.iter().any(|b| *b != 0);
-            rest.written |= written;
+            any |= written;
             // Zeros are no header, wherever one would begin in them.
             let searched = if written { CHUNK.min(got) } else { 0 };
             for start in (0..searched).step_by(FRAME_ALIGN) {
                 let Some(head) = chunk.get(start..).and_then(|b| b.first_chunk::<FRAME_HEADER_LEN>()) else {
                     break;
                 };
-                if may_be_header(head, self.core) && at + start as u64 > bad {
-                    self.count_later(head, at + start as u64, bad, &mut rest);
+                if may_be_header(head, self.core) {
+                    each(head, at + start as u64);
                 }
             }
             at += CHUNK as u64;
@@ -152,7 +171,7 @@ impl FrameReader {
                 break;
             }
         }
-        Ok(rest)
+        Ok(any)
     }
 
     fn count_later(&self, head: &[u8; FRAME_HEADER_LEN], at: u64, bad: u64, rest: &mut Rest) {
@@ -304,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_an_empty_segment_is_searched_too() {
-        let mut frames = reader(&[(8, &frame(8, 8, 2, 1, b""))], 0, 64);
+        let frames = reader(&[(8, &frame(8, 8, 2, 1, b""))], 0, 64);
         let rest = frames.examine_rest().unwrap();
         assert_eq!((rest.frames, rest.witness, rest.max_sequence), (1, Some(8), Sequence(3)));
     }

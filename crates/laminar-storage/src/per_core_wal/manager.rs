@@ -51,6 +51,10 @@ pub struct PerCoreWalManager {
     lock: Arc<dyn Debug + Send + Sync>,
 }
 
+/// What a survey found, made durable. Only [`PerCoreWalManager::secure`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Secured<'a>(&'a Survey);
+
 /// The name of the lock file of a log directory.
 pub(crate) const LOCK: &str = "LOCK";
 
@@ -80,8 +84,8 @@ impl PerCoreWalManager {
             void_above: Epoch::MAX,
             reset: false,
         };
-        Self::secure(&config, &survey)?;
-        Self::begin(config, lock, &survey, beginning)
+        let secured = Self::secure(&config, &survey)?;
+        Self::begin(config, lock, secured, beginning)
     }
 
     /// Opens a log that must exist with segments of every core.
@@ -119,16 +123,20 @@ impl PerCoreWalManager {
 
     /// Makes durable what a survey found, so that a new incarnation may begin on it, now or another time. Where files are
     /// written in place it takes no space.
-    pub(crate) fn secure(config: &PerCoreWalConfig, survey: &Survey) -> Result<(), PerCoreWalError> {
+    pub(crate) fn secure<'a>(
+        config: &PerCoreWalConfig,
+        survey: &'a Survey,
+    ) -> Result<Secured<'a>, PerCoreWalError> {
         refuse_last_ids(config.vfs().as_ref(), &config.base_dir, survey)?;
-        make_durable(config.vfs(), &config.base_dir, survey)
+        make_durable(config.vfs(), &config.base_dir, survey)?;
+        Ok(Secured(survey))
     }
 
-    /// Begins a new incarnation on a surveyed log that is secured.
+    /// Begins a new incarnation on a log.
     pub(crate) fn begin(
         config: PerCoreWalConfig,
         lock: Arc<dyn Debug + Send + Sync>,
-        survey: &Survey,
+        Secured(survey): Secured<'_>,
         beginning: Beginning,
     ) -> Result<Self, PerCoreWalError> {
         let policy = SegmentPolicy {

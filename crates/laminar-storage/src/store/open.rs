@@ -465,7 +465,7 @@ fn begin_log(
     locks: &Locks,
 ) -> Result<Result<PerCoreWalManager, PerCoreWalError>, PerCoreWalError> {
     let (config, survey) = (builder.wal_config(layout), &located.plan.survey);
-    PerCoreWalManager::secure(&config, survey)?;
+    let secured = PerCoreWalManager::secure(&config, survey)?;
     let beginning = Beginning {
         core_count: builder.core_count(),
         mode: WalMode::Epochs,
@@ -476,7 +476,7 @@ fn begin_log(
     };
     let (vfs, dir) = (Arc::clone(config.vfs()), config.base_dir.clone());
     let exists = survey.current.is_some() || survey.has_records();
-    match PerCoreWalManager::begin(config, Arc::clone(&locks.wal), survey, beginning) {
+    match PerCoreWalManager::begin(config, Arc::clone(&locks.wal), secured, beginning) {
         Err(error) if exists && error.detail().is_out_of_space() => {
             testify_to(vfs.as_ref(), &dir, survey);
             Ok(Err(error))

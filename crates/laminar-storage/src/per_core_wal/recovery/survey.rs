@@ -11,6 +11,7 @@ use super::identity::{CURRENT, read_closed, read_current, read_synced};
 use super::refusal::{foreign, refused};
 use super::tally::Tally;
 use crate::error::Detail;
+use crate::format::checksum::Salt;
 use crate::format::current::Current;
 use crate::format::frame::FrameFault;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
@@ -178,7 +179,7 @@ impl Survey {
         }
         survey.max_incarnation =
             survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
-        let store_id = survey.find_store_id(vfs, dir, &names)?;
+        let store_id = survey.find_store_id(vfs, dir, &names, &synced)?;
         let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id, synced, watch };
         survey.store_id = walk.store_id;
         survey.closed = read_closed(vfs.as_ref(), dir, store_id)?;
@@ -320,12 +321,14 @@ impl Survey {
         Ok(())
     }
 
-    /// The identity to expect in every header: that of `CURRENT`, or of any segment before there is one.
+    /// The identity to expect in every header: that of `CURRENT`, or of any segment before there is one, or else the one
+    /// that `SYNCED` is about.
     fn find_store_id(
         &self,
         vfs: &Arc<dyn Vfs>,
         dir: &Path,
         names: &[SegmentName],
+        synced: &[Synced],
     ) -> Result<Option<StoreId>, PerCoreWalError> {
         if self.store_id.is_some() {
             return Ok(self.store_id);
@@ -335,7 +338,7 @@ impl Survey {
                 return Ok(Some(header.store_id));
             }
         }
-        Ok(None)
+        Ok(synced.first().map(|synced| synced.store_id))
     }
 }
 
@@ -539,17 +542,16 @@ impl Walk<'_> {
         path: &Path,
     ) -> Result<Option<Segment>, PerCoreWalError> {
         let start = SEGMENT_HEADER_LEN as u64;
-        let mut found = false;
-        if let Some(store_id) = self.store_id
-            && file_len > start
-        {
-            let salt = frame_salt(store_id, name.incarnation, name.core, name.number);
-            let file = open_segment(self.vfs, path)?;
-            let mut frames = FrameReader::new(file, salt, name.core, start, file_len);
-            let read = |e| PerCoreWalError::io("could not read the segment", path, e);
-            found = matches!(frames.step().map_err(read)?, Step::Frame(..))
-                || frames.examine_rest().map_err(read)?.frames > 0;
-        }
+        let read = |e| PerCoreWalError::io("could not read the segment", path, e);
+        let file = open_segment(self.vfs, path)?;
+        let salt = self.store_id.map(|id| frame_salt(id, name.incarnation, name.core, name.number));
+        let mut frames = FrameReader::new(file, salt.unwrap_or(Salt::new(&[])), name.core, start, file_len);
+        let found = match salt {
+            Some(_) if matches!(frames.step().map_err(read)?, Step::Frame(..)) => true,
+            Some(_) => frames.examine_rest().map_err(read)?.frames > 0,
+            // Nothing says whose log it is, so that no frame can be checked. What looks like one may be one.
+            None => frames.resembles().map_err(read)?,
+        };
         let facts = Facts {
             header_sound: false,
             required,

@@ -6,7 +6,7 @@ use super::super::{End, Facts};
 use super::logs::{Kind, Log, PLACES, Place};
 use crate::format::frame::{FRAME_HEADER_LEN, FrameHeader};
 use crate::format::record::Record;
-use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader, WalMode};
 use crate::ids::{Epoch, Sequence, TimestampNs};
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::read_header;
@@ -97,11 +97,13 @@ pub(super) struct Ruin {
     what: &'static str,
     /// Nothing is left behind the header.
     pub(super) whole: bool,
+    /// It reaches into the first frame.
+    reaches: bool,
     change: fn(&mut Vec<u8>),
 }
 
 const fn ruin(what: &'static str, whole: bool, change: fn(&mut Vec<u8>)) -> Ruin {
-    Ruin { what, whole, change }
+    Ruin { what, whole, reaches: false, change }
 }
 
 pub(super) const RUINS: [Ruin; 11] = [
@@ -114,10 +116,13 @@ pub(super) const RUINS: [Ruin; 11] = [
         let header = SegmentHeader::decode(file).unwrap();
         file[..SEGMENT_HEADER_LEN].copy_from_slice(&SegmentHeader { core_count: 0, ..header }.encode());
     }),
-    ruin("a sector", false, |file| {
-        let sector = file.len().min(512);
-        file[..sector].fill(0);
-    }),
+    Ruin {
+        reaches: true,
+        ..ruin("a sector", false, |file| {
+            let sector = file.len().min(512);
+            file[..sector].fill(0);
+        })
+    },
     ruin("an empty file", true, Vec::clear),
     ruin("a short file", true, |file| file.truncate(100)),
     ruin("a file that lacks a byte", true, |file| file.truncate(SEGMENT_HEADER_LEN - 1)),
@@ -200,11 +205,14 @@ fn unreadable(
     ruin: &Ruin,
     (good, parts, frames): (Good, &'static [Part], bool),
 ) -> Option<Subject> {
-    // Frames are told by the identity of the log, and nothing says what that is.
-    let nobodys = frames && !place.identified && kind.cores == 1;
-    if ruin.whole && (good, parts) != (Good::Nothing, &[]) || nobodys {
+    if ruin.whole && (good, parts) != (Good::Nothing, &[]) {
         return None;
     }
+    // Frames are told by the identity of the log. Where nothing says what that is, a header that looks right is enough; a
+    // store's `SYNCED` says it.
+    let nobodys = !place.identified && kind.cores == 1 && kind.mode == WalMode::Plain;
+    let frames =
+        frames || nobodys && !ruin.reaches && parts.iter().any(|part| matches!(part, Flipped | Half));
     let facts = Facts {
         header_sound: false,
         required: place.required,

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::format::segment_header::WalMode;
+use crate::format::synced::{SLOT_LEN, Synced};
 use crate::ids::{CoreId, Epoch, Sequence};
 use crate::per_core_wal::incarnation::Beginning;
 use crate::per_core_wal::reader::read_header;
-use crate::per_core_wal::recovery::identity::CURRENT;
+use crate::per_core_wal::recovery::identity::{CURRENT, SYNCED};
 use crate::per_core_wal::segment::{SegmentName, list_segments};
 use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager, WalOperation};
 use crate::vfs::Vfs;
@@ -87,7 +88,8 @@ impl Log {
             void_above: Epoch(self.epoch),
             reset: false,
         };
-        PerCoreWalManager::begin(config, lock, &survey, beginning).unwrap()
+        let secured = PerCoreWalManager::secure(&config, &survey).unwrap();
+        PerCoreWalManager::begin(config, lock, secured, beginning).unwrap()
     }
 
     fn manager(&mut self) -> &mut PerCoreWalManager {
@@ -165,6 +167,13 @@ impl Log {
         self.disk.overwrite(current, &before).unwrap();
     }
 
+    /// A log of so many frames on each core, whose process is dead.
+    pub(super) fn begin_with_frames(&mut self, frames: usize) {
+        self.open();
+        self.write(frames);
+        self.kill();
+    }
+
     fn forget_current(&mut self) {
         self.kill();
         self.disk.remove(Path::new(DIR).join(CURRENT)).unwrap();
@@ -187,7 +196,7 @@ pub(super) struct Place {
     pub(super) least: usize,
     /// The segment before it says that this one is there.
     pub(super) announced: bool,
-    /// `CURRENT` or another segment of one core says whose log it is.
+    /// `CURRENT` or another segment of one core says whose log it is, also for plain ones.
     pub(super) identified: bool,
     /// Writes a log that has that many frames in the segment, and returns the segment.
     pub(super) write: fn(&mut Log, usize) -> PathBuf,
@@ -281,7 +290,16 @@ fn second(log: &mut Log, frames: usize) -> PathBuf {
 fn of_an_interrupted_roll(log: &mut Log, frames: usize) -> PathBuf {
     let path = second(log, frames);
     let header = read_header(&log.disk, &path).unwrap().unwrap();
-    log.disk.truncate(&log.segments()[0], header.previous.len).unwrap();
+    let first = &log.segments()[0];
+    log.disk.truncate(first, header.previous.len).unwrap();
+    if log.kind.mode == WalMode::Epochs {
+        // Nor had it been synced.
+        let note = Synced::of(&read_header(&log.disk, first).unwrap().unwrap(), header.previous.len);
+        let (synced, at) = (Path::new(DIR).join(SYNCED), log.kind.core() * SLOT_LEN);
+        let mut slots = log.disk.read_file(&synced).unwrap();
+        slots[at..at + SLOT_LEN].copy_from_slice(&note.encode());
+        log.disk.overwrite(synced, &slots).unwrap();
+    }
     path
 }
 
