@@ -152,6 +152,14 @@ impl FrameHeader {
         Self::decode_fields(&mut fields, offset).ok_or(FrameFault::Field)
     }
 
+    /// Decodes what [`may_be_header`] lets through, without looking at its checksum; `None` when a field has no meaning.
+    #[must_use]
+    pub fn unchecked(bytes: &[u8; FRAME_HEADER_LEN], offset: u64) -> Option<Self> {
+        let mut fields = Fields::new(bytes);
+        fields.u32()?;
+        Self::decode_fields(&mut fields, offset)
+    }
+
     fn decode_fields(fields: &mut Fields<'_>, offset: u64) -> Option<Self> {
         let payload_crc = fields.u32()?;
         let payload_len = fields.u32()?;

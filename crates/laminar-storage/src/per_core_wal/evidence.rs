@@ -28,7 +28,7 @@ pub(crate) struct Evidence {
 
 impl Evidence {
     /// Writes and syncs the file for segments that hold only their headers, under the name that it is to be renamed
-    /// from. Always a new file: a copy of the directory may share the old one by a hard link. A plain log has none: of
+    /// from. Always a new file: a copy of the directory may share the old one by a hard link, and go its own way. A plain log has none: of
     /// that, what is behind the last good frame was torn off, whatever it was.
     pub(crate) fn stage(
         policy: &SegmentPolicy,
@@ -60,17 +60,21 @@ impl Evidence {
 }
 
 /// Leaves evidence of what was found and synced, where nothing new can be begun that would say so. It is written into the
-/// file that is there, which takes no space; only the newest segments of the established incarnation are named, because an
-/// unfinished later one may go again.
+/// file that is there, which takes no space, and synced, because there is time; only the newest segments of the established
+/// incarnation are named, because an unfinished later one may go again.
 pub(crate) fn testify_to(vfs: &dyn Vfs, dir: &Path, survey: &Survey) {
-    let Some(current) = survey.current else { return };
+    let used = || survey.newest_used().map(|header| header.incarnation);
+    let established = survey.current.map(|current| current.incarnation).or_else(used);
     let newest = survey.cores.iter().filter_map(|log| log.segments.last());
-    let slots = newest
-        .filter(|segment| segment.header.mode == WalMode::Epochs && current.is_of(&segment.header))
-        .map(|segment| Synced::of(&segment.header, segment.len));
+    let of_stores = newest.filter(|segment| {
+        segment.header.mode == WalMode::Epochs && Some(segment.header.incarnation) == established
+    });
     let write = |file: Arc<dyn VfsFile>| {
-        let mut slots = slots.clone();
-        slots.try_for_each(|slot| write_all_at(file.as_ref(), &slot.encode(), Synced::offset(slot.core)))
+        for segment in of_stores {
+            let slot = Synced::of(&segment.header, segment.len);
+            write_all_at(file.as_ref(), &slot.encode(), Synced::offset(slot.core))?;
+        }
+        file.sync_data()
     };
     if let Err(error) = vfs.open(&dir.join(SYNCED), Access::ReadWrite).and_then(write) {
         tracing::warn!(%error, dir = %dir.display(), "could not note how far the log is synced; damage to its end may go unseen");
@@ -87,7 +91,8 @@ pub(crate) fn testify(writers: &[CoreWalWriter]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfs::sim::{Duration, Fault, SimDisk};
+    use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
+    use crate::vfs::sim::{Duration, Fault, ImageId, SimDisk};
     use crate::{Opened, Settings, Store};
 
     fn open(disk: &SimDisk) -> Opened {
@@ -129,6 +134,56 @@ mod tests {
             notes[0].iter().all(|(noted, len)| noted == len && *noted > SEGMENT_HEADER_LEN as u64),
             "{notes:?}"
         );
+    }
+
+    /// Of several cores, and only where nothing later is begun.
+    #[test]
+    fn what_is_found_on_a_full_disk_is_noted_of_every_core() {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk);
+        let before = disk.read_file("/s/wal/SYNCED").unwrap();
+        seal(&mut opened, b"value");
+        let synced = disk.read_file("/s/wal/SYNCED").unwrap();
+        let disk = disk.snapshot().restart();
+        drop(opened);
+        for without_current in [false, true] {
+            disk.overwrite("/s/wal/SYNCED", &before).unwrap();
+            if without_current {
+                disk.remove("/s/wal/CURRENT").unwrap();
+            }
+            disk.set_capacity(Some(0));
+            drop(open(&disk));
+            // Also after another power cut.
+            let cut = disk.snapshot().image(&ImageId::default()).mount();
+            assert_eq!(cut.read_file("/s/wal/SYNCED").unwrap(), synced, "{without_current}");
+        }
+    }
+
+    /// Found by reading: without its segments and `CURRENT`, what is left of a log says nothing about the next one, which
+    /// must not have its identity.
+    #[test]
+    fn a_note_that_is_left_over_is_about_no_other_log() {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk);
+        for _ in 0..20 {
+            seal(&mut opened, b"value");
+        }
+        drop(opened);
+        let before = disk.read_file("/s/wal/SYNCED").unwrap();
+        for (path, _) in disk.files() {
+            let name = path.file_name().unwrap_or_default();
+            if name == "CURRENT" || path.extension().is_some_and(|end| end == "log") {
+                disk.remove(Path::new("/").join(&path)).unwrap();
+            }
+        }
+        let config = PerCoreWalConfig::new(Path::new("/s/wal"), 3).with_vfs(Arc::new(disk.clone()));
+        let mut log = PerCoreWalManager::new(config.clone()).unwrap();
+        log.writer(1).append_put(b"key", b"new").unwrap();
+        log.sync_all().unwrap();
+        assert!(Synced::decode_all(&before).all(|old| old.store_id != log.store_id()));
+        assert_eq!(disk.read_file("/s/wal/SYNCED").unwrap(), before);
+        drop(log);
+        assert_eq!(PerCoreWalManager::new(config).unwrap().merge_segments().unwrap().len(), 1);
     }
 
     /// It is evidence: an epoch counts without it, and what was noted before stands.

@@ -136,10 +136,13 @@ impl FrameReader {
         Ok(rest)
     }
 
-    /// Whether something from the offset on looks like a frame, for those who have no salt to check it with.
+    /// Whether something from the offset on looks like a whole frame, for those who have no salt to check it with.
     pub(crate) fn resembles(&self) -> io::Result<bool> {
         let mut any = false;
-        self.search(|_, _| any = true)?;
+        self.search(|head, at| {
+            let fits = |header: FrameHeader| header.frame_len() as u64 <= self.limit - at;
+            any |= FrameHeader::unchecked(head, at).is_some_and(fits);
+        })?;
         Ok(any)
     }
 

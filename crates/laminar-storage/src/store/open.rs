@@ -487,7 +487,9 @@ fn begin_log(
 
 /// What there is to be read, for a store that writes nothing.
 fn standing(located: &Located) -> Standing {
-    let positions = located.plan.survey.cores.iter().map(CoreLog::position);
+    let survey = &located.plan.survey;
+    let cores = survey.cores.iter().filter(|log| log.core.0 < survey.core_count());
+    let positions = cores.map(CoreLog::position);
     let newest = located.metadata().map(|newest| (CheckpointId(newest.id), Epoch(newest.epoch)));
     Standing { wal_bytes: positions.fold(0, u64::saturating_add), newest }
 }

@@ -179,7 +179,7 @@ impl Survey {
         }
         survey.max_incarnation =
             survey.max_incarnation.max(current.map_or(Incarnation::ZERO, |c| c.incarnation));
-        let store_id = survey.find_store_id(vfs, dir, &names, &synced)?;
+        let store_id = survey.find_store_id(vfs, dir, &names)?;
         let walk = Walk { vfs: vfs.as_ref(), dir, current, covered, ends, store_id, synced, watch };
         survey.store_id = walk.store_id;
         survey.closed = read_closed(vfs.as_ref(), dir, store_id)?;
@@ -219,7 +219,7 @@ impl Survey {
     }
 
     /// Header of a segment of the newest incarnation that has records, where there is one.
-    fn newest_used(&self) -> Option<&SegmentHeader> {
+    pub(crate) fn newest_used(&self) -> Option<&SegmentHeader> {
         let segments = self.cores.iter().flat_map(|log| &log.segments);
         segments.filter(|s| s.records > 0).map(|s| &s.header).max_by_key(|header| header.incarnation)
     }
@@ -321,14 +321,13 @@ impl Survey {
         Ok(())
     }
 
-    /// The identity to expect in every header: that of `CURRENT`, or of any segment before there is one, or else the one
-    /// that `SYNCED` is about.
+    /// The identity to expect in every header: that of `CURRENT`, or of any segment before there is one. Not that of what
+    /// only testifies: alone it may be left over from another log, whose identity a new one must not have (I7).
     fn find_store_id(
         &self,
         vfs: &Arc<dyn Vfs>,
         dir: &Path,
         names: &[SegmentName],
-        synced: &[Synced],
     ) -> Result<Option<StoreId>, PerCoreWalError> {
         if self.store_id.is_some() {
             return Ok(self.store_id);
@@ -338,7 +337,7 @@ impl Survey {
                 return Ok(Some(header.store_id));
             }
         }
-        Ok(synced.first().map(|synced| synced.store_id))
+        Ok(None)
     }
 }
 
@@ -564,7 +563,11 @@ impl Walk<'_> {
         if case.verdict == Verdict::Ignore {
             return Ok(None);
         }
-        Err(refused(case, path, 0, name.core, Epoch::ZERO, ""))
+        let what = match self.store_id {
+            Some(_) => "",
+            None => "; nothing says whose log it is: if this store was never opened, move the file away",
+        };
+        Err(refused(case, path, 0, name.core, Epoch::ZERO, what))
     }
 
     fn gap(&self, next: &SegmentHeader) -> PerCoreWalError {

@@ -6,7 +6,7 @@ use super::super::{End, Facts};
 use super::logs::{Kind, Log, PLACES, Place};
 use crate::format::frame::{FRAME_HEADER_LEN, FrameHeader};
 use crate::format::record::Record;
-use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader, WalMode};
+use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{Epoch, Sequence, TimestampNs};
 use crate::per_core_wal::frames::{FrameReader, Step};
 use crate::per_core_wal::reader::read_header;
@@ -208,11 +208,9 @@ fn unreadable(
     if ruin.whole && (good, parts) != (Good::Nothing, &[]) {
         return None;
     }
-    // Frames are told by the identity of the log. Where nothing says what that is, a header that looks right is enough; a
-    // store's `SYNCED` says it.
-    let nobodys = !place.identified && kind.cores == 1 && kind.mode == WalMode::Plain;
-    let frames =
-        frames || nobodys && !ruin.reaches && parts.iter().any(|part| matches!(part, Flipped | Half));
+    // Frames are told by the identity of the log. Where nothing says what that is, a header that looks right is enough.
+    let nobodys = !place.identified && kind.cores == 1;
+    let frames = frames || nobodys && !ruin.reaches && parts.contains(&Flipped);
     let facts = Facts {
         header_sound: false,
         required: place.required,

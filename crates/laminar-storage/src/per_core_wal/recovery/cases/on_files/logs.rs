@@ -196,7 +196,7 @@ pub(super) struct Place {
     pub(super) least: usize,
     /// The segment before it says that this one is there.
     pub(super) announced: bool,
-    /// `CURRENT` or another segment of one core says whose log it is, also for plain ones.
+    /// `CURRENT` or another segment of one core says whose log it is.
     pub(super) identified: bool,
     /// Writes a log that has that many frames in the segment, and returns the segment.
     pub(super) write: fn(&mut Log, usize) -> PathBuf,
