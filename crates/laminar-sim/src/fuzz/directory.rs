@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use laminar_storage::StateReader;
 use laminar_storage::incremental::IncrementalCheckpointMetadata;
 use laminar_storage::per_core_wal::{PerCoreWalEntry, PerCoreWalReader, WalReadResult};
 use laminar_storage::vfs::sim::SimDisk;
+use laminar_storage::{StateReader, StoreError};
 
 use super::{contents, panic_with, shared, subjects};
 use crate::damage::Subject;
@@ -84,16 +84,16 @@ fn mend_manifests(disk: &SimDisk) {
     }
 }
 
-/// What an opening gives, if it opens; an error when that contradicts itself.
-fn opened(subject: &Subject, disk: &SimDisk) -> Option<Result<Recovered, String>> {
+/// What an opening gives, if it opens; an error within when that contradicts itself.
+fn opened(subject: &Subject, disk: &SimDisk) -> Result<Result<Recovered, String>, StoreError> {
     let scenario = subject.scenario();
-    let opened = open(disk, subject.cores(), &scenario.settings).ok()?;
-    Some(recovered(&opened).map(|(found, _)| found))
+    let opened = open(disk, subject.cores(), &scenario.settings)?;
+    Ok(recovered(&opened).map(|(found, _)| found))
 }
 
-/// Changes up to four files of a reference store. Without mended checksums: an error, the same state, or a
-/// conceded loss. With them, which nobody promises to notice: no panic, and opening what opened once gives
-/// the same again.
+/// Changes up to four files of a reference store. Without mended checksums: an error or the same state,
+/// where several files were changed also an earlier one. With them, which nobody promises to notice: no panic, and opening what opened once gives
+/// the same again, or an error.
 pub(super) fn directory(data: &[u8]) {
     let mut input = Input(data);
     let (which, mode) = (usize::from(input.byte()), input.byte());
@@ -119,9 +119,12 @@ pub(super) fn directory(data: &[u8]) {
         mend_manifests(&disk);
         let read = StateReader::open_with(DIR, shared(&disk));
         drop(read);
-        // What a forged file says may contradict itself, and is the same every time.
-        if let Some(found) = opened(subject, &disk) {
-            assert_eq!(opened(subject, &disk), Some(found), "opened again");
+        // What a forged file says may contradict itself, and an opening adds what makes that show: an epoch that was the last
+        // one is taken, a forged cut of the log lies in the middle of it. Then the next one is refused; never another state.
+        if let Ok(found) = opened(subject, &disk)
+            && let Ok(again) = opened(subject, &disk)
+        {
+            assert_eq!(again, found, "opened again");
         }
     } else if mode / 2 % 4 == 0
         && let Some(path) = hit
@@ -132,7 +135,7 @@ pub(super) fn directory(data: &[u8]) {
         }
     } else {
         // Several at once may hide the evidence for each other; what comes back is never made up.
-        if let Some(found) = opened(subject, &disk)
+        if let Ok(found) = opened(subject, &disk)
             && let Err(wrong) = found.and_then(|found| subject.allows(&found))
         {
             panic_with(&wrong);
