@@ -55,11 +55,13 @@ impl<T: Copy> Queue<T> {
 }
 
 /// A record in the arena, of a put or a delete, that nobody else knows (R0-4).
+///
+/// Made of whole words only: to copy one with a gap, the processor would wait until everything that was written before
+/// has arrived in memory.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     needle: Needle,
     at: u64,
-    kind: Kind,
 }
 
 /// Applies what is in the log already: nothing goes to the changelog, and a slot that is replaced is soon free
@@ -83,7 +85,7 @@ impl CoreState {
         }
         self.reclaim(usize::MAX);
         self.grow_in_small_steps(true);
-        let nothing = Waiting { needle: Needle::new(0, &[]), at: 0, kind: Kind::Free };
+        let nothing = Waiting { needle: Needle::new(0, &[]), at: 0 };
         Ok(Loader { state: self, waiting: Queue::new(nothing), replaced: Queue::new(0), growth: 0 })
     }
 
@@ -157,7 +159,7 @@ impl Loader<'_> {
         self.state.index.prefetch(needle.hash);
         let slot = self.slot(Arena::class_for(key, value)?)?;
         let at = self.state.arena.write(slot, kind, 0, 0, key, value);
-        match self.waiting.add(Waiting { needle, at, kind }) {
+        match self.waiting.add(Waiting { needle, at }) {
             Some(oldest) => self.apply(oldest),
             None => Ok(()),
         }
@@ -172,8 +174,10 @@ impl Loader<'_> {
     }
 
     #[inline]
-    fn apply(&mut self, Waiting { needle, at, kind }: Waiting) -> Result<(), Ring0Error> {
+    fn apply(&mut self, Waiting { needle, at }: Waiting) -> Result<(), Ring0Error> {
         let CoreState { arena, index, .. } = &mut *self.state;
+        // SAFETY: a record that this thread wrote, and nobody else knows it (R0-4).
+        let kind = unsafe { arena.record(at) }.header.kind;
         if kind == Kind::Put {
             // Not when it was written: its bytes would have to be waited for then.
             // SAFETY: a record that this thread wrote, and nobody else knows it (R0-4).

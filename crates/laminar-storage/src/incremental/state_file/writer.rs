@@ -18,9 +18,10 @@ type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 /// Blocks are gathered to writes of about this many bytes.
 const WRITE_LEN: usize = 256 << 10;
 
-/// A file is synced whenever so many bytes were written since: what the system may write later is what a sync of the
-/// log can have to wait for.
-const SYNC_LEN: u64 = 8 << 20;
+/// A long file is synced as it grows, first after so many bytes, and then again whenever so many more were written: what
+/// the system may still have to write is what a sync of the log can have to wait for. A short one is synced once.
+const FIRST_SYNC_LEN: u64 = 8 << 20;
+const SYNC_LEN: u64 = 1 << 20;
 
 /// A state file that is being written. Records come in strictly growing key order.
 #[derive(Debug)]
@@ -182,7 +183,8 @@ impl StateFileWriter {
             .map_err(|e| IncrementalCheckpointError::io("could not write the state file", &self.path, e))?;
         self.written += self.out.len() as u64;
         self.out.clear();
-        if self.written - self.synced >= SYNC_LEN {
+        let unsynced = if self.synced == 0 { FIRST_SYNC_LEN } else { SYNC_LEN };
+        if self.written - self.synced >= unsynced {
             self.file.sync_data().map_err(|e| {
                 IncrementalCheckpointError::io("could not sync a part of the state file", &self.path, e)
             })?;
