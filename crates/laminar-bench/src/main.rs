@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod durable;
+mod floor;
 mod keys;
 mod lifecycle;
 mod machine;

@@ -11,6 +11,7 @@ mod rocks;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use self::floor::Floors;
 use crate::keys::{PAYLOAD, mix};
 use crate::machine::{disk_bytes, written_bytes};
 use crate::place::clear;
@@ -55,7 +56,7 @@ struct Rows<'a> {
     keys: u64,
     checkpoints: Table,
     openings: Table,
-    floor: floor::Floor,
+    floors: Floors,
 }
 
 /// The numbers of the keys that change.
@@ -81,8 +82,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
         format!("Opening with {keys} keys, page cache warm"),
         &["store", "until the first get", "and until all is read", "/ floor"],
     );
-    let floor = floor::Floor::measure(run, keys)?;
-    let mut rows = Rows { run, keys, checkpoints, openings, floor };
+    let floors = Floors::measure(run, keys)?;
+    let mut rows = Rows { run, keys, checkpoints, openings, floors };
     rows.floor_rows();
     rows.add::<ours::Laminar>()?;
     #[cfg(feature = "peers")]
@@ -93,8 +94,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     #[cfg(feature = "peer-rocksdb")]
     rows.add::<rocks::Rocks>()?;
     let Rows { mut checkpoints, mut openings, .. } = rows;
-    checkpoints.note("floor: gather the changed records, CRC-32C, write one file, sync it, a small manifest, its rename, two syncs of directories");
-    checkpoints.note("written: what the system counted for this process meanwhile, by pages; of the floor, what its file holds; on disk: everything under the directory, hard links once, over keys and values");
+    checkpoints.note(crate::floor::NOTE);
+    checkpoints.note("written: what the system counted for this process meanwhile, by pages; of the floor, what its files hold; on disk: everything under the directory, hard links once, over keys and values");
     openings.note("floor: read one sequential file, check CRCs, fill a presized table, one thread");
     openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
     if !cfg!(feature = "peers") {
@@ -107,16 +108,16 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
 
 impl Rows<'_> {
     fn floor_rows(&mut self) {
-        let Self { floor, checkpoints, openings, .. } = self;
+        let Self { floors, checkpoints, openings, .. } = self;
         checkpoints.row(vec![
             Cell::text("floor"),
-            Cell::time(floor.checkpoint),
+            Cell::time(floors.checkpoint.time),
             Cell::Number(1.0, 2),
-            Cell::Bytes(floor.bytes),
+            Cell::Bytes(floors.checkpoint.bytes),
             Cell::Number(1.0, 2),
             Cell::None,
         ]);
-        openings.row(vec![Cell::text("floor"), Cell::None, Cell::time(floor.opening), Cell::Number(1.0, 2)]);
+        openings.row(vec![Cell::text("floor"), Cell::None, Cell::time(floors.opening), Cell::Number(1.0, 2)]);
     }
 
     fn add<P: Peer>(&mut self) -> Result<(), Error> {
@@ -163,7 +164,7 @@ impl Rows<'_> {
             Cell::text(format!("{}: {from}", P::NAME)),
             Cell::time(first),
             Cell::time(all),
-            Cell::Number(all.as_secs_f64() / self.floor.opening.as_secs_f64(), 2),
+            Cell::Number(all.as_secs_f64() / self.floors.opening.as_secs_f64(), 2),
         ]);
     }
 
@@ -181,7 +182,7 @@ impl Rows<'_> {
         self.checkpoints.row(vec![
             Cell::text(format!("{}: {what}", P::NAME)),
             Cell::time(time),
-            Cell::Number(time.as_secs_f64() / self.floor.checkpoint.as_secs_f64(), 2),
+            Cell::Number(time.as_secs_f64() / self.floors.checkpoint.time.as_secs_f64(), 2),
             Cell::Bytes(written),
             Cell::Number(written as f64 / changed as f64, 2),
             Cell::Number(disk_bytes(dir) as f64 / (self.keys * PAYLOAD as u64) as f64, 2),
