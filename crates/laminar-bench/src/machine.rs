@@ -17,7 +17,7 @@ pub fn histogram() -> Result<Nanos, crate::Error> {
     Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
 }
 
-/// Date, cores, kernel, processor, source version; no names of hosts or users.
+/// Date, cores, kernel, processor, the commit that this program was built from; no names of hosts or users.
 pub fn about(quick: bool, pinned: bool) -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
@@ -27,8 +27,7 @@ pub fn about(quick: bool, pinned: bool) -> Value {
     let pages = read("/sys/kernel/mm/transparent_hugepage/enabled");
     json!({
         "date": output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
-        "commit": std::env::var("LAMINAR_COMMIT").ok().or_else(|| output("git", &["rev-parse", "HEAD"])),
-        "uncommitted_changes": output("git", &["status", "--porcelain", "-uno"]).map(|text| !text.is_empty()),
+        "commit": env!("LAMINAR_COMMIT"),
         "cpu": cpu.map(|(_, name)| name.trim()),
         "cores": cores(),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
