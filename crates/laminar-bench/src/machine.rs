@@ -169,9 +169,10 @@ pub fn disk_bytes(dir: &Path) -> u64 {
     total
 }
 
-/// Bytes that this process has given the system to write to a device, by whole pages.
+/// Bytes that this process has given the system to write. What the system counts as written is by its pages in
+/// memory, which may be many times larger than what was changed of them.
 pub fn written_bytes() -> Result<u64, crate::Error> {
     let io = fs::read_to_string("/proc/self/io")?;
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:"));
-    Ok(line.ok_or("no write_bytes in /proc/self/io")?.trim().parse()?)
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar:"));
+    Ok(line.ok_or("no wchar in /proc/self/io")?.trim().parse()?)
 }
