@@ -1,14 +1,10 @@
-//! What a checkpoint costs when a part of the keys changed. The floor does the unavoidable work only: it gathers
-//! the changed records, puts a checksum over every block, and makes file, manifest and names durable.
+//! What a checkpoint costs when a part of the keys changed, and what it would cost if it did the unavoidable only.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crc_fast::{CrcAlgorithm, checksum};
 use laminar_storage::{CoreStore, Opened, Store};
 
+use crate::floor::{self, Floor};
 use crate::keys::{PAYLOAD, key, mix, value};
 use crate::lifecycle::child::settings;
 use crate::place::clear;
@@ -17,10 +13,6 @@ use crate::{Error, Run};
 
 /// Puts per epoch.
 const FILL: usize = 8192;
-/// Bytes per checksum, as in a state file.
-const BLOCK: usize = 32 << 10;
-/// What a record has beside key and value in a state file.
-const RECORD_HEADER: usize = 6;
 
 /// How many of a thousand keys change before a checkpoint, and how often that is done.
 struct Share {
@@ -77,12 +69,13 @@ fn shares(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
         }
         table.row(row(&share, &rounds));
     }
-    table.note("floor: the same records copied from one vector in the order of the keys' numbers, CRC-32C per 32 KiB, one file, one manifest, both synced, renamed, two directories synced; nothing is read back or removed");
+    table.note(floor::NOTE);
     table.note("bytes / changed: of the state files, over keys and values that changed, median; of all rounds: their sum, files merged with older ones included");
     table.note("the first checkpoint removes no log, the second that of all keys");
     report.add(table);
     drop(cores);
     store.close()?;
+    floor.clear()?;
     clear(&dir)
 }
 
@@ -119,7 +112,7 @@ fn round(
     let payload = (changed.len() * PAYLOAD) as u64;
     Ok(Round {
         time,
-        floor: floor.checkpoint(changed)?,
+        floor: floor.checkpoint(changed)?.time,
         bytes: receipt.bytes_written,
         payload,
         removed: receipt.wal_bytes_removed,
@@ -145,67 +138,4 @@ fn row(share: &Share, rounds: &[Round]) -> Vec<Cell> {
         Cell::Number(sum(|r| r.bytes) as f64 / sum(|r| r.payload).max(1) as f64, 3),
         Cell::Bytes(sum(|r| r.removed)),
     ]
-}
-
-/// The unavoidable work, on records of the same size.
-struct Floor {
-    dir: std::path::PathBuf,
-    records: Vec<u8>,
-    made: u64,
-}
-
-impl Floor {
-    fn new(run: &Run, keys: u64) -> Result<Self, Error> {
-        let dir = run.place.fresh("floor")?;
-        fs::create_dir(&dir)?;
-        let records = (0..keys).flat_map(|n| key(n).into_iter().chain(value(n, 0))).collect();
-        Ok(Self { dir, records, made: 0 })
-    }
-
-    fn checkpoint(&mut self, changed: &[u64]) -> Result<Duration, Error> {
-        self.made += 1;
-        let (unfinished, name) =
-            (self.dir.join("unfinished"), self.dir.join(format!("checkpoint-{}", self.made)));
-        let started = Instant::now();
-        fs::create_dir(&unfinished)?;
-        let mut file = File::create_new(unfinished.join("state"))?;
-        let (mut block, mut out, mut crcs) = (Vec::with_capacity(BLOCK * 2), Vec::new(), Vec::new());
-        for number in changed {
-            let at = *number as usize * PAYLOAD;
-            block.extend_from_slice(&[0; RECORD_HEADER]);
-            block.extend_from_slice(self.records.get(at..at + PAYLOAD).unwrap_or_default());
-            if block.len() >= BLOCK {
-                crcs.push(checksum(CrcAlgorithm::Crc32Iscsi, &block) as u32);
-                out.append(&mut block);
-            }
-            if out.len() >= 8 * BLOCK {
-                file.write_all(&out)?;
-                out.clear();
-            }
-        }
-        crcs.push(checksum(CrcAlgorithm::Crc32Iscsi, &block) as u32);
-        out.append(&mut block);
-        out.extend(crcs.iter().flat_map(|crc| crc.to_le_bytes()));
-        file.write_all(&out)?;
-        file.sync_data()?;
-        let mut manifest = File::create_new(unfinished.join("manifest"))?;
-        write!(manifest, "{{\"records\":{},\"blocks\":{}}}", changed.len(), crcs.len())?;
-        manifest.sync_data()?;
-        sync_dir(&unfinished)?;
-        fs::rename(&unfinished, &name)?;
-        sync_dir(&self.dir)?;
-        let time = started.elapsed();
-        // As much as the store keeps.
-        if let Some(old) = self.made.checked_sub(3) {
-            fs::remove_dir_all(self.dir.join(format!("checkpoint-{old}"))).or_else(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(e),
-            })?;
-        }
-        Ok(time)
-    }
-}
-
-fn sync_dir(dir: &Path) -> Result<(), Error> {
-    Ok(File::open(dir)?.sync_all()?)
 }

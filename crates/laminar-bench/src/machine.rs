@@ -17,7 +17,7 @@ pub fn histogram() -> Result<Nanos, crate::Error> {
     Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
 }
 
-/// Date, cores, kernel, processor, source version; no names of hosts or users.
+/// Date, cores, kernel, processor, the commit that this program was built from; no names of hosts or users.
 pub fn about(quick: bool, pinned: bool) -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
@@ -27,8 +27,7 @@ pub fn about(quick: bool, pinned: bool) -> Value {
     let pages = read("/sys/kernel/mm/transparent_hugepage/enabled");
     json!({
         "date": output("date", &["-u", "+%Y-%m-%dT%H:%M:%SZ"]),
-        "commit": std::env::var("LAMINAR_COMMIT").ok().or_else(|| output("git", &["rev-parse", "HEAD"])),
-        "uncommitted_changes": output("git", &["status", "--porcelain", "-uno"]).map(|text| !text.is_empty()),
+        "commit": env!("LAMINAR_COMMIT"),
         "cpu": cpu.map(|(_, name)| name.trim()),
         "cores": cores(),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
@@ -170,9 +169,10 @@ pub fn disk_bytes(dir: &Path) -> u64 {
     total
 }
 
-/// Bytes that this process has given the system to write to a device, by whole pages.
+/// Bytes that this process has given the system to write. What the system counts as written is by its pages in
+/// memory, which may be many times larger than what was changed of them.
 pub fn written_bytes() -> Result<u64, crate::Error> {
     let io = fs::read_to_string("/proc/self/io")?;
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:"));
-    Ok(line.ok_or("no write_bytes in /proc/self/io")?.trim().parse()?)
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar:"));
+    Ok(line.ok_or("no wchar in /proc/self/io")?.trim().parse()?)
 }

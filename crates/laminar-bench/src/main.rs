@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod durable;
+mod floor;
 mod keys;
 mod lifecycle;
 mod machine;
@@ -19,7 +20,7 @@ mod space;
 mod stalls;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ struct Common {
     /// Directory for the files of the run; a directory of its own is made in it and removed
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Also writes the figures to FILE
+    /// Also writes the figures to FILE, and plots into its directory
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Keys of the state, in place of the usual number
@@ -100,6 +101,8 @@ pub struct Run {
     pub place: Place,
     pub keys: Option<u64>,
     pub ops: Option<usize>,
+    /// Directory of the file that the figures go to, if they go to one: what else is worth keeping goes there too.
+    pub beside_json: Option<PathBuf>,
 }
 
 impl Run {
@@ -144,6 +147,7 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
         place: Place::new(common.dir.as_deref())?,
         keys: common.keys,
         ops: common.ops,
+        beside_json: common.json.as_deref().and_then(Path::parent).map(Path::to_path_buf),
     };
     let mut about = machine::about(common.quick, common.pin);
     about["file_system"] = run.place.file_system.into();

@@ -3,14 +3,19 @@
 
 mod floor;
 #[cfg(feature = "peers")]
+mod lmdb;
+#[cfg(feature = "peers")]
 mod others;
 mod ours;
 #[cfg(feature = "peer-rocksdb")]
 mod rocks;
+mod stall;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use self::floor::Floors;
+use self::stall::{Stall, Writer};
 use crate::keys::{PAYLOAD, mix};
 use crate::machine::{disk_bytes, written_bytes};
 use crate::place::clear;
@@ -39,6 +44,10 @@ pub trait Peer: Sized {
     /// Makes its state as it is now one that opening need not replay, or that can be kept.
     fn checkpoint(&mut self, dir: &Path) -> Result<(), Error>;
 
+    /// What a checkpoint of changes that were put does to a writer, who puts for some time without one before.
+    /// Nothing, if it has no such thing.
+    fn stall(&mut self, dir: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error>;
+
     /// Reads one value.
     fn get(&self, number: u64) -> Result<bool, Error>;
 
@@ -55,12 +64,23 @@ struct Rows<'a> {
     keys: u64,
     checkpoints: Table,
     openings: Table,
-    floor: floor::Floor,
+    floors: Floors,
+}
+
+/// What a checkpoint of a store comes to.
+struct Costs {
+    time: Duration,
+    written: u64,
+    on_disk: u64,
 }
 
 /// The numbers of the keys that change.
 fn changed(keys: u64) -> impl Iterator<Item = u64> {
     (0..keys).filter(|number| mix(number ^ 0x31).is_multiple_of(CHANGED_ONE_IN))
+}
+
+fn changed_bytes(keys: u64) -> u64 {
+    changed(keys).count() as u64 * PAYLOAD as u64
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
@@ -74,32 +94,46 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     let checkpoints = Table::new(
         "peer-checkpoints",
         format!("A checkpoint after one in {CHANGED_ONE_IN} of {keys} keys changed, 16 B / 100 B"),
-        &["store", "time, median", "/ floor", "written", "/ changed", "on disk / live"],
+        &[
+            "store",
+            "time, median",
+            "/ floor",
+            "written",
+            "/ changed",
+            "on disk / live",
+            "longest put meanwhile",
+            "without",
+        ],
     );
     let openings = Table::new(
         "peer-openings",
         format!("Opening with {keys} keys, page cache warm"),
         &["store", "until the first get", "and until all is read", "/ floor"],
     );
-    let floor = floor::Floor::measure(run, keys)?;
-    let mut rows = Rows { run, keys, checkpoints, openings, floor };
+    let floors = Floors::measure(run, keys)?;
+    let mut rows = Rows { run, keys, checkpoints, openings, floors };
     rows.floor_rows();
     rows.add::<ours::Laminar>()?;
     #[cfg(feature = "peers")]
     {
+        rows.add::<lmdb::Lmdb>()?;
         rows.add::<others::Redb>()?;
         rows.add::<others::Fjall>()?;
     }
     #[cfg(feature = "peer-rocksdb")]
     rows.add::<rocks::Rocks>()?;
     let Rows { mut checkpoints, mut openings, .. } = rows;
-    checkpoints.note("floor: gather the changed records, CRC-32C, write one file, sync it, a small manifest, its rename, two syncs of directories");
-    checkpoints.note("written: what the system counted for this process meanwhile, by pages; of the floor, what its file holds; on disk: everything under the directory, hard links once, over keys and values");
+    checkpoints.note(crate::floor::NOTE);
+    checkpoints.note("written: what this process gave the system to write in the checkpoint of the median time; of the floor, what its files hold; on disk: everything under the directory, hard links once, over keys and values");
+    checkpoints.note(stall::NOTE);
+    checkpoints.note("LMDB and redb have one writer at a time: meanwhile is the commit at the end of its transaction, without are puts into a transaction that is given up; another writer waits for the whole of it, which is the time");
+    checkpoints.note("LMDB and redb write whole pages of their trees, and have no log: what the others had synced before the checkpoint is part of their time");
     openings.note("floor: read one sequential file, check CRCs, fill a presized table, one thread");
     openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
     if !cfg!(feature = "peers") {
-        checkpoints.note("other stores: --features peers (redb, fjall), --features peer-rocksdb");
+        checkpoints.note("other stores: --features peers (LMDB, redb, fjall), --features peer-rocksdb");
     }
+    checkpoints.note("not measured: Redis, which is a server beside the program and not a library in it");
     report.add(checkpoints);
     report.add(openings);
     Ok(())
@@ -107,34 +141,44 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
 
 impl Rows<'_> {
     fn floor_rows(&mut self) {
-        let Self { floor, checkpoints, openings, .. } = self;
+        let Self { keys, floors, checkpoints, openings, .. } = self;
         checkpoints.row(vec![
             Cell::text("floor"),
-            Cell::time(floor.checkpoint),
+            Cell::time(floors.checkpoint.time),
             Cell::Number(1.0, 2),
-            Cell::Bytes(floor.bytes),
-            Cell::Number(1.0, 2),
+            Cell::Bytes(floors.checkpoint.bytes),
+            Cell::Number(floors.checkpoint.bytes as f64 / changed_bytes(*keys) as f64, 2),
+            Cell::None,
+            Cell::None,
             Cell::None,
         ]);
-        openings.row(vec![Cell::text("floor"), Cell::None, Cell::time(floor.opening), Cell::Number(1.0, 2)]);
+        openings.row(vec![Cell::text("floor"), Cell::None, Cell::time(floors.opening), Cell::Number(1.0, 2)]);
     }
 
     fn add<P: Peer>(&mut self) -> Result<(), Error> {
         let dir = self.run.place.fresh("peer")?;
         let mut peer = self.filled::<P>(&dir)?;
         peer.checkpoint(&dir)?;
-        match P::CHECKPOINT {
-            Some(what) => self.checkpoint_row(what, &mut peer, &dir)?,
-            None => peer.put(&mut changed(self.keys), 1)?,
-        }
+        let costs = match P::CHECKPOINT {
+            Some(what) => Some((what, self.costs(&mut peer, &dir)?)),
+            None => {
+                peer.put(&mut changed(self.keys), 1)?;
+                None
+            }
+        };
         peer.close()?;
         let mut opened = Vec::new();
         for _ in 0..self.run.size(3, 5) {
             opened.push(self.opening::<P>(&dir)?);
         }
-        clear(&dir)?;
-        let from = if P::CHECKPOINT.is_some() { "after its last checkpoint" } else { "as it is" };
+        let from = if costs.is_some() { "after its last checkpoint" } else { "as it is" };
         self.opening_row::<P>(from, opened);
+        // Last, because it changes more than what the other figures are about.
+        if let Some((what, costs)) = costs {
+            let stall = self.worst_stall::<P>(&dir)?;
+            self.checkpoint_row::<P>(what, &costs, stall);
+        }
+        clear(&dir)?;
         let Some(log) = P::LOG else { return Ok(()) };
         let mut opened = Vec::new();
         // Some make more than a log of it as soon as they open it, so that each opening needs a new one.
@@ -163,11 +207,12 @@ impl Rows<'_> {
             Cell::text(format!("{}: {from}", P::NAME)),
             Cell::time(first),
             Cell::time(all),
-            Cell::Number(all.as_secs_f64() / self.floor.opening.as_secs_f64(), 2),
+            Cell::Number(all.as_secs_f64() / self.floors.opening.as_secs_f64(), 2),
         ]);
     }
 
-    fn checkpoint_row<P: Peer>(&mut self, what: &str, peer: &mut P, dir: &Path) -> Result<(), Error> {
+    /// What checkpoints come to that nothing is put beside.
+    fn costs<P: Peer>(&self, peer: &mut P, dir: &Path) -> Result<Costs, Error> {
         let mut taken = Vec::new();
         for round in 1..=self.run.size(3, 7) {
             peer.put(&mut changed(self.keys), round)?;
@@ -177,16 +222,38 @@ impl Rows<'_> {
         }
         taken.sort_unstable();
         let (time, written) = taken.get(taken.len() / 2).copied().unwrap_or_default();
-        let changed = changed(self.keys).count() as u64 * PAYLOAD as u64;
+        Ok(Costs { time, written, on_disk: disk_bytes(dir) })
+    }
+
+    /// The longest puts beside several checkpoints, and beside none.
+    fn worst_stall<P: Peer>(&self, dir: &Path) -> Result<Option<Stall>, Error> {
+        let (mut peer, mut writer) = (P::open(dir)?, Writer::new(self.keys));
+        let (mut worst, mut quiet) = (None::<Stall>, Duration::ZERO);
+        for round in 0..=self.run.size(3, 7) {
+            peer.put(&mut changed(self.keys), round)?;
+            let Some(stall) = peer.stall(dir, &mut writer, quiet)? else { break };
+            quiet = stall.time;
+            // The first tells only how long one takes, which is how long the next has none before.
+            if round > 0 {
+                worst = Some(worst.map_or(stall, |worst| worst.or_worse(stall)));
+            }
+        }
+        peer.close()?;
+        Ok(worst)
+    }
+
+    fn checkpoint_row<P: Peer>(&mut self, what: &str, costs: &Costs, stall: Option<Stall>) {
+        let live = self.keys * PAYLOAD as u64;
         self.checkpoints.row(vec![
             Cell::text(format!("{}: {what}", P::NAME)),
-            Cell::time(time),
-            Cell::Number(time.as_secs_f64() / self.floor.checkpoint.as_secs_f64(), 2),
-            Cell::Bytes(written),
-            Cell::Number(written as f64 / changed as f64, 2),
-            Cell::Number(disk_bytes(dir) as f64 / (self.keys * PAYLOAD as u64) as f64, 2),
+            Cell::time(costs.time),
+            Cell::Number(costs.time.as_secs_f64() / self.floors.checkpoint.time.as_secs_f64(), 2),
+            Cell::Bytes(costs.written),
+            Cell::Number(costs.written as f64 / changed_bytes(self.keys) as f64, 2),
+            Cell::Number(costs.on_disk as f64 / live as f64, 2),
+            stall.map_or(Cell::None, |stall| Cell::time(stall.beside)),
+            stall.map_or(Cell::None, |stall| Cell::time(stall.alone)),
         ]);
-        Ok(())
     }
 
     /// Until the first value is read, and until all are.

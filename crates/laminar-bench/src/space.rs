@@ -23,7 +23,7 @@ pub struct Options {
     /// Checkpoints to take
     #[arg(long, value_name = "N")]
     checkpoints: Option<u32>,
-    /// Directory for the plots; none are drawn without it
+    /// Directory for the plots; without it they are beside the FILE of --json, and without that not drawn
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
 }
@@ -89,10 +89,11 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
             "files, most",
         ],
     );
+    let plots = options.plots.as_deref().or(run.beside_json.as_deref());
     for workload in [Workload::Skewed, Workload::Window] {
         let history = take(run, workload, keys, checkpoints)?;
         table.row(row(workload, &history));
-        if let Some(dir) = &options.plots {
+        if let Some(dir) = plots {
             draw(dir, workload, &history)?;
         }
     }

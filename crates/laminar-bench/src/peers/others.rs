@@ -1,12 +1,14 @@
 //! redb and fjall.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use fjall::{Database as FjallDatabase, Keyspace, KeyspaceCreateOptions, PersistMode};
 use redb::ReadableTable as _;
-use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
 use super::Peer;
+use super::stall::{Stall, Writer};
 use crate::Error;
 use crate::keys::{key, value};
 
@@ -16,6 +18,20 @@ pub struct Redb {
     database: Database,
     /// Changes that the next commit makes durable.
     pending: Vec<(u64, u32)>,
+}
+
+impl Redb {
+    /// A transaction with all changes in it.
+    fn with_changes(&mut self) -> Result<WriteTransaction, Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            for (number, version) in self.pending.drain(..) {
+                table.insert(key(number).as_slice(), value(number, version).as_slice())?;
+            }
+        }
+        Ok(transaction)
+    }
 }
 
 impl Peer for Redb {
@@ -35,14 +51,23 @@ impl Peer for Redb {
     }
 
     fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
-        let transaction = self.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for (number, version) in self.pending.drain(..) {
-                table.insert(key(number).as_slice(), value(number, version).as_slice())?;
-            }
-        }
-        Ok(transaction.commit()?)
+        Ok(self.with_changes()?.commit()?)
+    }
+
+    fn stall(&mut self, _: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error> {
+        let given_up = self.database.begin_write()?;
+        let mut table = given_up.open_table(TABLE)?;
+        let alone = writer.alone(quiet, |number| {
+            table.insert(key(number).as_slice(), value(number, 0).as_slice())?;
+            Ok(())
+        })?;
+        drop(table);
+        given_up.abort()?;
+        let transaction = self.with_changes()?;
+        let started = Instant::now();
+        transaction.commit()?;
+        let time = started.elapsed();
+        Ok(Some(Stall { alone, beside: time, time }))
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {
@@ -99,6 +124,10 @@ impl Peer for Fjall {
 
     fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn stall(&mut self, _: &Path, _: &mut Writer, _: Duration) -> Result<Option<Stall>, Error> {
+        Ok(None)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {

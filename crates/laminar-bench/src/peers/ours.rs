@@ -1,12 +1,17 @@
 //! This store.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use laminar_storage::{CoreStore, Opened, Settings, Store};
 
 use super::Peer;
+use super::stall::{Stall, Writer};
 use crate::Error;
 use crate::keys::{key, value};
+
+/// From one seal to the next beside a checkpoint, so that the log is written and synced meanwhile, too.
+const SEALS: Duration = Duration::from_millis(1);
 
 pub struct Laminar {
     store: Store,
@@ -34,6 +39,20 @@ impl Peer for Laminar {
     fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
         self.store.checkpoint()?;
         Ok(())
+    }
+
+    fn stall(&mut self, _: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error> {
+        let Self { store, core } = self;
+        let mut sealed = Instant::now();
+        let put = |number| {
+            core.put(&key(number), &value(number, 0))?;
+            if sealed.elapsed() >= SEALS {
+                core.seal_epoch()?;
+                sealed = Instant::now();
+            }
+            Ok(())
+        };
+        writer.beside(quiet, put, || Ok(store.checkpoint().map(drop)?)).map(Some)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {

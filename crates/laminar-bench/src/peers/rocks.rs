@@ -1,21 +1,34 @@
 //! RocksDB.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, IteratorMode, Options, WriteBatch};
 
 use super::Peer;
+use super::stall::{Stall, Writer};
 use crate::Error;
 use crate::keys::{key, value};
 
 pub struct Rocks {
     database: DB,
-    checkpoints: u64,
 }
 
 /// Puts in a batch.
 const BATCH: usize = 1024;
+
+/// Where the next checkpoint goes.
+fn next_checkpoint(dir: &Path) -> PathBuf {
+    let mut number = 1;
+    loop {
+        let target = dir.join(format!("checkpoint-{number}"));
+        if !target.exists() {
+            return target;
+        }
+        number += 1;
+    }
+}
 
 impl Peer for Rocks {
     const NAME: &'static str = "RocksDB";
@@ -28,7 +41,7 @@ impl Peer for Rocks {
         // So that the log of all that is put here can be one memtable's.
         options.set_write_buffer_size(1 << 30);
         options.set_max_background_jobs(2);
-        Ok(Self { database: DB::open(&options, dir.join("rocks"))?, checkpoints: 0 })
+        Ok(Self { database: DB::open(&options, dir.join("rocks"))? })
     }
 
     fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
@@ -44,9 +57,15 @@ impl Peer for Rocks {
     }
 
     fn checkpoint(&mut self, dir: &Path) -> Result<(), Error> {
-        self.checkpoints += 1;
-        let target = dir.join(format!("checkpoint-{}", self.checkpoints));
-        Ok(Checkpoint::new(&self.database)?.create_checkpoint(target)?)
+        Ok(Checkpoint::new(&self.database)?.create_checkpoint(next_checkpoint(dir))?)
+    }
+
+    fn stall(&mut self, dir: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error> {
+        let target = next_checkpoint(dir);
+        let database = &self.database;
+        let put = |number| Ok(database.put(key(number), value(number, 0))?);
+        let checkpoint = || Ok(Checkpoint::new(database)?.create_checkpoint(target)?);
+        writer.beside(quiet, put, checkpoint).map(Some)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {
