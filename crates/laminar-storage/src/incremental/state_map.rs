@@ -60,13 +60,26 @@ impl StateMap {
 
     /// Applies a change: a new value, or `None` to delete.
     pub fn apply(&mut self, key: &[u8], value: Option<&[u8]>) {
+        self.replace(key, value, |_| ());
+    }
+
+    /// As [`Self::apply`]; returns by how much that changes the digest of the state.
+    pub(crate) fn apply_digested(&mut self, key: &[u8], value: Option<&[u8]>) -> StateDigest {
+        let before = self.replace(key, value, |old| StateDigest::of(key, old));
+        StateDigest::of(key, value).minus(before)
+    }
+
+    /// Applies a change. Returns what `look` makes of the value that the key had.
+    fn replace<T>(&mut self, key: &[u8], value: Option<&[u8]>, look: impl FnOnce(Option<&[u8]>) -> T) -> T {
         self.order.take();
         if value.is_none() && !self.contains_key(key) {
-            return;
+            return look(None);
         }
+        let (had_value, looked) = self.changes.replace(key, value, |old| (old.is_some(), look(old)));
         self.live += usize::from(value.is_some());
-        self.live -= usize::from(self.changes.put(key, value));
+        self.live -= usize::from(had_value);
         self.drop_waste();
+        looked
     }
 
     /// Builds it anew once most of it is replaced or deleted.
@@ -86,13 +99,6 @@ impl StateMap {
     /// What a key adds to the digest of the state.
     pub(crate) fn digest_of(&self, key: &[u8]) -> StateDigest {
         StateDigest::of(key, self.get(key))
-    }
-
-    /// As [`Self::apply`]; returns by how much that changes the digest of the state.
-    pub(crate) fn apply_digested(&mut self, key: &[u8], value: Option<&[u8]>) -> StateDigest {
-        let before = self.digest_of(key);
-        self.apply(key, value);
-        StateDigest::of(key, value).minus(before)
     }
 }
 
