@@ -68,6 +68,7 @@ pub fn json(outcome: &Outcome, state: &Path) -> Value {
             "bytes": outcome.checkpoint.bytes,
             "ms": millis(outcome.checkpoint.took),
         },
+        "estimated_recovery_ms": millis(outcome.last.stats.estimated_recovery),
         "first_skipped": outcome.first_bad,
     })
 }
@@ -136,6 +137,7 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
         ));
     }
     rows.push(("checkpoint", checkpoint(outcome)));
+    rows.push(("next recovery", format!("about {:.1} ms", millis(last.stats.estimated_recovery))));
     let durable = if outcome.epoch == 0 {
         format!("nothing yet, in {}", state.display())
     } else {

@@ -143,3 +143,20 @@ fn a_stream_of_json_lines_tells_how_it_goes() {
     assert_eq!((&lines[0]["event"], &lines[0]["records"]), (&Value::from("opened"), &Value::from(1_000)));
     assert_eq!(lines.last().unwrap()["event"], "summary");
 }
+
+/// Whoever sets an objective wants to know how things stand, before the next crash does.
+#[test]
+fn a_run_says_how_long_recovering_would_take() {
+    let desk = Desk::new();
+    desk.write("e.ndjson", &events(1_000, 10));
+    let job = with(&JOB[..JOB.len() - 1], &["--recovery-objective", "2s"]);
+    let out = desk.ok(&with(&job, &["--json-stream"]));
+    let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told: Vec<_> = lines.filter(|line| line["event"] != "opened").collect();
+    assert!(
+        told.iter().all(|line| line["estimated_recovery_ms"].as_f64().is_some_and(|ms| ms > 0.0)),
+        "{told:?}"
+    );
+    assert!(told.len() >= 2, "{told:?}");
+    assert!(desk.ok(&job).contains("next recovery"), "{}", desk.ok(&job));
+}

@@ -7,6 +7,7 @@ mod support;
 use std::io::Read;
 use std::process::Stdio;
 
+use laminar_storage::incremental::IncrementalCheckpointMetadata;
 use support::Desk;
 
 fn small_job() -> Desk {
@@ -68,6 +69,29 @@ fn info_and_verify_show_a_healthy_store() {
     let verified = desk.json(&["verify", "--json"]);
     assert_eq!(verified["ok"], true, "{verified}");
     assert!(desk.ok(&["verify"]).contains("ok       recovery"));
+}
+
+/// Every checksum is right and the state is wrong: which core, and in which epochs, is what whoever looks for the reason
+/// wants to know.
+#[test]
+fn verify_names_core_and_epochs_of_a_wrong_digest() {
+    let desk = small_job();
+    let files = support::files_below(&desk.path("laminar-state/checkpoints"));
+    let manifest = files.iter().rfind(|path| path.ends_with("metadata.json")).unwrap();
+    let text = std::fs::read_to_string(manifest).unwrap();
+    let mut metadata = IncrementalCheckpointMetadata::from_json(&text).unwrap();
+    metadata.digests[1].digest ^= 1;
+    std::fs::write(manifest, metadata.to_json().unwrap()).unwrap();
+    let ran = desk.run(&["verify"]);
+    assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
+    let line =
+        |check: &str| ran.out.lines().find(|line| line.starts_with(check)).unwrap_or_default().to_owned();
+    let epoch = format!("epoch {}", metadata.epoch);
+    for part in ["core 1", "digest", epoch.as_str()] {
+        assert!(line("DAMAGED  recovery").contains(part), "{part} in {}", ran.out);
+        assert!(line("DAMAGED  checkpoint").contains(part), "{part} in {}", ran.out);
+    }
+    assert!(line("DAMAGED  recovery").contains(&format!("after {epoch}")), "{}", ran.out);
 }
 
 /// What refuses to open is just what somebody looks at: `info` showed nothing but the error.

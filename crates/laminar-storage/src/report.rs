@@ -55,9 +55,10 @@ pub struct CoreReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub enum DigestCheck {
-    /// It was, and they agree. (If they did not, opening would have failed.)
+    /// It was, and they agree. (If they did not, recovery would have failed.)
     Verified,
-    /// The recovery point stores none: it is empty, or was written by the low-level functions.
+    /// None is stored that is the digest of the whole state: it is empty, or its last changes were written by the low-level
+    /// functions, or belong to an epoch that was never closed. What is stored before them was compared all the same.
     #[default]
     NotStored,
 }

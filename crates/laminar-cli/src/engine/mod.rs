@@ -121,6 +121,8 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Bytes written to the log since it was opened.
     pub wal_bytes: u64,
+    /// How long opening would take if the process died now, as the store estimates it.
+    pub estimated_recovery: Duration,
 }
 
 /// An open store.

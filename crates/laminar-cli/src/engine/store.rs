@@ -84,6 +84,7 @@ impl Engine for StoreEngine {
         Stats {
             checkpoints: stats.checkpoints,
             wal_bytes: stats.wal_bytes.saturating_sub(self.wal_bytes_before),
+            estimated_recovery: stats.estimated_recovery,
         }
     }
 

@@ -17,12 +17,27 @@ pub struct StateDigest {
 }
 
 impl StateDigest {
-    /// The digest of two states without a key in common, taken together.
+    /// The digest of a state that has only this key, or nothing when the key has no value.
+    #[must_use]
+    pub fn of(key: &[u8], value: Option<&[u8]>) -> Self {
+        value.map_or_else(Self::default, |value| Self { digest: record_digest(key, value), live_keys: 1 })
+    }
+
+    /// The digest of two states without a key in common, taken together. One of them may be a difference.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
             digest: self.digest.wrapping_add(other.digest),
-            live_keys: self.live_keys.saturating_add(other.live_keys),
+            live_keys: self.live_keys.wrapping_add(other.live_keys),
+        }
+    }
+
+    /// What must be added to `other` to make it this one.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            digest: self.digest.wrapping_sub(other.digest),
+            live_keys: self.live_keys.wrapping_sub(other.live_keys),
         }
     }
 }

@@ -11,10 +11,10 @@ use super::metadata::IncrementalCheckpointMetadata;
 use super::state_file::StateFileReader;
 use super::state_map::StateMap;
 use crate::error::Detail;
-use crate::format::digest::record_digest;
+use crate::format::digest::{StateDigest, record_digest};
 use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::format::state_file::StateRecord;
-use crate::ids::{CoreId, StoreId};
+use crate::ids::{CoreId, Epoch, StoreId};
 use crate::parallel::in_parallel;
 use crate::progress::Watch;
 use crate::vfs::{Vfs, read_small_file};
@@ -157,15 +157,19 @@ impl CheckpointReader {
     /// # Errors
     /// As [`Self::for_each_record`].
     pub fn load(&self) -> Result<StateMap> {
-        self.load_watched(&Watch::default())
+        self.load_with(&Watch::default(), |state, _, key, value| state.apply(key, value))
     }
 
-    /// As [`Self::load`], telling now and then how many keys there are.
-    pub(crate) fn load_watched(&self, watch: &Watch) -> Result<StateMap> {
+    /// As [`Self::load`], telling now and then how many keys there are; `put` applies each record of a core.
+    pub(crate) fn load_with(
+        &self,
+        watch: &Watch,
+        mut put: impl FnMut(&mut StateMap, CoreId, &[u8], Option<&[u8]>),
+    ) -> Result<StateMap> {
         let (mut state, mut keys) = (StateMap::new(), 0);
         for core in self.cores() {
             let mut apply = |key: &[u8], value: Option<&[u8]>| {
-                state.apply(key, value);
+                put(&mut state, core, key, value);
                 if state.len().is_multiple_of(KEYS_AT_A_TIME) {
                     watch.keys(&mut keys, state.len() as u64);
                 }
@@ -208,14 +212,25 @@ impl CheckpointReader {
             live += 1;
             Ok::<_, IncrementalCheckpointError>(())
         })?;
-        let expected = self.metadata.digests.get(core.index());
-        if let Some(expected) = expected.filter(|e| e.digest != digest || e.live_keys != live) {
-            return Err(self.contradiction(format!(
-                "core {core} has {live} live keys with digest {digest:016x}, the manifest says {} with {:016x}",
-                expected.live_keys, expected.digest
-            )));
+        let found = StateDigest { digest, live_keys: live };
+        let expected = self.metadata.digests.get(core.index()).map(StateDigest::from);
+        match expected.filter(|expected| *expected != found) {
+            Some(expected) => Err(self.wrong_digest(core, found, expected)),
+            None => Ok(live),
         }
-        Ok(live)
+    }
+
+    fn wrong_digest(
+        &self,
+        core: CoreId,
+        found: StateDigest,
+        expected: StateDigest,
+    ) -> IncrementalCheckpointError {
+        let what = format!(
+            "{} live keys with digest {:016x}, the manifest says {} with {:016x}",
+            found.live_keys, found.digest, expected.live_keys, expected.digest
+        );
+        IncrementalCheckpointError::corruption(self.contradiction(what).on_core(core))
     }
 
     fn check_key_count(&self, live: u64) -> Result<()> {
@@ -223,10 +238,15 @@ impl CheckpointReader {
         if live == said {
             return Ok(());
         }
-        Err(self.contradiction(format!("{live} live keys, the manifest says {said}")))
+        let what = format!("{live} live keys, the manifest says {said}");
+        Err(IncrementalCheckpointError::corruption(self.contradiction(what)))
     }
 
-    fn contradiction(&self, what: String) -> IncrementalCheckpointError {
-        IncrementalCheckpointError::corruption(Detail::new(what).at_path(self.dir.join(MANIFEST_NAME)))
+    /// Every checksum is right, and the manifest is not that of the files.
+    fn contradiction(&self, what: String) -> Detail {
+        Detail::new(what)
+            .at_path(self.dir.join(MANIFEST_NAME))
+            .in_epoch(Epoch(self.metadata.epoch))
+            .remedy("Keep a copy of the directory and report this; nothing was changed.")
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::IncrementalCheckpointError;
 use super::layout::{EntryName, parse_state_file_name, state_file_name};
 use crate::error::Detail;
+use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
 use crate::format::state_file::FileIdentity;
 use crate::format::{FORMAT_VERSION, MAX_CORES, manifest};
@@ -113,6 +114,18 @@ pub struct CoreDigest {
     pub digest: u64,
     /// Number of live keys.
     pub live_keys: u64,
+}
+
+impl From<&CoreDigest> for StateDigest {
+    fn from(core: &CoreDigest) -> Self {
+        Self { digest: core.digest, live_keys: core.live_keys }
+    }
+}
+
+impl From<&StateDigest> for CoreDigest {
+    fn from(core: &StateDigest) -> Self {
+        Self { digest: core.digest, live_keys: core.live_keys }
+    }
 }
 
 /// One state file of a checkpoint.

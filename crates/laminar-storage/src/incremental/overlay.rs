@@ -77,16 +77,28 @@ impl Slot {
 impl CoreChanges {
     /// Records a change. Returns whether the key had a value.
     pub(super) fn put(&mut self, key: &[u8], value: Option<&[u8]>) -> bool {
+        self.replace(key, value, |old| old.is_some())
+    }
+
+    /// Records a change. Returns what `look` makes of the value that the key had.
+    #[inline]
+    pub(super) fn replace<T>(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        look: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> T {
         let index = self.find_or_add(key);
         let Self { bytes, entries, encoded, .. } = self;
-        let Some(entry) = entries.get_mut(index as usize) else { return false };
+        let Some(entry) = entries.get_mut(index as usize) else { return look(None) };
+        let looked = look(entry.value(bytes));
         let had_value = entry.value_len != DELETED;
         let record_len = |value| StateRecord { key, value }.encoded_len() as u64;
         *encoded -= record_len(entry.value(bytes));
         *encoded += record_len(value);
         let Some(value) = value else {
             entry.value_len = DELETED;
-            return had_value;
+            return looked;
         };
         let old_len = if had_value { entry.value_len as usize } else { 0 };
         let in_place = bytes.get_mut(entry.value_at..entry.value_at + value.len());
@@ -99,7 +111,7 @@ impl CoreChanges {
         }
         // The callers check lengths against the format's limits, which are far below.
         entry.value_len = u32::try_from(value.len()).unwrap_or(DELETED);
-        had_value
+        looked
     }
 
     /// The index of a key's entry; a new one is a deletion until it gets a value.

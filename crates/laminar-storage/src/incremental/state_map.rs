@@ -5,7 +5,7 @@ use std::slice;
 use std::sync::OnceLock;
 
 use super::overlay::CoreChanges;
-use crate::format::digest::{StateDigest, record_digest};
+use crate::format::digest::StateDigest;
 use crate::format::state_file::StateRecord;
 
 /// What replaced values and deleted keys may take beside as much as the live ones do.
@@ -60,13 +60,26 @@ impl StateMap {
 
     /// Applies a change: a new value, or `None` to delete.
     pub fn apply(&mut self, key: &[u8], value: Option<&[u8]>) {
+        self.replace(key, value, |_| ());
+    }
+
+    /// As [`Self::apply`]; returns by how much that changes the digest of the state.
+    pub(crate) fn apply_digested(&mut self, key: &[u8], value: Option<&[u8]>) -> StateDigest {
+        let before = self.replace(key, value, |old| StateDigest::of(key, old));
+        StateDigest::of(key, value).minus(before)
+    }
+
+    /// Applies a change. Returns what `look` makes of the value that the key had.
+    fn replace<T>(&mut self, key: &[u8], value: Option<&[u8]>, look: impl FnOnce(Option<&[u8]>) -> T) -> T {
         self.order.take();
         if value.is_none() && !self.contains_key(key) {
-            return;
+            return look(None);
         }
+        let (had_value, looked) = self.changes.replace(key, value, |old| (old.is_some(), look(old)));
         self.live += usize::from(value.is_some());
-        self.live -= usize::from(self.changes.put(key, value));
+        self.live -= usize::from(had_value);
         self.drop_waste();
+        looked
     }
 
     /// Builds it anew once most of it is replaced or deleted.
@@ -83,11 +96,9 @@ impl StateMap {
         self.changes = kept;
     }
 
-    /// What is stored to recognise this state by.
-    pub(crate) fn digest(&self) -> StateDigest {
-        let live = self.changes.iter().filter_map(|StateRecord { key, value }| Some((key, value?)));
-        let one = |(key, value)| StateDigest { digest: record_digest(key, value), live_keys: 1 };
-        live.map(one).fold(StateDigest::default(), StateDigest::plus)
+    /// What a key adds to the digest of the state.
+    pub(crate) fn digest_of(&self, key: &[u8]) -> StateDigest {
+        StateDigest::of(key, self.get(key))
     }
 }
 
@@ -191,8 +202,6 @@ mod tests {
         assert!(state.iter().eq(expected.clone()));
         assert_eq!(state.iter().len(), model.len());
         assert!(expected.clone().all(|(key, value)| state.get(key) == Some(value)));
-        let one = |(key, value)| StateDigest { digest: record_digest(key, value), live_keys: 1 };
-        assert_eq!(state.digest(), expected.map(one).fold(StateDigest::default(), StateDigest::plus));
         assert!(state.clone().into_iter().eq(model.clone()));
         assert_eq!(*state, model.clone().into_iter().collect::<StateMap>());
     }
@@ -208,8 +217,9 @@ mod tests {
             ), 0..60)
         ) {
             let (mut state, mut model) = (StateMap::new(), BTreeMap::new());
+            let mut digest = StateDigest::default();
             for (key, value, look) in changes {
-                state.apply(&key, value.as_deref());
+                digest = digest.plus(state.apply_digested(&key, value.as_deref()));
                 match value {
                     Some(value) => model.insert(key, value),
                     None => model.remove(&key),
@@ -219,6 +229,8 @@ mod tests {
                 }
             }
             assert_same(&state, &model);
+            let one = |(key, value): (&Vec<u8>, &Vec<u8>)| StateDigest::of(key, Some(value));
+            assert_eq!(digest, model.iter().map(one).fold(StateDigest::default(), StateDigest::plus));
         }
     }
 

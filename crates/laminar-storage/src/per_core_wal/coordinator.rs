@@ -29,8 +29,12 @@ impl CheckpointCoordinator {
     /// Brings a log and a directory of checkpoints together. The checkpoints must have been made from
     /// this log, or without any.
     ///
+    /// All of the newest checkpoint is read, and compared with its digests. What a `Store` logged behind it is not
+    /// compared: it is only put together with it by [`Self::create_checkpoint`], in state files, of which a digest would
+    /// take reading all of them again. `RecoveryManager` compares it, before.
+    ///
     /// # Errors
-    /// `Checkpoint` when the checkpoints cannot be opened or belong to another log.
+    /// `Checkpoint` when the checkpoints cannot be opened, do not have the digests that they carry, or belong to another log.
     pub fn new(mut wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
         let truncate = config.truncate_wal;
         let vfs = wal.config().vfs().clone();

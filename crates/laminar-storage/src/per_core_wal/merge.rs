@@ -7,6 +7,7 @@ use super::entry::{PerCoreWalEntry, Stamp, View};
 use super::error::PerCoreWalError;
 use super::recovery::cursor::CoreCursor;
 use crate::format::record::Record;
+use crate::format::segment_header::SegmentHeader;
 
 /// The records of all cores in order `(epoch, timestamp_ns, core_id, sequence)`, each borrowed while the merge
 /// stands on it. Holds one frame per core in memory.
@@ -83,6 +84,11 @@ impl MergedRecords {
     /// The record it stands on; `None` before the first and after the last.
     pub(crate) fn current(&self) -> Option<(Record<'_>, Stamp)> {
         self.cursors.get(self.on?)?.current()
+    }
+
+    /// Header of the segment that has this record.
+    pub(crate) fn header(&self) -> Option<&SegmentHeader> {
+        self.cursors.get(self.on?)?.header()
     }
 }
 

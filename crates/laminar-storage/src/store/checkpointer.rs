@@ -190,8 +190,7 @@ impl Checkpointer {
         self.manager.set_epoch(cut.epoch.0);
         self.manager.set_wal_cuts(&self.applied.cuts)?;
         if let Some(digests) = self.applied.digests() {
-            let digests = digests.iter().map(|d| CoreDigest { digest: d.digest, live_keys: d.live_keys });
-            self.manager.set_digests(digests.collect())?;
+            self.manager.set_digests(digests.iter().map(CoreDigest::from).collect())?;
         }
         Ok(self.applied.changes)
     }

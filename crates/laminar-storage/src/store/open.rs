@@ -24,6 +24,7 @@ use crate::format::segment_header::WalMode;
 use crate::format::state_file::StateRecord;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence};
 use crate::incremental::open::lock_checkpoints;
+use crate::incremental::recovery::digests::Mismatch;
 use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate};
 use crate::incremental::{
     CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
@@ -276,8 +277,7 @@ fn load_core(
         }
         let metadata = reader.metadata();
         offsets = CoreOffsets::of(&metadata.core_offsets, core, builder.core_count());
-        let digest = metadata.digests.get(core.index());
-        expected = digest.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
+        expected = metadata.digests.get(core.index()).map(StateDigest::from);
     }
     let loading = started.elapsed();
     let cursor = CoreCursor::new(builder.vfs_ref(), &located.plan.survey, core, located.plan.span(core));
@@ -367,8 +367,9 @@ fn describe(
         report.resharded_from = rebuilt.from_cores;
         expected = rebuilt.expected.or(expected);
     }
-    let wrong = loaded.iter().position(|core| core.expected.is_some_and(|expected| expected != core.digest));
-    if let Some(core) = wrong.filter(|_| !sabotaged(Sabotage::DigestUnchecked)) {
+    let mut cores = (0..).map(CoreId).zip(loaded);
+    let wrong = cores.find(|(_, loaded)| loaded.expected.is_some_and(|expected| expected != loaded.digest));
+    if let Some((core, _)) = wrong.filter(|_| !sabotaged(Sabotage::DigestUnchecked)) {
         return Err(digest_mismatch(builder, located, Some(core)));
     }
     match expected {
@@ -384,21 +385,13 @@ fn describe(
     Ok(report)
 }
 
-fn digest_mismatch(builder: &StoreBuilder, located: &Located, core: Option<usize>) -> StoreError {
-    let from = located.metadata().map_or(0, |metadata| metadata.epoch);
-    let mut detail = Detail::new(format!(
-        "the recovered state does not have the digest that was stored with it; it went wrong after epoch {from}"
-    ))
-    .at_path(builder.path())
-    .in_epoch(located.plan.point)
-    .remedy(
+fn digest_mismatch(builder: &StoreBuilder, located: &Located, core: Option<CoreId>) -> StoreError {
+    let after = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
+    let wrong = Mismatch { core, after, at: located.plan.point };
+    StoreError::corruption(wrong.detail("recovered").at_path(builder.path()).remedy(
         "If one key was written on two cores, that is why: open with the number of cores it was written with. \
          Otherwise report this with a copy of the directory; nothing was changed.",
-    );
-    if let Some(core) = core.and_then(|core| u16::try_from(core).ok()) {
-        detail = detail.on_core(CoreId(core));
-    }
-    StoreError::corruption(detail)
+    ))
 }
 
 /// Begins a new incarnation on what was found, and starts the background work.

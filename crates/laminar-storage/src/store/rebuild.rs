@@ -14,6 +14,7 @@ use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, WalPosition};
+use crate::incremental::recovery::digests::Mismatch;
 use crate::incremental::recovery::locate::Located;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
@@ -138,31 +139,23 @@ fn check_digest(
     expected: Option<StateDigest>,
     (since, point): (Epoch, Epoch),
 ) -> Result<(), StoreError> {
-    let one = |core: &CoreDigest| StateDigest { digest: core.digest, live_keys: core.live_keys };
-    let total = digests.iter().map(one).fold(StateDigest::default(), StateDigest::plus);
+    let total = digests.iter().map(StateDigest::from).fold(StateDigest::default(), StateDigest::plus);
     if expected.is_none_or(|expected| expected == total) {
         return Ok(());
     }
-    Err(StoreError::corruption(
-        Detail::new(format!(
-            "the rebuilt state does not have the digest that was stored with it; it went wrong after epoch {since}"
-        ))
-            .at_path(builder.path())
-            .in_epoch(point)
-            .remedy(
-                "If one key was written on two cores, that is why: open with as many cores as before. Otherwise \
-                 report this with a copy of the directory; nothing was changed.",
-            ),
-    ))
+    // Its keys are on other cores now, and whose they were is no longer known.
+    let wrong = Mismatch { core: None, after: since, at: point };
+    Err(StoreError::corruption(wrong.detail("rebuilt").at_path(builder.path()).remedy(
+        "If one key was written on two cores, that is why: open with as many cores as before. Otherwise \
+         report this with a copy of the directory; nothing was changed.",
+    )))
 }
 
 /// What the checkpoint says about its cores, before anything of the log is applied.
 fn known_so_far(located: &Located) -> Applied {
     let Some(metadata) = located.metadata() else { return Applied::default() };
     let cuts: Vec<_> = metadata.wal_cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
-    let digest = |index: usize| {
-        metadata.digests.get(index).map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys })
-    };
+    let digest = |index: usize| metadata.digests.get(index).map(StateDigest::from);
     let barriers = (0..cuts.len()).map(|index| (Epoch(metadata.epoch), digest(index)));
     Applied { barriers: barriers.collect(), cuts, ..Applied::default() }
 }

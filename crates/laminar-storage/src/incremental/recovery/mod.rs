@@ -3,6 +3,7 @@
 //! Nothing here writes, unless a repair is asked for. [`crate::Store`] recovers through the same
 //! [`locate`], only into its cores' memory instead of into a map.
 
+pub(crate) mod digests;
 pub(crate) mod locate;
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,21 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::digests::{Comparison, Mismatch};
 use self::locate::{Failure, Located, locate};
 use super::error::IncrementalCheckpointError;
 use super::state_map::StateMap;
-use crate::error::Detail;
 use crate::format::digest::StateDigest;
 use crate::format::record::{Commit, Record};
 use crate::format::segment_header::{SegmentHeader, WalMode};
 use crate::ids::{CoreId, Epoch};
-use crate::incremental::CoreOffsets;
+use crate::incremental::{CheckpointReader, CoreOffsets};
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
+use crate::per_core_wal::recovery::survey::CoreLog;
 use crate::per_core_wal::{MergedRecords, PerCoreWalError, RecoveryMode, Stamp};
 use crate::progress::Watch;
-use crate::report::{CoreReport, DigestCheck, RecoveryReport};
+use crate::report::{CoreReport, RecoveryReport};
 use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Where to recover from, and how.
@@ -191,11 +193,12 @@ impl RecoveryManager {
     }
 
     /// Recovers. Directories that do not exist yet are an empty state at epoch 0. Recovering again
-    /// gives the same.
+    /// gives the same. The digests that a [`crate::Store`] stored are compared; [`crate::DigestCheck`] says whether the
+    /// whole state was.
     ///
     /// # Errors
-    /// `Corruption` when what is there is damaged in a way that could lose something acknowledged,
-    /// `UnsupportedVersion`, `Io`. Nothing was changed then.
+    /// `Corruption` when what is there is damaged in a way that could lose something acknowledged, or does not have the
+    /// digest that was stored with it; `UnsupportedVersion`, `Io`. Nothing was changed then.
     pub fn recover(&self) -> Result<RecoveredState, IncrementalCheckpointError> {
         let keep = self.config.collect_state_changes;
         Ok(recover_wanted(&self.config, Wanted::Mode(self.config.mode), keep, &Watch::default())?.whole())
@@ -232,10 +235,6 @@ pub(crate) struct Parts {
     pub(crate) changes: Vec<ReplayedChange>,
     /// Per core, bytes of its log that count.
     pub(crate) positions: Vec<u64>,
-    /// The digest that was stored with the recovery point, where it was looked for and is known.
-    digest: Option<StateDigest>,
-    /// The epoch of the checkpoint that recovery began with.
-    from_epoch: Epoch,
 }
 
 impl Parts {
@@ -284,51 +283,28 @@ pub(crate) fn recover_acknowledged(
     watch: &Watch,
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
-    let parts = recover_wanted(&config, Wanted::Acknowledged, false, watch)?;
-    let (expected, from) = (parts.digest, parts.from_epoch);
-    let mut state = parts.whole();
-    if let Some(expected) = expected {
-        if state.state.digest() != expected {
-            return Err(Failure::Log(PerCoreWalError::corrupted(
-                Detail::new(format!(
-                    "the recovered state does not have the digest that was stored with it; it went wrong after epoch {from}"
-                ))
-                .at_path(wal_path)
-                .in_epoch(Epoch(state.epoch))
-                .remedy(
-                    "Open it as a store to learn which core it is, where the number of cores has not changed since. Report this \
-                     with a copy of the directory; nothing was changed.",
-                ),
-            )));
-        }
-        state.report.digest = DigestCheck::Verified;
-    }
-    Ok(state)
+    Ok(recover_wanted(&config, Wanted::Acknowledged, false, watch)?.whole())
 }
 
-/// The digest of the whole state at the recovery point, as every core's last barrier says, or the
-/// checkpoint where a core has none after it. `None` unless all of them are known.
-fn stored_digest(located: &Located, barriers: &BTreeMap<usize, LastBarrier>) -> Option<StateDigest> {
-    let plan = &located.plan;
-    if plan.mode != RecoveryMode::CompleteEpochs {
-        return None;
-    }
-    let known = located.metadata().map_or(&[][..], |metadata| &metadata.digests);
-    let mut total = StateDigest::default();
-    // An epoch belongs to one opening: when all cores of today's layout closed the point, and no other core did, they
-    // hold everything.
-    let mut departed = plan.survey.cores.iter().filter(|log| log.core.0 >= plan.survey.core_count());
-    let mut all_closed = departed.all(|log| log.sealed_epoch < plan.point);
-    for core in (0..plan.survey.core_count()).map(CoreId) {
-        let of_core = known.get(core.index());
-        let of_core = of_core.map(|d| StateDigest { digest: d.digest, live_keys: d.live_keys });
-        let last = barriers.get(&core.index());
-        all_closed &= last.is_some_and(|last| last.epoch == plan.point);
-        total = total.plus(last.map_or(of_core, |last| last.digest)?);
-    }
-    // The digests of another layout do not add up core by core with those of this one.
-    let same_layout = located.metadata().is_none_or(|m| m.core_count == plan.survey.core_count());
-    Some(total).filter(|_| same_layout || all_closed)
+/// Whether any digest can be met: low-level logs have none, and then nothing need be added up.
+fn carries_digests(located: &Located) -> bool {
+    let of_store = |log: &CoreLog| {
+        let after = located.plan.span(log.core).after;
+        let mut segments = log.segments.iter().filter(|segment| segment.has_records_after(after));
+        segments.any(|segment| segment.header.mode == WalMode::Epochs)
+    };
+    located.metadata().is_some_and(|metadata| !metadata.digests.is_empty())
+        || located.plan.survey.cores.iter().any(of_store)
+}
+
+/// The state is not what was stored: every checksum is right, and something else is wrong.
+fn wrong_digest(config: &RecoveryConfig, located: &Located, wrong: Mismatch) -> PerCoreWalError {
+    let checkpoint = located.checkpoint.as_ref().filter(|reader| Epoch(reader.metadata().epoch) == wrong.at);
+    let place = checkpoint.map_or(config.wal_path.as_path(), CheckpointReader::dir);
+    PerCoreWalError::corrupted(wrong.detail("recovered").at_path(place).remedy(
+        "If one key was written on two cores, that is why: open it as a store, with the number of cores it was written with. \
+         Otherwise report this with a copy of the directory; nothing was changed.",
+    ))
 }
 
 /// Recovers checkpoint and changes, apart.
@@ -347,53 +323,78 @@ fn recover_wanted(
     if config.repair_wal {
         repair_segments(&config.vfs, &config.wal_path)?;
     }
-    let (located, mut state) =
+    let (located, (mut state, mut digests)) =
         locate(&config.vfs, &config.checkpoint_dir, &config.wal_path, wanted, watch, |located| {
             watch.loading(located.checkpoint_bytes(), located.plan.survey.uncovered());
-            let state = match &located.checkpoint {
-                Some(reader) => base_state(reader, watch)?,
-                None => RecoveredState::empty(),
-            };
-            Ok::<_, Failure>(state)
+            base_state(located, watch).map_err(Failure::from)
         })?;
-    let mut changes = Vec::new();
-    let Replayed { counts, offsets, bytes, barriers } = replay(config, &located, watch, |key, value, at| {
-        if keep {
-            let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
-            changes.push(ReplayedChange { key, value, epoch: at.epoch, core_id: at.core_id });
-        } else {
+    let (mut kept, digested) = (Kept::default(), digests.is_some());
+    let each = |key: &[u8], value: Option<&[u8]>, at: Stamp| match (keep, digested) {
+        (true, _) => kept.add(&state.state, key, value, at),
+        (false, true) => state.state.apply_digested(key, value),
+        (false, false) => {
             state.state.apply(key, value);
+            StateDigest::default()
         }
-    })?;
+    };
+    let Replayed { counts, offsets, bytes } = replay(config, &located, watch, digests.as_mut(), each)?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
     state.wal_entries_replayed = counts.values().sum();
-    let digest = match wanted {
-        Wanted::Acknowledged => stored_digest(&located, &barriers),
-        Wanted::Mode(_) => None,
-    };
     let positions = positions(&located);
     state.wal_position = state.wal_position.max(positions.iter().copied().fold(0, u64::saturating_add));
     state.report = report(&located, &state, &counts, &bytes);
     state.report.phases.recover = started.elapsed();
     state.report.phases.survey = located.surveying;
-    let from_epoch = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
-    Ok(Parts { state, changes, positions, digest, from_epoch })
+    if let Some(digests) = digests {
+        state.report.digest = digests.finish().map_err(|wrong| wrong_digest(config, &located, wrong))?;
+    }
+    Ok(Parts { state, changes: kept.changes, positions })
 }
 
+/// The checkpoint's state, and what compares digests from there on, if there are any.
 fn base_state(
-    reader: &super::CheckpointReader,
+    located: &Located,
     watch: &Watch,
-) -> Result<RecoveredState, IncrementalCheckpointError> {
+) -> Result<(RecoveredState, Option<Comparison>), IncrementalCheckpointError> {
+    let digested = carries_digests(located);
+    let Some(reader) = &located.checkpoint else {
+        return Ok((RecoveredState::empty(), digested.then(Comparison::of_nothing)));
+    };
     let metadata = reader.metadata();
-    let state = reader.load_watched(watch)?;
-    Ok(RecoveredState {
+    let mut loaded = vec![StateDigest::default(); usize::from(metadata.core_count)];
+    let state = reader.load_with(watch, |state, core, key, value| match loaded.get_mut(core.index()) {
+        Some(share) if digested => *share = share.plus(state.apply_digested(key, value)),
+        _ => state.apply(key, value),
+    })?;
+    let state = RecoveredState {
         epoch: metadata.epoch,
         wal_position: metadata.wal_position,
         checkpoint_id: Some(metadata.id),
         state,
         ..RecoveredState::default()
-    })
+    };
+    Ok((state, digested.then(|| Comparison::of_checkpoint(metadata, &loaded))))
+}
+
+/// Changes that are kept beside the state that they are changes of.
+#[derive(Default)]
+struct Kept {
+    changes: Vec<ReplayedChange>,
+    /// What each changed key adds to the digest of the state now.
+    newest: HashMap<Vec<u8>, StateDigest>,
+}
+
+impl Kept {
+    /// Returns by how much the change changes the digest of the state.
+    fn add(&mut self, base: &StateMap, key: &[u8], value: Option<&[u8]>, at: Stamp) -> StateDigest {
+        let (of_key, value_now) = (key.to_vec(), value.map(<[u8]>::to_vec));
+        let change = ReplayedChange { key: of_key, value: value_now, epoch: at.epoch, core_id: at.core_id };
+        self.changes.push(change);
+        let now = StateDigest::of(key, value);
+        let before = self.newest.insert(key.to_vec(), now).unwrap_or_else(|| base.digest_of(key));
+        now.minus(before)
+    }
 }
 
 /// Source offsets and watermarks, core by core, while a log is replayed in the total order.
@@ -420,8 +421,7 @@ impl Positions {
     /// A record of the segment with this header comes next. A store that was opened with another number
     /// of cores has given everything to the first of them: what a core of the old layout had must not
     /// stay beside what the cores of the new one say.
-    fn enter(&mut self, header: Option<&SegmentHeader>) {
-        let Some(header) = header else { return };
+    fn enter(&mut self, header: &SegmentHeader) {
         // A coordinator's checkpoint has the state in one core, and the positions where the log's cores left them.
         let of_the_log = |layout: u16| {
             self.cores.len() > usize::from(layout) && self.cores.len() <= usize::from(header.core_count)
@@ -436,7 +436,7 @@ impl Positions {
 
     fn commit(
         &mut self,
-        header: Option<&SegmentHeader>,
+        header: &SegmentHeader,
         core: usize,
         offsets: HashMap<String, u64>,
         watermark: Option<i64>,
@@ -446,7 +446,7 @@ impl Positions {
             self.cores.resize_with(core + 1, CoreOffsets::default);
         }
         if let Some(positions) = self.cores.get_mut(core) {
-            positions.commit(offsets, watermark, header.map_or(WalMode::Plain, |header| header.mode));
+            positions.commit(offsets, watermark, header.mode);
         }
     }
 }
@@ -459,43 +459,42 @@ struct Replayed {
     offsets: Vec<CoreOffsets>,
     /// Bytes replayed of every core's log, in the order of the survey.
     bytes: Vec<u64>,
-    /// By core.
-    barriers: BTreeMap<usize, LastBarrier>,
 }
 
-/// The last barrier that was replayed of a core.
-struct LastBarrier {
-    epoch: Epoch,
-    digest: Option<StateDigest>,
-}
-
-/// Hands the changes that count to `each`, in the total order.
+/// Hands the changes that count to `each`, in the total order; it says by how much each changes the state's digest.
 fn replay(
     config: &RecoveryConfig,
     located: &Located,
     watch: &Watch,
-    mut each: impl FnMut(&[u8], Option<&[u8]>, Stamp),
+    mut digests: Option<&mut Comparison>,
+    mut each: impl FnMut(&[u8], Option<&[u8]>, Stamp) -> StateDigest,
 ) -> Result<Replayed, PerCoreWalError> {
     let plan = &located.plan;
     let logs = plan.survey.cores.iter().map(|log| log.core);
     let cursor = |core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)).watched(watch);
     let mut positions = Positions::of(located);
-    let (mut counts, mut barriers, mut replayed) = (BTreeMap::new(), BTreeMap::new(), 0);
+    let (mut counts, mut replayed) = (BTreeMap::new(), 0);
     let mut merged = MergedRecords::new(logs.map(cursor).collect());
     while merged.advance()? {
-        let Some((record, at)) = merged.current() else { break };
-        let header = || plan.survey.header_at(at.core_id, at.sequence);
+        let (Some((record, at)), Some(header)) = (merged.current(), merged.header()) else { break };
+        if let Some(digests) = &mut digests {
+            digests
+                .enter(header.core_count, header.mode)
+                .map_err(|wrong| wrong_digest(config, located, wrong))?;
+        }
         let (key, value) = match record {
             Record::Put { key, value } => (key, Some(value)),
             Record::Delete { key } => (key, None),
             Record::Commit(body) => {
                 let Commit { offsets, watermark } = body.decode().unwrap_or_default();
-                positions.commit(header(), at.core_id, offsets, watermark);
+                positions.commit(header, at.core_id, offsets, watermark);
                 continue;
             }
             Record::Barrier { digest, .. } => {
-                positions.enter(header());
-                barriers.insert(at.core_id, LastBarrier { epoch: Epoch(at.epoch), digest });
+                positions.enter(header);
+                if let Some(digests) = &mut digests {
+                    digests.barrier(at.core_id, Epoch(at.epoch), digest);
+                }
                 continue;
             }
             Record::Checkpoint { .. } | Record::Confirm { .. } | Record::SegmentEnd { .. } => continue,
@@ -505,9 +504,12 @@ fn replay(
         }
         replayed += 1;
         *counts.entry(at.core_id).or_default() += 1;
-        each(key, value, at);
+        let difference = each(key, value, at);
+        if let Some(digests) = &mut digests {
+            digests.change(at.core_id, difference);
+        }
     }
-    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes(), barriers })
+    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes() })
 }
 
 fn positions(located: &Located) -> Vec<u64> {

@@ -239,6 +239,11 @@ impl CoreCursor {
         self.on.record()
     }
 
+    /// Header of the segment that has this record.
+    pub(crate) fn header(&self) -> Option<&SegmentHeader> {
+        self.open.as_ref().map(|(stretch, _)| &stretch.header)
+    }
+
     /// Hands the next frame that counts to `each`; false at the end.
     fn next_frame(
         &mut self,

@@ -63,11 +63,13 @@ impl PerCoreRecoveryManager {
         Self { wal, recovery }
     }
 
-    /// Recovers checkpoint and logs. Directories that do not exist yet are an empty state.
+    /// Recovers checkpoint and logs. Directories that do not exist yet are an empty state. The digests that a
+    /// [`crate::Store`] stored are compared, although the changes are kept apart from the checkpoint's state.
     ///
     /// # Errors
     /// `InvalidCore` when the log has another number of cores; `Corrupted`, `SegmentNotFound`,
-    /// `NewerFormat` or `Checkpoint` when what is there is not whole; `Io`. Nothing was changed then.
+    /// `NewerFormat` or `Checkpoint` when what is there is not whole; `Corrupted` also when the state does not have the
+    /// digest that was stored with it; `Io`. Nothing was changed then.
     pub fn recover(&self) -> Result<PerCoreRecoveredState, PerCoreWalError> {
         self.wal.validate()?;
         let mut config = self.recovery.clone();

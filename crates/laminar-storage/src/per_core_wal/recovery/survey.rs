@@ -239,14 +239,6 @@ impl Survey {
         self.newest_used().or(self.newest()).map(|header| header.mode)
     }
 
-    /// Header of the segment that has the record with this sequence.
-    pub(crate) fn header_at(&self, core: usize, sequence: u64) -> Option<&SegmentHeader> {
-        let log = self.cores.iter().find(|log| log.core.index() == core);
-        let before = |segment: &&Segment| segment.header.last_sequence.0 < sequence;
-        let segment = log.and_then(|log| log.segments.iter().rev().find(before));
-        segment.map(|segment| &segment.header)
-    }
-
     /// Largest epoch of a record of this incarnation that later incarnations let stand.
     pub(crate) fn void_above(&self, incarnation: Incarnation) -> Epoch {
         if sabotaged(Sabotage::DiscardedEpochsReturn) {

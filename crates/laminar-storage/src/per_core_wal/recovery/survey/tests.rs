@@ -108,19 +108,6 @@ fn the_incarnations_are_those_with_records_behind_the_checkpoint() {
 }
 
 #[test]
-fn the_header_of_a_record_is_that_of_its_own_segment() {
-    let mut log = log_of(segment(0, 2));
-    let mut next = segment(0, 2);
-    next.header.last_sequence = Sequence(5);
-    next.header.number = SegmentNumber(3);
-    log.segments.push(next);
-    let survey = Survey { cores: vec![log], ..Survey::default() };
-    let number = |sequence| survey.header_at(0, sequence).map(|header| header.number.0);
-    assert_eq!([number(1), number(5), number(6)], [Some(2), Some(2), Some(3)]);
-    assert_eq!((number(0), survey.header_at(1, 1)), (None, None));
-}
-
-#[test]
 fn every_core_of_an_established_incarnation_has_a_segment_of_it() {
     let check = |segments: Vec<Segment>| {
         let survey = Survey { current: current(2), ..survey_of(segments) };
