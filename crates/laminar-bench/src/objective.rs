@@ -1,5 +1,5 @@
 //! Does an opening after SIGKILL take as long as the recovery objective allows, and as long as the store
-//! said it would? A process writes at full speed and tells every few milliseconds what opening would take if
+//! said it would? A process writes and tells every few milliseconds what opening would take if
 //! it died now; it is killed at a random moment, and opened again.
 
 use std::io::{BufRead, BufReader, Write};
@@ -23,6 +23,7 @@ use crate::{Error, Run};
 /// What is measured when nothing else is asked for.
 const OBJECTIVE_MS: u64 = 1000;
 const KILLS: u64 = 10;
+const RATE: u64 = 1_000_000;
 
 #[derive(Args, Clone)]
 pub struct Options {
@@ -32,14 +33,14 @@ pub struct Options {
     /// How often to kill
     #[arg(long, default_value_t = KILLS, value_name = "N")]
     kills: u64,
-    /// Changes per second, in place of as many as are possible
-    #[arg(long, value_name = "N")]
-    rate: Option<u64>,
+    /// Changes per second; 0 for as many as are possible, which may be more than checkpoints can keep up with
+    #[arg(long, default_value_t = RATE, value_name = "N")]
+    rate: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { objective: OBJECTIVE_MS, kills: KILLS, rate: None }
+        Self { objective: OBJECTIVE_MS, kills: KILLS, rate: RATE }
     }
 }
 
@@ -52,7 +53,7 @@ pub struct ChildOptions {
     #[arg(long)]
     objective: u64,
     #[arg(long)]
-    rate: Option<u64>,
+    rate: u64,
 }
 
 /// Changes per epoch.
@@ -84,8 +85,10 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
     let mut table = Table::new(
         "objective",
         format!(
-            "Killed {} times, to be open again within {} ms; {keys} keys",
-            options.kills, options.objective
+            "Killed {} times, to be open again within {} ms; {keys} keys, {} changes per second",
+            options.kills,
+            options.objective,
+            if options.rate == 0 { "as many as possible".to_owned() } else { options.rate.to_string() }
         ),
         &[
             "kill",
@@ -137,9 +140,7 @@ fn until_killed(run: &Run, options: &Options, keys: u64, dir: &Path, kill: u64) 
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("objective-child").arg("--store").arg(dir);
     command.args(["--keys", &keys.to_string(), "--objective", &options.objective.to_string()]);
-    if let Some(rate) = options.rate {
-        command.args(["--rate", &rate.to_string()]);
-    }
+    command.args(["--rate", &options.rate.to_string()]);
     let mut child = Killed(command.stdout(Stdio::piped()).spawn()?);
     let Some(out) = child.0.stdout.take() else { return Err("the child has no output".into()) };
     let pid = Pid::from_child(&child.0);
@@ -198,8 +199,8 @@ fn write(store: &Store, core: &mut CoreStore, options: &ChildOptions) -> Result<
             continue;
         }
         let epoch = core.seal_epoch()?;
-        if let Some(rate) = options.rate {
-            let due = Duration::from_secs_f64(change as f64 / rate as f64);
+        if options.rate > 0 {
+            let due = Duration::from_secs_f64(change as f64 / options.rate as f64);
             std::thread::sleep(due.saturating_sub(started.elapsed()));
         }
         // Not too far ahead of what is durable, as any program that acknowledges something.

@@ -3,8 +3,9 @@
 //!
 //! Opening loads the newest checkpoint and replays the log behind it. How fast that goes is measured where it
 //! happens: by the recovery that this store was opened with. Until one has had enough to do, a checkpoint's
-//! own reading of the log stands in for it, which does more per byte, and before the first of those a
-//! cautious guess. Nothing here looks at a clock or a disk: times are given, as time since the opening.
+//! own reading of the log stands in for it, and before the first of those a cautious guess. Such a reading does more
+//! per byte than a recovery, but a small one has all it needs in the processor's cache, so that only half of its speed
+//! counts. Nothing here looks at a clock or a disk: times are given, as time since the opening.
 
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use std::time::Duration;
 const MEANINGFUL: u64 = 4 << 20;
 /// Bytes per second that are taken for granted until something is measured.
 const CAUTIOUS: f64 = (40 << 20) as f64;
+/// What part of the objective is planned with, as a fraction: the rest is for a process that dies while it makes its first
+/// checkpoint, and for a machine that is busier then.
+const PLANNED: (u32, u32) = (3, 4);
 /// Less log than this is never worth a checkpoint: its replay takes less time than opening two files.
 pub(crate) const WORTH_IT: u64 = 1 << 20;
 /// Time over which the growth of the log is averaged.
@@ -51,7 +55,7 @@ pub(crate) struct Estimator {
     /// Bytes per second of a recovery: loading a checkpoint, replaying the log.
     load: Option<f64>,
     replay: Option<f64>,
-    /// Bytes per second with which checkpoints read the log.
+    /// Half the bytes per second with which checkpoints read the log.
     apply: Option<f64>,
     /// What opening takes beside both.
     begin: Duration,
@@ -61,7 +65,17 @@ pub(crate) struct Estimator {
     last: Option<Made>,
     not_before: Duration,
     growth: Growth,
-    told: bool,
+    /// Of loading, and of growth.
+    told: (bool, bool),
+}
+
+/// Why an objective is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missed {
+    /// Loading the checkpoint leaves too little of it.
+    Loading { objective: Duration, loading: Duration },
+    /// While a checkpoint was made, the log grew by more than may be replayed.
+    Growth { objective: Duration, estimate: Duration },
 }
 
 /// How fast the log grows.
@@ -99,7 +113,7 @@ impl Estimator {
             last: None,
             not_before: Duration::ZERO,
             growth: Growth { from: wal_bytes, ..Growth::default() },
-            told: false,
+            told: (false, false),
         }
     }
 
@@ -117,6 +131,7 @@ impl Estimator {
     /// the time however small the objective is.
     pub(crate) fn made(&mut self, at: Duration, made: Made) {
         if let Some(new) = speed(made.log_bytes, made.applying) {
+            let new = new / 2.0;
             self.apply = Some(self.apply.map_or(new, |old| f64::midpoint(old, new)));
         }
         self.checkpoint_bytes = made.checkpoint_bytes;
@@ -171,22 +186,29 @@ impl Estimator {
             && self.objective.is_some_and(|objective| self.loading() > objective - objective / 4)
     }
 
-    /// What to say about it, once.
-    pub(crate) fn complaint(&mut self) -> Option<(Duration, Duration)> {
-        let out_of_reach = self.is_out_of_reach() && !self.told;
-        self.told |= out_of_reach;
-        self.objective.filter(|_| out_of_reach).map(|objective| (objective, self.loading()))
+    /// What to say about an objective that is not kept, each once: when a checkpoint is done, or none can be needed yet.
+    pub(crate) fn complaint(&mut self, wal_bytes: u64) -> Option<Missed> {
+        let (objective, estimate) = (self.objective?, self.recovery(wal_bytes));
+        if self.is_out_of_reach() {
+            let loading = self.loading();
+            return (!std::mem::replace(&mut self.told.0, true))
+                .then_some(Missed::Loading { objective, loading });
+        }
+        let missed = self.last.is_some() && estimate > objective;
+        (missed && !std::mem::replace(&mut self.told.1, true))
+            .then_some(Missed::Growth { objective, estimate })
     }
 
-    /// Time for replaying the log: what loading leaves of the objective, but never less than a quarter of
-    /// it, because more checkpoints do not make loading one faster.
+    /// Time for replaying the log: what loading leaves of what is planned with, but never less than a quarter of
+    /// the objective, because more checkpoints do not make loading one faster.
     fn budget(&self) -> Option<Duration> {
-        self.objective.map(|objective| objective.saturating_sub(self.loading()).max(objective / 4))
+        let (part, of) = PLANNED;
+        let left = |objective: Duration| (objective * part / of).saturating_sub(self.loading());
+        self.objective.map(|objective| left(objective).max(objective / 4))
     }
 
     /// Time for everything but the log.
     fn loading(&self) -> Duration {
-        // Applying a log does what loading does and more.
         let rate = self.load.or(self.apply).unwrap_or(CAUTIOUS);
         self.begin.saturating_add(seconds(self.checkpoint_bytes as f64 / rate))
     }

@@ -8,7 +8,7 @@ use super::checkpointer::{CheckpointReceipt, Checkpointer};
 use super::drain::{Drain, DurableCut};
 use super::durable::Durable;
 use super::error::StoreError;
-use super::objective::{Estimator, Recovered};
+use super::objective::{Estimator, Missed, Recovered};
 use super::settings::Settings;
 use super::sleeper::Sleeper;
 use super::stats::{Counters, Stats};
@@ -283,14 +283,21 @@ impl Shared {
         ask(&estimator, at, wal_bytes)
     }
 
-    /// Says once that the objective cannot be kept.
+    /// Says once that the objective cannot be kept, or is not.
     fn complain(&self) {
-        if let Some((objective, loading)) = lock(&self.estimator).complaint() {
-            tracing::warn!(
+        let wal_bytes = self.counters.wal_bytes.get();
+        match lock(&self.estimator).complaint(wal_bytes) {
+            Some(Missed::Loading { objective, loading }) => tracing::warn!(
                 ?objective,
                 ?loading,
                 "the recovery objective is out of reach: loading the checkpoint takes too much of it"
-            );
+            ),
+            Some(Missed::Growth { objective, estimate }) => tracing::warn!(
+                ?objective,
+                ?estimate,
+                "the recovery objective is missed: the log grows faster than checkpoints are made"
+            ),
+            None => {}
         }
     }
 

@@ -33,7 +33,10 @@ fn a_checkpoint_is_loaded_in_place_of_the_log_that_it_has() {
     assert_eq!(estimator.recovery(1210 * MIB), 2 * SECOND + SECOND / 10);
 }
 
-/// Until a recovery was measured, checkpoints' reading stands in; before that, a guess.
+/// Until a recovery was measured, half the speed of checkpoints' reading stands in; before that, a guess.
+///
+/// Regression: all of its speed did. The first checkpoint of a new store was small, and all in the processor's cache;
+/// what followed was replayed a third slower than that, and the objective was missed by as much.
 #[test]
 fn what_was_not_measured_is_guessed_cautiously() {
     let little = Recovered { checkpoint_bytes: MIB, loading: SECOND, log_bytes: MIB, replaying: SECOND };
@@ -41,15 +44,15 @@ fn what_was_not_measured_is_guessed_cautiously() {
     assert_eq!(estimator.recovery(MIB), seconds(2.0 / 40.0), "two times 1 MiB at 40 MiB/s");
     let made = Made { log_bytes: 80 * MIB, applying: SECOND, position: 81 * MIB, ..Made::default() };
     estimator.made(SECOND, made);
-    assert_eq!(estimator.recovery(161 * MIB), SECOND);
+    assert_eq!(estimator.recovery(161 * MIB), 2 * SECOND);
     estimator.made(SECOND, Made { log_bytes: 40 * MIB, position: 121 * MIB, ..made });
-    assert_eq!(estimator.recovery(181 * MIB), SECOND, "60 MiB/s on average");
+    assert_eq!(estimator.recovery(181 * MIB), 2 * SECOND, "half of 60 MiB/s on average");
 }
 
 #[test]
 fn a_checkpoint_begins_early_enough_to_be_done_in_time() {
-    // 3 s, of which loading takes 1 s: there may be 200 MiB of log.
-    let mut estimator = Estimator::new(Some(3 * SECOND), &recovered(), 100 * MIB);
+    // Of 4 s, 3 are planned with, of which loading takes 1: there may be 200 MiB of log.
+    let mut estimator = Estimator::new(Some(4 * SECOND), &recovered(), 100 * MIB);
     let made = Made {
         position: 100 * MIB,
         checkpoint_bytes: 200 * MIB,
@@ -84,6 +87,18 @@ fn checkpoints_take_at_most_half_of_the_time() {
     assert!(!estimator.is_due(20 * SECOND, 900 * MIB) && estimator.is_due(21 * SECOND, 900 * MIB));
 }
 
+/// Regression: a program that wrote faster than checkpoints were made had several times the objective to wait, and
+/// nothing had said so.
+#[test]
+fn a_log_that_outgrows_its_checkpoints_is_told_once() {
+    let mut estimator = Estimator::new(Some(4 * SECOND), &recovered(), 100 * MIB);
+    assert_eq!(estimator.complaint(9000 * MIB), None, "no checkpoint had a chance yet");
+    estimator.made(SECOND, Made { position: 100 * MIB, checkpoint_bytes: 200 * MIB, ..Made::default() });
+    assert_eq!(estimator.complaint(400 * MIB), None);
+    let missed = Missed::Growth { objective: 4 * SECOND, estimate: 5 * SECOND };
+    assert_eq!((estimator.complaint(500 * MIB), estimator.complaint(500 * MIB)), (Some(missed), None));
+}
+
 /// However small the objective, a little log is no reason for a checkpoint.
 #[test]
 fn a_little_log_is_never_worth_one() {
@@ -98,8 +113,8 @@ fn a_little_log_is_never_worth_one() {
 fn an_objective_below_the_time_of_loading_is_told_once_and_makes_no_loop() {
     let mut estimator = Estimator::new(Some(SECOND), &recovered(), 100 * MIB);
     assert!(estimator.is_out_of_reach());
-    assert_eq!(estimator.complaint(), Some((SECOND, SECOND)));
-    assert_eq!(estimator.complaint(), None);
+    let missed = Missed::Loading { objective: SECOND, loading: SECOND };
+    assert_eq!((estimator.complaint(100 * MIB), estimator.complaint(100 * MIB)), (Some(missed), None));
     assert!(!estimator.is_due(SECOND, 24 * MIB), "a quarter of a second is 25 MiB");
     assert!(estimator.is_due(SECOND, 25 * MIB));
     // A guess says nothing.
