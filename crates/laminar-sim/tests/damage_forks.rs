@@ -12,7 +12,7 @@ use laminar_storage::{CoreStore, Opened, StateReader, Store, StoreBuilder, Store
 
 const SAVED: &str = "/saved";
 const FORK: &str = "/fork";
-/// Of so many bits one is flipped; every length that is a multiple of a hundredth of this is tried.
+/// Of so many bits one is flipped, and of so many lengths one is tried.
 const STRIDE: usize = 101;
 
 type State = BTreeMap<Vec<u8>, Vec<u8>>;

@@ -318,3 +318,18 @@ fn checkpoints_and_logs_without_digests_are_recovered_as_before() {
     let recovered = RecoveryManager::new(config(&disk, RecoveryMode::AllSynced)).recover().unwrap();
     assert_eq!((recovered.get(b"a"), recovered.get(b"h")), (Some(&b"lower"[..]), Some(&b"3"[..])));
 }
+
+/// Regression: a recovery that was told to stop after so many changes called what it came to verified.
+#[test]
+fn a_state_that_was_cut_short_is_not_called_verified() {
+    let disk = checkpoint_and_log();
+    for mode in [RecoveryMode::CompleteEpochs, RecoveryMode::AllSynced] {
+        let all = RecoveryManager::new(config(&disk, mode)).recover().unwrap();
+        assert_eq!(all.report.digest, DigestCheck::Verified);
+        for most in 0..all.wal_entries_replayed {
+            let short = config(&disk, mode).with_max_wal_entries(most);
+            let short = RecoveryManager::new(short).recover().unwrap();
+            assert_eq!((short.wal_entries_replayed, short.report.digest), (most, DigestCheck::NotStored));
+        }
+    }
+}

@@ -74,7 +74,7 @@ pub(crate) struct Estimator {
 pub(crate) enum Missed {
     /// Loading the checkpoint leaves too little of it.
     Loading { objective: Duration, loading: Duration },
-    /// While a checkpoint was made, the log grew by more than may be replayed.
+    /// The log grew by more than may be replayed, before a checkpoint was made or while one was.
     Growth { objective: Duration, estimate: Duration },
 }
 
@@ -186,7 +186,8 @@ impl Estimator {
             && self.objective.is_some_and(|objective| self.loading() > objective - objective / 4)
     }
 
-    /// What to say about an objective that is not kept, each once: when a checkpoint is done, or none can be needed yet.
+    /// What to say about an objective that is not kept, each once: after an opening, and when a checkpoint is done. Nothing
+    /// is said that is only guessed.
     pub(crate) fn complaint(&mut self, wal_bytes: u64) -> Option<Missed> {
         let (objective, estimate) = (self.objective?, self.recovery(wal_bytes));
         if self.is_out_of_reach() {
@@ -194,7 +195,7 @@ impl Estimator {
             return (!std::mem::replace(&mut self.told.0, true))
                 .then_some(Missed::Loading { objective, loading });
         }
-        let missed = self.last.is_some() && estimate > objective;
+        let missed = self.replay.is_some() && estimate > objective;
         (missed && !std::mem::replace(&mut self.told.1, true))
             .then_some(Missed::Growth { objective, estimate })
     }

@@ -286,7 +286,9 @@ impl Shared {
     /// Says once that the objective cannot be kept, or is not.
     fn complain(&self) {
         let wal_bytes = self.counters.wal_bytes.get();
-        match lock(&self.estimator).complaint(wal_bytes) {
+        // Not held while it is said: whoever hears it may ask for the statistics.
+        let missed = lock(&self.estimator).complaint(wal_bytes);
+        match missed {
             Some(Missed::Loading { objective, loading }) => tracing::warn!(
                 ?objective,
                 ?loading,

@@ -141,8 +141,12 @@ impl Comparison {
         self.any_stored |= stored.is_some();
     }
 
-    /// Compares at the end. Verified is only what no record came behind.
-    pub(super) fn finish(&self) -> Result<DigestCheck, Mismatch> {
+    /// Compares at the end. Verified is only what no record came behind. The state has so many `keys`, where it was put
+    /// together: what was added up must have come to as many.
+    pub(super) fn finish(&self, keys: Option<u64>) -> Result<DigestCheck, Mismatch> {
+        if keys.is_some_and(|keys| keys != self.total().live_keys) {
+            return Err(Mismatch { core: None, after: self.since, at: self.newest() });
+        }
         let at_end = |share: &Share| share.last.is_some_and(|last| last.computed == share.computed);
         let verified = self.agrees()? && self.shares.iter().all(at_end);
         Ok(if verified { DigestCheck::Verified } else { DigestCheck::NotStored })

@@ -26,7 +26,7 @@ use crate::per_core_wal::recovery::repair::repair_segments;
 use crate::per_core_wal::recovery::survey::CoreLog;
 use crate::per_core_wal::{MergedRecords, PerCoreWalError, RecoveryMode, Stamp};
 use crate::progress::Watch;
-use crate::report::{CoreReport, RecoveryReport};
+use crate::report::{CoreReport, DigestCheck, RecoveryReport};
 use crate::vfs::{OsVfs, Vfs, absolute};
 
 /// Where to recover from, and how.
@@ -330,14 +330,18 @@ fn recover_wanted(
         })?;
     let (mut kept, digested) = (Kept::default(), digests.is_some());
     let each = |key: &[u8], value: Option<&[u8]>, at: Stamp| match (keep, digested) {
-        (true, _) => kept.add(&state.state, key, value, at),
+        (true, true) => kept.add_digested(&state.state, key, value, at),
+        (true, false) => {
+            kept.add(key, value, at);
+            StateDigest::default()
+        }
         (false, true) => state.state.apply_digested(key, value),
         (false, false) => {
             state.state.apply(key, value);
             StateDigest::default()
         }
     };
-    let Replayed { counts, offsets, bytes } = replay(config, &located, watch, digests.as_mut(), each)?;
+    let Replayed { counts, offsets, bytes, whole } = replay(config, &located, watch, digests.as_mut(), each)?;
     (state.source_offsets, state.watermark) = super::flatten(&offsets);
     state.epoch = located.plan.point.0.max(state.epoch);
     state.wal_entries_replayed = counts.values().sum();
@@ -347,7 +351,10 @@ fn recover_wanted(
     state.report.phases.recover = started.elapsed();
     state.report.phases.survey = located.surveying;
     if let Some(digests) = digests {
-        state.report.digest = digests.finish().map_err(|wrong| wrong_digest(config, &located, wrong))?;
+        let keys = (!keep).then_some(state.state.len() as u64);
+        let compared = digests.finish(keys).map_err(|wrong| wrong_digest(config, &located, wrong))?;
+        // What was cut short is not what the recovery point says, however well its parts agree.
+        state.report.digest = if whole { compared } else { DigestCheck::NotStored };
     }
     Ok(Parts { state, changes: kept.changes, positions })
 }
@@ -386,11 +393,14 @@ struct Kept {
 }
 
 impl Kept {
+    fn add(&mut self, key: &[u8], value: Option<&[u8]>, at: Stamp) {
+        let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
+        self.changes.push(ReplayedChange { key, value, epoch: at.epoch, core_id: at.core_id });
+    }
+
     /// Returns by how much the change changes the digest of the state.
-    fn add(&mut self, base: &StateMap, key: &[u8], value: Option<&[u8]>, at: Stamp) -> StateDigest {
-        let (of_key, value_now) = (key.to_vec(), value.map(<[u8]>::to_vec));
-        let change = ReplayedChange { key: of_key, value: value_now, epoch: at.epoch, core_id: at.core_id };
-        self.changes.push(change);
+    fn add_digested(&mut self, base: &StateMap, key: &[u8], value: Option<&[u8]>, at: Stamp) -> StateDigest {
+        self.add(key, value, at);
         let now = StateDigest::of(key, value);
         let before = self.newest.insert(key.to_vec(), now).unwrap_or_else(|| base.digest_of(key));
         now.minus(before)
@@ -459,6 +469,8 @@ struct Replayed {
     offsets: Vec<CoreOffsets>,
     /// Bytes replayed of every core's log, in the order of the survey.
     bytes: Vec<u64>,
+    /// Whether that is all there was, and not only as much as was asked for.
+    whole: bool,
 }
 
 /// Hands the changes that count to `each`, in the total order; it says by how much each changes the state's digest.
@@ -473,7 +485,7 @@ fn replay(
     let logs = plan.survey.cores.iter().map(|log| log.core);
     let cursor = |core| CoreCursor::new(&config.vfs, &plan.survey, core, plan.span(core)).watched(watch);
     let mut positions = Positions::of(located);
-    let (mut counts, mut replayed) = (BTreeMap::new(), 0);
+    let (mut counts, mut replayed, mut whole) = (BTreeMap::new(), 0, true);
     let mut merged = MergedRecords::new(logs.map(cursor).collect());
     while merged.advance()? {
         let (Some((record, at)), Some(header)) = (merged.current(), merged.header()) else { break };
@@ -500,6 +512,7 @@ fn replay(
             Record::Checkpoint { .. } | Record::Confirm { .. } | Record::SegmentEnd { .. } => continue,
         };
         if replayed >= config.max_wal_entries {
+            whole = false;
             break;
         }
         replayed += 1;
@@ -509,7 +522,7 @@ fn replay(
             digests.change(at.core_id, difference);
         }
     }
-    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes() })
+    Ok(Replayed { counts, offsets: positions.cores, bytes: merged.bytes(), whole })
 }
 
 fn positions(located: &Located) -> Vec<u64> {
