@@ -20,7 +20,7 @@ use super::spill::Spill;
 use crate::error::Detail;
 use crate::format::compression::Compression;
 use crate::ids::{CheckpointId, CoreId, StoreId};
-use crate::parallel::in_parallel;
+use crate::parallel::{give_way, in_parallel};
 use crate::sync::{Mutex, lock};
 use crate::vfs::Vfs;
 
@@ -159,6 +159,7 @@ impl<'a> Lane<'_, 'a> {
         if memory < self.counted + COUNT_EVERY.min(self.shared.worth_spilling) {
             return Ok(());
         }
+        give_way();
         let grown = memory - self.counted;
         self.counted = memory;
         let total = self.shared.memory.fetch_add(grown, Ordering::Relaxed) + grown;

@@ -11,6 +11,7 @@ use crate::format::state_file::{
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::metadata::CheckpointFile;
+use crate::parallel::give_way;
 use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
@@ -179,6 +180,7 @@ impl StateFileWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
+        give_way();
         write_all_at(self.file.as_ref(), &self.out, self.written)
             .map_err(|e| IncrementalCheckpointError::io("could not write the state file", &self.path, e))?;
         self.written += self.out.len() as u64;
