@@ -1,11 +1,9 @@
 //! LMDB.
-#![expect(unsafe_code, reason = "LMDB maps its file, which nobody else may change meanwhile")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, Env, EnvOpenOptions, RwTxn};
+use lmdb::{Cursor, Database, Environment, Error as LmdbError, RwTransaction, Transaction, WriteFlags};
 
 use super::Peer;
 use super::stall::{Stall, Writer};
@@ -16,18 +14,18 @@ use crate::keys::{key, value};
 const MAP: usize = 64 << 30;
 
 pub struct Lmdb {
-    env: Env,
-    state: Database<'static, Bytes, Bytes>,
+    env: Environment,
+    state: Database,
     /// Changes that the next commit makes durable.
     pending: Vec<(u64, u32)>,
 }
 
 impl Lmdb {
     /// A transaction with all changes in it.
-    fn with_changes(&mut self) -> Result<RwTxn<'_>, Error> {
-        let mut transaction = self.env.write_txn()?;
+    fn with_changes(&mut self) -> Result<RwTransaction<'_>, Error> {
+        let mut transaction = self.env.begin_rw_txn()?;
         for (number, version) in self.pending.drain(..) {
-            self.state.put(&mut transaction, &key(number), &value(number, version))?;
+            transaction.put(self.state, &key(number), &value(number, version), WriteFlags::empty())?;
         }
         Ok(transaction)
     }
@@ -42,13 +40,8 @@ impl Peer for Lmdb {
     fn open(dir: &Path) -> Result<Self, Error> {
         let dir = dir.join("lmdb");
         std::fs::create_dir_all(&dir)?;
-        // SAFETY: the directory is this run's own, and no other process opens or changes what is in it.
-        let env = unsafe { EnvOpenOptions::new().map_size(MAP).open(dir) }?;
-        let state = env
-            .create_databases_and_commit(env.write_txn()?, |databases, transaction| {
-                databases.create_database(transaction, None).map(CommitOrAbort::<_, ()>::Commit)
-            })?
-            .unwrap_commit();
+        let env = Environment::new().set_map_size(MAP).open(&dir)?;
+        let state = env.open_db(None)?;
         Ok(Self { env, state, pending: Vec::new() })
     }
 
@@ -62,9 +55,10 @@ impl Peer for Lmdb {
     }
 
     fn stall(&mut self, _: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error> {
-        let mut given_up = self.env.write_txn()?;
-        let alone = writer
-            .alone(quiet, |number| Ok(self.state.put(&mut given_up, &key(number), &value(number, 0))?))?;
+        let mut given_up = self.env.begin_rw_txn()?;
+        let alone = writer.alone(quiet, |number| {
+            Ok(given_up.put(self.state, &key(number), &value(number, 0), WriteFlags::empty())?)
+        })?;
         given_up.abort();
         let transaction = self.with_changes()?;
         let started = Instant::now();
@@ -74,22 +68,26 @@ impl Peer for Lmdb {
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {
-        let transaction = self.env.read_txn()?;
-        Ok(self.state.get(&transaction, &key(number))?.is_some())
+        let transaction = self.env.begin_ro_txn()?;
+        match transaction.get(self.state, &key(number)) {
+            Ok(_) => Ok(true),
+            Err(LmdbError::NotFound) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn scan(&self) -> Result<u64, Error> {
-        let transaction = self.env.read_txn()?;
+        let transaction = self.env.begin_ro_txn()?;
         let mut there = 0;
-        for row in self.state.iter(&transaction)? {
+        let mut cursor = transaction.open_ro_cursor(self.state)?;
+        for row in cursor.iter() {
             there += u64::from(!std::hint::black_box(row?.1).is_empty());
         }
         Ok(there)
     }
 
     fn close(self) -> Result<(), Error> {
-        // In one process it can be opened again only once it is closed.
-        self.env.prepare_for_closing().wait();
+        drop(self.env);
         Ok(())
     }
 }
