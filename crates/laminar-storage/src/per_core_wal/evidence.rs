@@ -159,6 +159,37 @@ mod tests {
         }
     }
 
+    /// Found by a machine's small mistake: an opening that was interrupted left segments, and on a full disk the notes were
+    /// about those. They hold nothing, and may be gone at the next opening.
+    #[test]
+    fn on_a_full_disk_nothing_is_noted_of_an_opening_that_was_interrupted() {
+        let disk = SimDisk::new(1);
+        let mut opened = open(&disk);
+        seal(&mut opened, b"value");
+        let synced = disk.read_file("/s/wal/SYNCED").unwrap();
+        let (closed, established) = (disk.snapshot(), disk.read_file("/s/wal/CURRENT").unwrap());
+        drop(opened);
+        let mut interrupted = 0;
+        for failing in 1.. {
+            let disk = closed.restart();
+            disk.fail_op(disk.ops() + failing, Fault::Eio, Duration::Forever);
+            let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+            let result = Store::builder("/s").cores(3).settings(settings).vfs(Arc::new(disk.clone())).open();
+            if disk.read_file("/s/wal/CURRENT").unwrap() != established {
+                break;
+            }
+            drop(result);
+            let disk = disk.snapshot().restart();
+            let segments = disk.read_dir(Path::new("/s/wal")).unwrap();
+            let later = segments.iter().filter(|(name, _)| name.ends_with(".log")).count() - 3;
+            disk.set_capacity(Some(0));
+            assert_eq!(open(&disk).cores[1].get(b"key"), Some(b"value".as_slice()));
+            assert_eq!(disk.read_file("/s/wal/SYNCED").unwrap(), synced, "operation {failing} failed");
+            interrupted += usize::from(later > 0);
+        }
+        assert!(interrupted > 2, "{interrupted}");
+    }
+
     /// Found by reading: without its segments and `CURRENT`, what is left of a log says nothing about the next one, which
     /// must not have its identity.
     #[test]
