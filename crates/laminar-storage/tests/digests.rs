@@ -190,6 +190,15 @@ fn a_wrong_digest_in_a_barrier_is_refused_by_every_recovery_with_core_and_epochs
         all_refuse(&disk, 2, &["after epoch 2", "epoch 3", &named, WAL, "nothing was changed"]);
         let error = open(&disk, 2).unwrap_err().to_string();
         assert!(error.contains(&named) && error.contains("after epoch 1"), "{error}");
+        // With other cores, whose keys are on others then, and by what makes checkpoints of it from now on.
+        for cores in [1, 3] {
+            let error = open(&disk, cores).unwrap_err().to_string();
+            assert!(error.contains(&named) && error.contains("after epoch 2"), "{cores}: {error}");
+        }
+        let log = PerCoreWalManager::new(log_config(&disk, 2)).unwrap();
+        let error = CheckpointCoordinator::new(log, CheckpointConfig::new(Path::new(CHECKPOINTS)));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&named) && error.contains("after epoch 2"), "{error}");
     }
     // The last one counts, in opening a store too.
     forge_barrier(&disk, 0, 2);

@@ -1,6 +1,7 @@
 //! Log and checkpoints together, for programs that drive them themselves.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use super::apply::{Applied, apply_incarnation, checkpoint_error};
 use super::error::PerCoreWalError;
@@ -9,6 +10,8 @@ use super::recovery::plan::{Span, cut_of};
 use super::recovery::survey::Survey;
 use crate::error::Detail;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
+use crate::incremental::recovery::locate::Failure;
+use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{
     CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, IncrementalCheckpointMetadata,
 };
@@ -29,14 +32,15 @@ impl CheckpointCoordinator {
     /// Brings a log and a directory of checkpoints together. The checkpoints must have been made from
     /// this log, or without any.
     ///
-    /// All of the newest checkpoint is read, and compared with its digests. What a `Store` logged behind it is not
-    /// compared: it is only put together with it by [`Self::create_checkpoint`], in state files, of which a digest would
-    /// take reading all of them again. `RecoveryManager` compares it, before.
+    /// All of the newest checkpoint is read, and compared with its digests. Where a `Store` logged anything behind it,
+    /// the state is recovered once as [`crate::incremental::RecoveryManager`] does, in memory, and its digest compared.
     ///
     /// # Errors
-    /// `Checkpoint` when the checkpoints cannot be opened, do not have the digests that they carry, or belong to another log.
+    /// `Checkpoint` when the checkpoints cannot be opened, do not have the digests that they carry, or belong to another log;
+    /// `Corrupted` when what is recovered from them and the log does not have the digest that is stored there.
     pub fn new(mut wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
         let truncate = config.truncate_wal;
+        let dir = config.checkpoint_dir.clone();
         let vfs = wal.config().vfs().clone();
         let mut checkpoints =
             IncrementalCheckpointManager::with_vfs(config, vfs).map_err(checkpoint_error)?;
@@ -47,7 +51,8 @@ impl CheckpointCoordinator {
             wal.set_epoch_all(Epoch(checkpoints.epoch()).next().0)?;
         }
         let cuts = latest.filter(|m| m.bound_to_wal).map_or_else(Vec::new, |m| m.wal_cuts);
-        let applied = cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
+        let applied: Vec<_> = cuts.iter().map(|cut| Sequence(cut.sequence)).collect();
+        compare_digests(&wal, &dir, &applied)?;
         Ok(Self { wal, checkpoints, applied, truncate })
     }
 
@@ -204,5 +209,23 @@ impl CheckpointCoordinator {
         watermark: Option<i64>,
     ) -> Result<(), PerCoreWalError> {
         self.wal.writer_checked(0)?.append_commit(offsets, watermark).map(drop)
+    }
+}
+
+/// What a `Store` logged behind the newest checkpoint goes into the next one file by file, without the state as a whole
+/// ever being there. So it is put together once before that, to be compared with the digests in the log.
+fn compare_digests(
+    wal: &PerCoreWalManager,
+    checkpoint_dir: &Path,
+    applied: &[Sequence],
+) -> Result<(), PerCoreWalError> {
+    let (vfs, after) = (wal.config().vfs(), |core| cut_of(applied, core));
+    if !Survey::up_to(vfs, wal.base_dir(), &after, &wal.ends())?.has_stores_records(after) {
+        return Ok(());
+    }
+    match recover_acknowledged(vfs, checkpoint_dir, wal.base_dir(), &Watch::default()) {
+        Ok(_) => Ok(()),
+        Err(Failure::Checkpoint(error)) => Err(checkpoint_error(error)),
+        Err(Failure::Log(error)) => Err(error),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::Detail;
 use crate::incremental::IncrementalCheckpointError;
+use crate::incremental::recovery::locate::Failure;
 use crate::per_core_wal::PerCoreWalError;
 use crate::ring0::Ring0Error;
 
@@ -132,6 +133,15 @@ impl From<PerCoreWalError> for StoreError {
             | PerCoreWalError::Corrupted(_)
             | PerCoreWalError::SegmentNotFound(_)
             | PerCoreWalError::Checkpoint(_) => Self::Corruption(detail),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Checkpoint(error) => error.into(),
+            Failure::Log(error) => error.into(),
         }
     }
 }

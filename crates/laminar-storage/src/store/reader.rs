@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::open::Layout;
 use crate::error::Detail;
-use crate::incremental::recovery::locate::Failure;
 use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{RecoveredState, StateMap};
 use crate::per_core_wal::recovery::survey::Survey;
@@ -90,11 +89,8 @@ impl StateReader {
 
     fn open_watched(dir: &Path, vfs: &Arc<dyn Vfs>, watch: &Watch) -> Result<Self, StoreError> {
         let layout = existing(dir, vfs)?;
-        let recover = || match recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch) {
-            Ok(recovered) => Ok(recovered),
-            Err(Failure::Checkpoint(error)) => Err(StoreError::from(error)),
-            Err(Failure::Log(error)) => Err(error.into()),
-        };
+        let recover =
+            || recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch).map_err(StoreError::from);
         let recovered = if vfs.parallel() { patiently(&layout, PATIENCE, recover) } else { recover() }?;
         watch.done(recovered.report.keys);
         Ok(Self { recovered })

@@ -16,6 +16,7 @@ use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::recovery::digests::Mismatch;
 use crate::incremental::recovery::locate::Located;
+use crate::incremental::recovery::recover_acknowledged;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::incarnation::make_durable;
@@ -98,7 +99,7 @@ pub(crate) fn rebuild(
         None => manager.live_digests()?,
     };
     let since = located.metadata().map_or(Epoch::ZERO, |metadata| Epoch(metadata.epoch));
-    check_digest(builder, &digests, expected, (since, plan.point))?;
+    check_digest(builder, layout, &digests, expected, (since, plan.point))?;
     // The checkpoint will say that it has the log up to its end, so that end must not vanish: records
     // written after it would get the same sequences and count as contained (I5).
     if !sabotaged(Sabotage::UnsyncedLogCovered) {
@@ -135,6 +136,7 @@ fn expected_digest(applied: &Applied, point: Epoch) -> Option<StateDigest> {
 /// Compares what will be published with what the log knew, while nothing is published yet.
 fn check_digest(
     builder: &StoreBuilder,
+    layout: &Layout,
     digests: &[CoreDigest],
     expected: Option<StateDigest>,
     (since, point): (Epoch, Epoch),
@@ -143,7 +145,12 @@ fn check_digest(
     if expected.is_none_or(|expected| expected == total) {
         return Ok(());
     }
-    // Its keys are on other cores now, and whose they were is no longer known.
+    // Its keys are on other cores now. Whose they were, a recovery knows that leaves them where they are.
+    if let Err(told) =
+        recover_acknowledged(builder.vfs_ref(), &layout.checkpoints, &layout.wal, &Watch::default())
+    {
+        return Err(told.into());
+    }
     let wrong = Mismatch { core: None, after: since, at: point };
     Err(StoreError::corruption(wrong.detail("rebuilt").at_path(builder.path()).remedy(
         "If one key was written on two cores, that is why: open with as many cores as before. Otherwise \

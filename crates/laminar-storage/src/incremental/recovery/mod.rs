@@ -23,7 +23,6 @@ use crate::incremental::{CheckpointReader, CoreOffsets};
 use crate::per_core_wal::recovery::cursor::CoreCursor;
 use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::repair_segments;
-use crate::per_core_wal::recovery::survey::CoreLog;
 use crate::per_core_wal::{MergedRecords, PerCoreWalError, RecoveryMode, Stamp};
 use crate::progress::Watch;
 use crate::report::{CoreReport, DigestCheck, RecoveryReport};
@@ -288,13 +287,8 @@ pub(crate) fn recover_acknowledged(
 
 /// Whether any digest can be met: low-level logs have none, and then nothing need be added up.
 fn carries_digests(located: &Located) -> bool {
-    let of_store = |log: &CoreLog| {
-        let after = located.plan.span(log.core).after;
-        let mut segments = log.segments.iter().filter(|segment| segment.has_records_after(after));
-        segments.any(|segment| segment.header.mode == WalMode::Epochs)
-    };
     located.metadata().is_some_and(|metadata| !metadata.digests.is_empty())
-        || located.plan.survey.cores.iter().any(of_store)
+        || located.plan.survey.has_stores_records(|core| located.plan.span(core).after)
 }
 
 /// The state is not what was stored: every checksum is right, and something else is wrong.

@@ -266,6 +266,16 @@ impl Survey {
         self.cores.iter().flat_map(|log| &log.segments).any(|segment| segment.records > 0)
     }
 
+    /// Whether a `Store` wrote anything behind these sequences: its log carries digests, that of the low-level functions none.
+    pub(crate) fn has_stores_records(&self, after: impl Fn(CoreId) -> Sequence) -> bool {
+        let of_store = |log: &CoreLog| {
+            let mut segments =
+                log.segments.iter().filter(|segment| segment.has_records_after(after(log.core)));
+            segments.any(|segment| segment.header.mode == WalMode::Epochs)
+        };
+        self.cores.iter().any(of_store)
+    }
+
     /// Header of any segment of an incarnation.
     pub(crate) fn header_of(&self, incarnation: Incarnation) -> Option<&SegmentHeader> {
         let mut segments = self.cores.iter().flat_map(|log| &log.segments);
