@@ -172,7 +172,12 @@ pub fn disk_bytes(dir: &Path) -> u64 {
 /// Bytes that this process has given the system to write. What the system counts as written is by its pages in
 /// memory, which may be many times larger than what was changed of them.
 pub fn written_bytes() -> Result<u64, crate::Error> {
-    let io = fs::read_to_string("/proc/self/io")?;
+    written_bytes_of(std::process::id())
+}
+
+/// The same of another process, with those of its children that have ended.
+pub fn written_bytes_of(process: u32) -> Result<u64, crate::Error> {
+    let io = fs::read_to_string(format!("/proc/{process}/io"))?;
     let line = io.lines().find_map(|line| line.strip_prefix("wchar:"));
-    Ok(line.ok_or("no wchar in /proc/self/io")?.trim().parse()?)
+    Ok(line.ok_or("no wchar in /proc/PID/io")?.trim().parse()?)
 }
