@@ -142,7 +142,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     openings.note("floor: read one sequential file, check CRCs, fill a presized table, one thread");
     openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
     if !cfg!(feature = "peers") {
-        checkpoints.note("other stores: --features peers (LMDB, redb, fjall, Redis), --features peer-rocksdb");
+        checkpoints
+            .note("other stores: --features peers (LMDB, redb, fjall, Redis), --features peer-rocksdb");
     }
     checkpoints.note("Redis is a server beside the program: every put waits for its answer over a socket, and reading all asks it for batches; only its snapshots make anything durable there, or its append-only file, which then grows; not measured where there is no redis-server");
     report.add(checkpoints);

@@ -21,6 +21,9 @@ use crate::{Error, Run, machine};
 /// Pairs in a call of `put_batch`.
 const BATCH: usize = 16;
 
+/// Keys in a call of `get_batch`.
+const READ_BATCH: usize = 128;
+
 pub const COLUMNS: &[&str] = &[
     "operation",
     "mean",
@@ -101,6 +104,7 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     };
     table.row(driver.both("get, uniform", core, &uniform, Seals::Never, get)?.cells());
     table.row(driver.both("get, zipf 0.99", core, &zipf, Seals::Never, get)?.cells());
+    table.row(batches_read(core, &uniform).cells());
     driver.changes = true;
     let update = |core: &mut CoreStore, number, _| core.update(&key(number), add_one);
     table.row(driver.both("update, uniform", core, &uniform, Seals::Never, update)?.cells());
@@ -173,6 +177,21 @@ fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Re
     }
     let mean = time.as_nanos() as f64 / done as f64;
     Ok(Outcome::untimed(&format!("put_batch of {BATCH}, uniform, per put"), mean))
+}
+
+fn batches_read(core: &CoreStore, numbers: &[u32]) -> Outcome {
+    let mut keys = [[0; KEY]; READ_BATCH];
+    let started = Instant::now();
+    for numbers in numbers.chunks_exact(READ_BATCH) {
+        for (one, number) in keys.iter_mut().zip(numbers) {
+            *one = key(u64::from(*number));
+        }
+        for value in core.get_batch(&keys) {
+            std::hint::black_box(value.map(|value| value[0]));
+        }
+    }
+    let mean = started.elapsed().as_nanos() as f64 / numbers.len() as f64;
+    Outcome::untimed(&format!("get_batch of {READ_BATCH}, uniform, per key"), mean)
 }
 
 fn add_one(old: Option<&[u8]>) -> Option<[u8; VALUE]> {

@@ -111,7 +111,7 @@ pub use report::{CoreReport, DigestCheck, PhaseTimes, RecoveryReport};
 pub use ring0::MemoryStats;
 pub use store::{
     CheckpointReceipt, CloseReceipt, CoreStore, Health, Opened, Pairs, Router, Settings, StateReader, Stats,
-    Store, StoreBuilder, StoreError,
+    Store, StoreBuilder, StoreError, Values,
 };
 
 /// Compiles the code of the README.

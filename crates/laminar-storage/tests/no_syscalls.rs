@@ -89,6 +89,7 @@ fn work(core: &mut CoreStore, round: u32) {
             _ => core.put(&key, &value).unwrap(),
         }
         assert_eq!(core.contains(&key), core.get(&key).is_some());
+        assert!(core.get_batch(&[key, key]).all(|value| value == core.get(&key)));
     }
 }
 

@@ -85,8 +85,8 @@ use std::sync::Arc;
 
 pub(crate) use drain::{Batch, CoreDrain};
 pub(crate) use hash::KeyHasher;
-pub(crate) use read::Iter;
 pub use read::MemoryStats;
+pub(crate) use read::{Iter, Values as StateValues};
 pub(crate) use state::CoreState;
 
 use crate::ids::{CoreId, Epoch};

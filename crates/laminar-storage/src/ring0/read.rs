@@ -33,6 +33,12 @@ impl CoreState {
         Some(unsafe { self.arena.record(at) }.value)
     }
 
+    /// The values of `keys`, in their order.
+    pub(crate) fn get_batch<'a, K: AsRef<[u8]>>(&'a self, keys: &'a [K]) -> Values<'a, K> {
+        let nothing = [0; 2 * STEPS];
+        Values { state: self, keys, hashes: nothing, hashed: 0, records: nothing, found: 0, next: 0 }
+    }
+
     /// Whether `key` has a value.
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         self.current(key).is_some()
@@ -43,6 +49,12 @@ impl CoreState {
     fn current(&self, key: &[u8]) -> Option<u64> {
         let hash = self.hasher.hash(key);
         self.index.prefetch_to_read(hash);
+        self.current_of(hash, key)
+    }
+
+    /// The same with the key's hash.
+    #[inline]
+    fn current_of(&self, hash: u64, key: &[u8]) -> Option<u64> {
         // SAFETY: a waiting put is a record that this thread wrote (R0-3), and not free.
         let waiting = self.pending.find(hash, |at| unsafe { self.arena.record(at) }.key == key);
         if waiting.is_some() {
@@ -147,3 +159,76 @@ impl<'a> Iterator for Iter<'a> {
         Some((record.key, record.value))
     }
 }
+
+/// A value is behind two reads from memory, of which the second is known after the first: each is asked for so many keys
+/// before it is needed.
+const STEPS: usize = 8;
+
+/// The values of many keys.
+#[derive(Debug)]
+pub(crate) struct Values<'a, K> {
+    state: &'a CoreState,
+    keys: &'a [K],
+    /// Of the keys up to `hashed`, whose places in the index are on their way; as a ring, as `records` is.
+    hashes: [u64; 2 * STEPS],
+    hashed: usize,
+    /// Of the keys up to `found`, whose records are on their way; 0 for none.
+    records: [u64; 2 * STEPS],
+    found: usize,
+    /// The key whose value comes next.
+    next: usize,
+}
+
+impl<K: AsRef<[u8]>> Values<'_, K> {
+    #[inline]
+    fn hash_up_to(&mut self, end: usize) {
+        while self.hashed < end
+            && let Some(key) = self.keys.get(self.hashed)
+        {
+            let hash = self.state.hasher.hash(key.as_ref());
+            self.state.index.prefetch(hash);
+            self.hashes[self.hashed % (2 * STEPS)] = hash;
+            self.hashed += 1;
+        }
+    }
+
+    #[inline]
+    fn find_up_to(&mut self, end: usize) {
+        while self.found < end
+            && let Some(key) = self.keys.get(self.found)
+        {
+            let hash = self.hashes[self.found % (2 * STEPS)];
+            let record = self.state.current_of(hash, key.as_ref()).unwrap_or(0);
+            self.state.arena.prefetch_to_read(record);
+            self.records[self.found % (2 * STEPS)] = record;
+            self.found += 1;
+        }
+    }
+}
+
+impl<'a, K: AsRef<[u8]>> Iterator for Values<'a, K> {
+    type Item = Option<&'a [u8]>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == self.keys.len() {
+            return None;
+        }
+        self.hash_up_to(self.next + 2 * STEPS);
+        self.find_up_to(self.next + STEPS);
+        let record = self.records[self.next % (2 * STEPS)];
+        self.next += 1;
+        if record == 0 {
+            return Some(None);
+        }
+        // SAFETY: `current_of` gave a live or waiting record (R0-4), so not free; the borrow of the state keeps it so.
+        Some(Some(unsafe { self.state.arena.record(record) }.value))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.keys.len() - self.next;
+        (left, Some(left))
+    }
+}
+
+impl<K: AsRef<[u8]>> ExactSizeIterator for Values<'_, K> {}

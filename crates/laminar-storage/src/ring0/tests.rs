@@ -347,6 +347,14 @@ fn keys_with_the_same_hash_are_kept_apart() {
         for n in (0..count).step_by(3) {
             state.try_put(&key(n), b"again").unwrap();
         }
+        // Some puts wait still. Keys that are there, and some that are not; every length of a batch.
+        let keys: Vec<Vec<u8>> = (0..count + 40).flat_map(|n| [key(n).to_vec(), long(n).to_vec()]).collect();
+        let one_by_one: Vec<_> = keys.iter().map(|key| state.get(key)).collect();
+        for (from, len) in (0..70).map(|len| (len * 3, len)).chain([(0, keys.len())]) {
+            let batch = state.get_batch(&keys[from..from + len]);
+            assert_eq!(batch.len(), len);
+            assert!(batch.eq(one_by_one[from..from + len].iter().copied()), "{len} from {from}");
+        }
         settle(&mut state, &mut drain);
         assert_eq!(state.iter().count() as u64, count + count / 10);
         assert_eq!(drain.digest(), state.digest());

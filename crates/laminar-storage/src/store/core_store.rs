@@ -14,7 +14,7 @@ use crate::format::record::encode_commit_body;
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CoreId, Epoch};
 use crate::incremental::CoreOffsets;
-use crate::ring0::{CoreState, Iter, MemoryStats, Ring0Error};
+use crate::ring0::{CoreState, Iter, MemoryStats, Ring0Error, StateValues};
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// One core of a store: the keys it owns, and the only handle that changes them.
@@ -128,6 +128,26 @@ impl CoreStore {
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
         self.state.get(key)
+    }
+
+    /// The values of many keys, in their order; faster than one by one, because memory is fetched ahead.
+    ///
+    /// ```
+    /// # use laminar_storage::{Opened, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// let Opened { store, mut cores, .. } = Store::builder(dir.path()).open()?;
+    /// let core = &mut cores[0];
+    /// core.put(b"a", b"1")?;
+    /// core.put(b"c", b"3")?;
+    /// let values: Vec<_> = core.get_batch(&["a", "b", "c"]).collect();
+    /// assert_eq!(values, [Some(&b"1"[..]), None, Some(&b"3"[..])]);
+    /// # drop(cores);
+    /// # store.close()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn get_batch<'a, K: AsRef<[u8]>>(&'a self, keys: &'a [K]) -> Values<'a, K> {
+        Values(self.state.get_batch(keys))
     }
 
     /// Is there a value for `key`?
@@ -348,6 +368,25 @@ impl<'a> Iterator for Pairs<'a> {
         self.0.next()
     }
 }
+
+/// Values of keys, `None` for those that are not there, from [`CoreStore::get_batch`].
+#[derive(Debug)]
+pub struct Values<'a, K>(StateValues<'a, K>);
+
+impl<'a, K: AsRef<[u8]>> Iterator for Values<'a, K> {
+    type Item = Option<&'a [u8]>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl<K: AsRef<[u8]>> ExactSizeIterator for Values<'_, K> {}
 
 impl<'a> IntoIterator for &'a CoreStore {
     type Item = (&'a [u8], &'a [u8]);

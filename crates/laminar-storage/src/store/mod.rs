@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use builder::StoreBuilder;
 pub use checkpointer::CheckpointReceipt;
-pub use core_store::{CoreStore, Pairs};
+pub use core_store::{CoreStore, Pairs, Values};
 pub use error::StoreError;
 pub use reader::StateReader;
 pub use router::Router;
