@@ -25,6 +25,14 @@ pub fn key(number: u64) -> [u8; KEY] {
     key
 }
 
+/// Of so many keys one changes between two checkpoints.
+pub const CHANGED_ONE_IN: u64 = 100;
+
+/// The numbers of the keys that change.
+pub fn changed(keys: u64) -> impl Iterator<Item = u64> {
+    (0..keys).filter(|number| mix(number ^ 0x31).is_multiple_of(CHANGED_ONE_IN))
+}
+
 /// A value that depends on the key's number and the version in every byte.
 pub fn value(number: u64, version: u32) -> [u8; VALUE] {
     let mut value = [0; VALUE];

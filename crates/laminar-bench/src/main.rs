@@ -62,6 +62,9 @@ struct Common {
     /// Operations per row, in place of the usual number
     #[arg(long, global = true, value_name = "N")]
     ops: Option<usize>,
+    /// Program that measures the published predecessor for `peers`; built from crates/laminar-bench/predecessor
+    #[arg(long, global = true, value_name = "PROGRAM")]
+    predecessor: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Clone)]
@@ -101,6 +104,7 @@ pub struct Run {
     pub place: Place,
     pub keys: Option<u64>,
     pub ops: Option<usize>,
+    pub predecessor: Option<PathBuf>,
     /// Directory of the file that the figures go to, if they go to one: what else is worth keeping goes there too.
     pub beside_json: Option<PathBuf>,
 }
@@ -147,6 +151,7 @@ fn measure(what: &What, common: &Common) -> Result<u64, Error> {
         place: Place::new(common.dir.as_deref())?,
         keys: common.keys,
         ops: common.ops,
+        predecessor: common.predecessor.clone(),
         beside_json: common.json.as_deref().and_then(Path::parent).map(Path::to_path_buf),
     };
     let mut about = machine::about(common.quick, common.pin);

@@ -7,6 +7,7 @@ mod lmdb;
 #[cfg(feature = "peers")]
 mod others;
 mod ours;
+mod predecessor;
 #[cfg(feature = "peers")]
 mod redis;
 #[cfg(feature = "peer-rocksdb")]
@@ -18,14 +19,11 @@ use std::time::{Duration, Instant};
 
 use self::floor::Floors;
 use self::stall::{Stall, Writer};
-use crate::keys::{PAYLOAD, mix};
+use crate::keys::{CHANGED_ONE_IN, PAYLOAD, changed};
 use crate::machine::{disk_bytes, written_bytes};
 use crate::place::clear;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
-
-/// Of so many keys one changes between two checkpoints.
-const CHANGED_ONE_IN: u64 = 100;
 
 /// A store that is filled, changed, checkpointed, and opened again.
 pub trait Peer: Sized {
@@ -81,11 +79,6 @@ struct Costs {
     on_disk: u64,
 }
 
-/// The numbers of the keys that change.
-fn changed(keys: u64) -> impl Iterator<Item = u64> {
-    (0..keys).filter(|number| mix(number ^ 0x31).is_multiple_of(CHANGED_ONE_IN))
-}
-
 fn changed_bytes(keys: u64) -> u64 {
     changed(keys).count() as u64 * PAYLOAD as u64
 }
@@ -133,6 +126,9 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     }
     #[cfg(feature = "peer-rocksdb")]
     rows.add::<rocks::Rocks>()?;
+    if let Some(program) = &run.predecessor {
+        rows.predecessor(program)?;
+    }
     let Rows { mut checkpoints, mut openings, .. } = rows;
     checkpoints.note(crate::floor::NOTE);
     checkpoints.note("written: what this process gave the system to write in the checkpoint of the median time; of the floor, what its files hold; on disk: everything under the directory, hard links once, over keys and values");
@@ -146,6 +142,9 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
             .note("other stores: --features peers (LMDB, redb, fjall, Redis), --features peer-rocksdb");
     }
     checkpoints.note("Redis is a server beside the program: every put waits for its answer over a socket, and reading all asks it for batches; only its snapshots make anything durable there, or its append-only file, which then grows; not measured where there is no redis-server");
+    if run.predecessor.is_none() {
+        checkpoints.note(predecessor::NOT_MEASURED);
+    }
     report.add(checkpoints);
     report.add(openings);
     Ok(())
@@ -184,11 +183,11 @@ impl Rows<'_> {
             opened.push(self.opening::<P>(&dir)?);
         }
         let from = if costs.is_some() { "after its last checkpoint" } else { "as it is" };
-        self.opening_row::<P>(from, opened);
+        self.opening_row(format!("{}: {from}", P::NAME), opened);
         // Last, because it changes more than what the other figures are about.
         if let Some((what, costs)) = costs {
             let stall = self.worst_stall::<P>(&dir)?;
-            self.checkpoint_row::<P>(what, &costs, stall);
+            self.checkpoint_row(format!("{}: {what}", P::NAME), &costs, stall);
         }
         clear(&dir)?;
         let Some(log) = P::LOG else { return Ok(()) };
@@ -200,7 +199,7 @@ impl Rows<'_> {
             opened.push(self.opening::<P>(&dir)?);
             clear(&dir)?;
         }
-        self.opening_row::<P>(log, opened);
+        self.opening_row(format!("{}: {log}", P::NAME), opened);
         Ok(())
     }
 
@@ -212,11 +211,11 @@ impl Rows<'_> {
         Ok(peer)
     }
 
-    fn opening_row<P: Peer>(&mut self, from: &str, mut opened: Vec<(Duration, Duration)>) {
+    fn opening_row(&mut self, what: String, mut opened: Vec<(Duration, Duration)>) {
         opened.sort_unstable_by_key(|(_, all)| *all);
         let (first, all) = opened.get(opened.len() / 2).copied().unwrap_or_default();
         self.openings.row(vec![
-            Cell::text(format!("{}: {from}", P::NAME)),
+            Cell::Text(what),
             Cell::time(first),
             Cell::time(all),
             Cell::Number(all.as_secs_f64() / self.floors.opening.as_secs_f64(), 2),
@@ -254,10 +253,10 @@ impl Rows<'_> {
         Ok(worst)
     }
 
-    fn checkpoint_row<P: Peer>(&mut self, what: &str, costs: &Costs, stall: Option<Stall>) {
+    fn checkpoint_row(&mut self, what: String, costs: &Costs, stall: Option<Stall>) {
         let live = self.keys * PAYLOAD as u64;
         self.checkpoints.row(vec![
-            Cell::text(format!("{}: {what}", P::NAME)),
+            Cell::Text(what),
             Cell::time(costs.time),
             Cell::Number(costs.time.as_secs_f64() / self.floors.checkpoint.time.as_secs_f64(), 2),
             Cell::Bytes(costs.written),
