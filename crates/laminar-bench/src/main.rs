@@ -16,6 +16,7 @@ mod place;
 mod plot;
 mod recovery;
 mod ring0;
+mod scaling;
 mod space;
 mod stalls;
 mod table;
@@ -71,6 +72,8 @@ struct Common {
 enum What {
     /// Latency of single operations on a core, while Ring 1 writes the log
     Ring0,
+    /// Means of single operations by number of keys, and by bytes of keys and values
+    Scaling,
     /// Puts per second until durable, log bytes per put, latency from seal to durable
     Durable,
     /// Fill, checkpoint, change 1 %, checkpoint, kill -9, reopen, compare every key
@@ -180,6 +183,7 @@ impl What {
     fn every() -> Vec<Self> {
         vec![
             Self::Ring0,
+            Self::Scaling,
             Self::Durable,
             Self::Lifecycle(lifecycle::Options::default()),
             Self::Checkpoint,
@@ -194,6 +198,7 @@ impl What {
     fn measure(&self, run: &Run, report: &mut Report) -> Result<(), Error> {
         match self {
             Self::Ring0 => ring0::run(run, report),
+            Self::Scaling => scaling::run(run, report),
             Self::Durable => durable::run(run, report),
             Self::Lifecycle(options) => lifecycle::run(run, options, report),
             Self::Checkpoint => checkpoint::run(run, report),

@@ -1,4 +1,4 @@
-//! Lines over checkpoints, drawn as SVG.
+//! Lines, drawn as SVG.
 
 use std::path::Path;
 
@@ -14,8 +14,13 @@ pub struct Line<'a> {
 }
 
 const SIZE: (u32, u32) = (900, 420);
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(0, 90, 170), RGBColor(200, 80, 0), RGBColor(0, 130, 90), RGBColor(120, 120, 120)];
+const COLOURS: [RGBColor; 5] = [
+    RGBColor(0, 90, 170),
+    RGBColor(200, 80, 0),
+    RGBColor(0, 130, 90),
+    RGBColor(120, 120, 120),
+    RGBColor(150, 60, 150),
+];
 
 /// Draws lines that share both axes, from 0 upwards.
 pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> Result<(), Error> {

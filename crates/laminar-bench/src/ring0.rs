@@ -22,7 +22,7 @@ use crate::{Error, Run, machine};
 const BATCH: usize = 16;
 
 /// Keys in a call of `get_batch`.
-const READ_BATCH: usize = 128;
+pub const READ_BATCH: usize = 128;
 
 pub const COLUMNS: &[&str] = &[
     "operation",

@@ -27,7 +27,8 @@ impl Cell {
         Self::Nanos(time.as_nanos() as f64)
     }
 
-    fn shown(&self) -> String {
+    /// As it is printed.
+    pub fn shown(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Count(n) => grouped(*n),

@@ -112,7 +112,7 @@ impl Index {
     }
 
     /// The record of a key.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
         let pointer = self.pointer_of(needle.hash);
         match self.find_in(pointer.block(), needle, &same) {
@@ -121,7 +121,13 @@ impl Index {
         }
     }
 
+    /// A record that has the key, as far as its entry tells.
     #[inline]
+    pub(super) fn candidate(&self, needle: &Needle) -> Option<u64> {
+        self.find(needle, |_| true).map(|(_, at)| at)
+    }
+
+    #[inline(always)]
     fn find_in(&self, block: Block, needle: &Needle, same: impl Fn(u64) -> bool) -> Option<(Place, u64)> {
         let segment = self.blocks.segment(block);
         let at = segment.find(needle, same)?;

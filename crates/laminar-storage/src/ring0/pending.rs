@@ -2,7 +2,8 @@
 //!
 //! A random read from memory takes longer than everything else a put does. So a put only asks for its
 //! bucket, writes its record and waits here, while the next puts do the same; it is finished when
-//! sixteen more have come, or when anything needs it finished. Several reads are then in flight at any
+//! sixteen more have come, or when anything needs it finished. A long key is compared in the record it replaces,
+//! which is asked for when half of them have come. Several reads are then in flight at any
 //! time, without the caller having to batch. Readers look here before they look into the index.
 
 use super::segment::Needle;
@@ -61,6 +62,12 @@ impl Pending {
         (self.len() > 0).then(|| self.puts[self.finished % WAITING_MOST])
     }
 
+    /// The put that has waited for half of its time.
+    #[inline]
+    pub(super) fn midway(&self) -> Option<&Waiting> {
+        self.is_full().then(|| &self.puts[self.finished.wrapping_add(WAITING_MOST / 2) % WAITING_MOST])
+    }
+
     /// The oldest is in the index now.
     #[inline]
     pub(super) fn finish_oldest(&mut self) {
@@ -71,7 +78,7 @@ impl Pending {
     fn may_have(&self, hash: u64) -> bool {
         let tag = tag(hash);
         // Without an early end, which would keep it from being done as vectors.
-        self.tags.iter().fold(false, |any, other| any | (*other == tag)) && self.len() > 0
+        self.len() > 0 && self.tags.iter().fold(false, |any, other| any | (*other == tag))
     }
 
     /// The record of the newest put of a key; `same` compares the key with that of a record.
@@ -122,11 +129,13 @@ mod tests {
                 assert_eq!(pending.find(7, |_| true), Some(at), "round {round}");
             }
             assert!(pending.is_full());
+            assert_eq!(pending.midway().map(|put| put.at), Some(1 + WAITING_MOST as u64 / 2));
             assert_eq!((pending.find(7, |at| at == 1), pending.find(7, |_| false)), (Some(1), None));
             assert_eq!(pending.find(8, |_| true), None);
             for at in 1..=WAITING_MOST as u64 {
                 assert_eq!(pending.oldest().map(|put| put.at), Some(at));
                 pending.finish_oldest();
+                assert!(pending.midway().is_none(), "the others have more time");
                 assert_eq!(pending.find(7, |other| other == at), None, "it is in the index");
             }
             assert!(pending.oldest().is_none());

@@ -164,6 +164,9 @@ impl<'a> Iterator for Iter<'a> {
 /// before it is needed.
 const STEPS: usize = 8;
 
+/// In place of a record: the key is too long for the index, so that only the record tells whether it has it.
+const TO_BE_COMPARED: u64 = u64::MAX;
+
 /// The values of many keys.
 #[derive(Debug)]
 pub(crate) struct Values<'a, K> {
@@ -172,7 +175,7 @@ pub(crate) struct Values<'a, K> {
     /// Of the keys up to `hashed`, whose places in the index are on their way; as a ring, as `records` is.
     hashes: [u64; 2 * STEPS],
     hashed: usize,
-    /// Of the keys up to `found`, whose records are on their way; 0 for none.
+    /// Of the keys up to `found`, whose records are on their way; 0 for none, or [`TO_BE_COMPARED`].
     records: [u64; 2 * STEPS],
     found: usize,
     /// The key whose value comes next.
@@ -197,10 +200,16 @@ impl<K: AsRef<[u8]>> Values<'_, K> {
         while self.found < end
             && let Some(key) = self.keys.get(self.found)
         {
-            let hash = self.hashes[self.found % (2 * STEPS)];
-            let record = self.state.current_of(hash, key.as_ref()).unwrap_or(0);
-            self.state.arena.prefetch_to_read(record);
-            self.records[self.found % (2 * STEPS)] = record;
+            let (place, key) = (self.found % (2 * STEPS), key.as_ref());
+            let needle = Needle::new(self.hashes[place], key);
+            let (fetched, record) = if needle.is_long() {
+                (self.state.index.candidate(&needle).unwrap_or(0), TO_BE_COMPARED)
+            } else {
+                let record = self.state.current_of(needle.hash, key).unwrap_or(0);
+                (record, record)
+            };
+            self.state.arena.prefetch_to_read(fetched);
+            self.records[place] = record;
             self.found += 1;
         }
     }
@@ -216,13 +225,15 @@ impl<'a, K: AsRef<[u8]>> Iterator for Values<'a, K> {
         }
         self.hash_up_to(self.next + 2 * STEPS);
         self.find_up_to(self.next + STEPS);
-        let record = self.records[self.next % (2 * STEPS)];
+        let place = self.next % (2 * STEPS);
+        let record = match self.records[place] {
+            0 => None,
+            TO_BE_COMPARED => self.state.current_of(self.hashes[place], self.keys[self.next].as_ref()),
+            record => Some(record),
+        };
         self.next += 1;
-        if record == 0 {
-            return Some(None);
-        }
         // SAFETY: `current_of` gave a live or waiting record (R0-4), so not free; the borrow of the state keeps it so.
-        Some(Some(unsafe { self.state.arena.record(record) }.value))
+        Some(record.map(|record| unsafe { self.state.arena.record(record) }.value))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -76,6 +76,7 @@ impl CoreState {
         let hash = self.hasher.hash(key);
         self.index.prefetch(hash);
         if self.pending.is_full() {
+            self.fetch_for_midway();
             self.finish_oldest()?;
         }
         self.reserve_entry()?;
@@ -85,6 +86,16 @@ impl CoreState {
         let needle = Needle::new(hash, key);
         self.pending.add(Waiting { needle, at, value_len: value_len(value) });
         Ok(())
+    }
+
+    /// Asks for the record in which the key of a waiting put will be looked for.
+    #[inline]
+    fn fetch_for_midway(&self) {
+        if let Some(put) = self.pending.midway().filter(|put| put.needle.is_long())
+            && let Some(at) = self.index.candidate(&put.needle)
+        {
+            self.arena.prefetch_to_read(at);
+        }
     }
 
     /// Passes everything put so far on to Ring 1, which otherwise happens when more is put.
@@ -218,7 +229,7 @@ impl CoreState {
         &self.changelog
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, needle: &Needle, key: &[u8]) -> Option<(Place, u64)> {
         let arena = &self.arena;
         // SAFETY: the index only asks about records that it points to: live (R0-4) and not free.
