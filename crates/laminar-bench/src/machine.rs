@@ -80,6 +80,13 @@ impl Pins {
         self.keep(self.cpus.len().saturating_sub(1))
     }
 
+    /// Lets the calling thread, and what it starts from here on, run everywhere again.
+    pub fn none(&self) -> Result<(), crate::Error> {
+        let mut set = CpuSet::new();
+        self.cpus.iter().for_each(|cpu| set.set(*cpu));
+        if self.wanted() { Ok(sched_setaffinity(None, &set)?) } else { Ok(()) }
+    }
+
     fn keep(&self, index: usize) -> Result<(), crate::Error> {
         let Some(cpu) = self.cpus.get(index) else { return Ok(()) };
         let mut set = CpuSet::new();

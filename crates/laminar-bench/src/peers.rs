@@ -84,6 +84,8 @@ fn changed_bytes(keys: u64) -> u64 {
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
+    // Servers and programs that are started get the CPUs of this thread.
+    run.pins.none()?;
     let sizes =
         run.keys.map_or_else(|| run.size(vec![200_000], vec![1_000_000, 5_000_000]), |keys| vec![keys]);
     sizes.into_iter().try_for_each(|keys| all(run, keys, report))
@@ -131,7 +133,7 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     }
     let Rows { mut checkpoints, mut openings, .. } = rows;
     checkpoints.note(crate::floor::NOTE);
-    checkpoints.note("written: what this process gave the system to write in the checkpoint of the median time; of the floor, what its files hold; on disk: everything under the directory, hard links once, over keys and values");
+    checkpoints.note("written: what the process gave the system to write in the checkpoint of the median time, with what a server answers meanwhile; of the floor, what its files hold; on disk: everything under the directory, hard links once, over keys and values");
     checkpoints.note(stall::NOTE);
     checkpoints.note("LMDB and redb have one writer at a time: meanwhile is the commit at the end of its transaction, without are puts into a transaction that is given up; another writer waits for the whole of it, which is the time");
     checkpoints.note("LMDB and redb write whole pages of their trees, and have no log: what the others had synced before the checkpoint is part of their time");
@@ -141,10 +143,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
         checkpoints
             .note("other stores: --features peers (LMDB, redb, fjall, Redis), --features peer-rocksdb");
     }
-    checkpoints.note("Redis is a server beside the program: every put waits for its answer over a socket, and reading all asks it for batches; only its snapshots make anything durable there, or its append-only file, which then grows; not measured where there is no redis-server");
-    if run.predecessor.is_none() {
-        checkpoints.note(predecessor::NOT_MEASURED);
-    }
+    checkpoints.note("Redis is a server beside the program: every put waits for its answer over a socket, and reading all asks it for batches; only its snapshots make anything durable there, or its append-only file, which then grows; told to look after its snapshot's end 500 times a second; not measured where there is no redis-server");
+    checkpoints.note(if run.predecessor.is_some() { predecessor::NOTE } else { predecessor::NOT_MEASURED });
     report.add(checkpoints);
     report.add(openings);
     Ok(())

@@ -250,6 +250,14 @@ fn an_epoch_that_one_core_closed_is_compared_where_it_is_shown() {
     let told = plain(&forged).unwrap_err().to_string();
     let (after, at) = (format!("after epoch {closed}"), format!("epoch {half}"));
     assert!(told.contains("core 0") && told.contains(&after) && told.contains(&at), "{told}");
+    // A coordinator's next checkpoint would have it too.
+    let coordinator = |disk: &SimDisk| {
+        let log = PerCoreWalManager::new(log_config(disk, 2)).unwrap();
+        CheckpointCoordinator::new(log, CheckpointConfig::new(Path::new(CHECKPOINTS)))
+    };
+    let told = coordinator(&forged.snapshot().flushed().mount()).unwrap_err().to_string();
+    assert!(told.contains("core 0") && told.contains(&after) && told.contains(&at), "{told}");
+    coordinator(&disk.snapshot().flushed().mount()).unwrap();
     assert_eq!(StateReader::open_with("/s", vfs(&forged)).unwrap().get(b"open"), None);
     forge_barrier(&disk, 1, closed);
     all_refuse(&disk, 2, &["core 1", &format!("epoch {closed}")]);

@@ -11,6 +11,9 @@ use crate::Error;
 use crate::machine::disk_bytes;
 use crate::place::clear;
 
+/// What a table says with it.
+pub const NOTE: &str = "LaminarDB's checkpoint is a description without the state, not synced, after which its log is emptied: nothing in it can be compared with the others; from its log, its changes are put into a map";
+
 /// What a table says without it.
 pub const NOT_MEASURED: &str = "the published predecessor, LaminarDB 0.18.5: cargo build --release --manifest-path crates/laminar-bench/predecessor/Cargo.toml, then --predecessor crates/laminar-bench/predecessor/target/release/laminar-bench-predecessor";
 

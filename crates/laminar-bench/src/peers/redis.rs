@@ -5,8 +5,8 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, Pipeline};
@@ -46,7 +46,8 @@ impl Server {
         let socket = dir.join("socket");
         let log = File::create(dir.join("log"))?;
         let process = Command::new(PROGRAM)
-            .args(["--port", "0", "--save", "", "--auto-aof-rewrite-percentage", "0"])
+            // It looks after a snapshot that has ended only so often a second, and 10 times unless told.
+            .args(["--hz", "500", "--port", "0", "--save", "", "--auto-aof-rewrite-percentage", "0"])
             .args(["--appendonly", if append { "yes" } else { "no" }, "--appendfsync", "always"])
             .arg("--unixsocket")
             .arg(&socket)
@@ -56,7 +57,7 @@ impl Server {
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()?;
-        let mut waiting = Waiting { process: Some(process) };
+        let mut waiting = Waiting { process: Some(process), log: dir.join("log") };
         let client = Client::open(format!("unix://{}", socket.display()))?;
         let connection = waiting.until_it_answers(&client)?;
         let process = waiting.process.take().ok_or("no server")?;
@@ -116,9 +117,15 @@ impl Server {
         // It hangs up in place of an answer.
         let asked: redis::RedisResult<()> =
             redis::cmd("SHUTDOWN").arg("NOSAVE").query(self.connection.get_mut());
-        drop(asked);
-        let ended = self.process.wait()?;
-        if ended.success() { Ok(()) } else { Err(format!("Redis ended with {ended}").into()) }
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            match self.process.try_wait()? {
+                Some(ended) if ended.success() => return Ok(()),
+                Some(ended) => return Err(format!("Redis ended with {ended}").into()),
+                None => std::thread::sleep(LOOK),
+            }
+        }
+        Err(format!("Redis does not end: {:?}", asked.err()).into())
     }
 }
 
@@ -137,6 +144,7 @@ fn end(process: &mut Child) {
 /// A server that does not answer yet.
 struct Waiting {
     process: Option<Child>,
+    log: PathBuf,
 }
 
 impl Waiting {
@@ -150,12 +158,19 @@ impl Waiting {
             let ended = self.process.as_mut().map_or(Ok(None), Child::try_wait)?;
             match (answer, ended) {
                 (Ok(connection), _) => return Ok(connection),
-                (Err(_), Some(ended)) => return Err(format!("Redis ended with {ended}").into()),
+                (Err(_), Some(ended)) => return Err(self.why(ended)),
                 (Err(error), None) if started.elapsed() > PATIENCE => return Err(error.into()),
                 // It has no socket yet, or says that it is loading.
                 (Err(_), None) => std::thread::sleep(LOOK),
             }
         }
+    }
+}
+
+impl Waiting {
+    fn why(&self, ended: ExitStatus) -> Error {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        format!("Redis ended with {ended}: {}", log.lines().last().unwrap_or_default()).into()
     }
 }
 

@@ -6,12 +6,12 @@ use std::path::Path;
 use super::apply::{Applied, apply_incarnation, checkpoint_error};
 use super::error::PerCoreWalError;
 use super::manager::PerCoreWalManager;
-use super::recovery::plan::{Span, cut_of};
+use super::recovery::plan::{RecoveryMode, Span, Wanted, cut_of};
 use super::recovery::survey::Survey;
 use crate::error::Detail;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::recovery::locate::Failure;
-use crate::incremental::recovery::recover_acknowledged;
+use crate::incremental::recovery::recover_state;
 use crate::incremental::{
     CheckpointConfig, IncrementalCheckpointError, IncrementalCheckpointManager, IncrementalCheckpointMetadata,
 };
@@ -30,14 +30,16 @@ pub struct CheckpointCoordinator {
 
 impl CheckpointCoordinator {
     /// Brings a log and a directory of checkpoints together. The checkpoints must have been made from
-    /// this log, or without any.
+    /// this log, or without any, before the log was begun.
     ///
     /// All of the newest checkpoint is read, and compared with its digests. Where a `Store` logged anything behind it,
-    /// the state is recovered once as [`crate::incremental::RecoveryManager`] does, in memory, and its digest compared.
+    /// the state is recovered once as [`crate::incremental::RecoveryManager`] does by default, in memory, and its digest compared.
     ///
     /// # Errors
     /// `Checkpoint` when the checkpoints cannot be opened, do not have the digests that they carry, or belong to another log;
-    /// `Corrupted` when what is recovered from them and the log does not have the digest that is stored there.
+    /// `Corrupted`, `SegmentNotFound` when a `Store`'s log is not whole from the newest checkpoint on, or what is recovered from both
+    /// does not have the digest that is stored there; `Io`. Checkpoints and records are as they were then; the log
+    /// has been opened.
     pub fn new(mut wal: PerCoreWalManager, config: CheckpointConfig) -> Result<Self, PerCoreWalError> {
         let truncate = config.truncate_wal;
         let dir = config.checkpoint_dir.clone();
@@ -223,7 +225,9 @@ fn compare_digests(
     if !Survey::up_to(vfs, wal.base_dir(), &after, &wal.ends())?.has_stores_records(after) {
         return Ok(());
     }
-    match recover_acknowledged(vfs, checkpoint_dir, wal.base_dir(), &Watch::default()) {
+    // All that the next checkpoint will have: also epochs that not every core closed.
+    let wanted = Wanted::Mode(RecoveryMode::AllSynced);
+    match recover_state(vfs, checkpoint_dir, wal.base_dir(), wanted, &Watch::default()) {
         Ok(_) => Ok(()),
         Err(Failure::Checkpoint(error)) => Err(checkpoint_error(error)),
         Err(Failure::Log(error)) => Err(error),

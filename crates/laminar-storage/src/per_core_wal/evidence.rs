@@ -167,11 +167,11 @@ mod tests {
         let mut opened = open(&disk);
         seal(&mut opened, b"value");
         let synced = disk.read_file("/s/wal/SYNCED").unwrap();
-        let (closed, established) = (disk.snapshot(), disk.read_file("/s/wal/CURRENT").unwrap());
+        let (killed, established) = (disk.snapshot(), disk.read_file("/s/wal/CURRENT").unwrap());
         drop(opened);
         let mut interrupted = 0;
         for failing in 1.. {
-            let disk = closed.restart();
+            let disk = killed.restart();
             disk.fail_op(disk.ops() + failing, Fault::Eio, Duration::Forever);
             let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
             let result = Store::builder("/s").cores(3).settings(settings).vfs(Arc::new(disk.clone())).open();

@@ -353,6 +353,7 @@ fn keys_with_the_same_hash_are_kept_apart() {
         for (from, len) in (0..70).map(|len| (len * 3, len)).chain([(0, keys.len())]) {
             let batch = state.get_batch(&keys[from..from + len]);
             assert_eq!(batch.len(), len);
+            assert_eq!(format!("{batch:?}"), format!("Values {{ left: {len}, .. }}"));
             assert!(batch.eq(one_by_one[from..from + len].iter().copied()), "{len} from {from}");
         }
         settle(&mut state, &mut drain);

@@ -370,7 +370,6 @@ impl<'a> Iterator for Pairs<'a> {
 }
 
 /// Values of keys, `None` for those that are not there, from [`CoreStore::get_batch`].
-#[derive(Debug)]
 pub struct Values<'a, K>(StateValues<'a, K>);
 
 impl<'a, K: AsRef<[u8]>> Iterator for Values<'a, K> {
@@ -387,6 +386,12 @@ impl<'a, K: AsRef<[u8]>> Iterator for Values<'a, K> {
 }
 
 impl<K: AsRef<[u8]>> ExactSizeIterator for Values<'_, K> {}
+
+impl<K> fmt::Debug for Values<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl<'a> IntoIterator for &'a CoreStore {
     type Item = (&'a [u8], &'a [u8]);

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::open::Layout;
 use crate::error::Detail;
-use crate::incremental::recovery::recover_acknowledged;
+use crate::incremental::recovery::recover_state;
 use crate::incremental::{RecoveredState, StateMap};
+use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::survey::Survey;
 use crate::per_core_wal::{SegmentStats, segment_stats};
 use crate::progress::{Listener, RecoveryProgress, Watch};
@@ -89,8 +90,10 @@ impl StateReader {
 
     fn open_watched(dir: &Path, vfs: &Arc<dyn Vfs>, watch: &Watch) -> Result<Self, StoreError> {
         let layout = existing(dir, vfs)?;
-        let recover =
-            || recover_acknowledged(vfs, &layout.checkpoints, &layout.wal, watch).map_err(StoreError::from);
+        let recover = || {
+            recover_state(vfs, &layout.checkpoints, &layout.wal, Wanted::Acknowledged, watch)
+                .map_err(StoreError::from)
+        };
         let recovered = if vfs.parallel() { patiently(&layout, PATIENCE, recover) } else { recover() }?;
         watch.done(recovered.report.keys);
         Ok(Self { recovered })

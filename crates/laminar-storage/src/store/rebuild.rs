@@ -15,11 +15,13 @@ use crate::format::digest::StateDigest;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::recovery::digests::Mismatch;
-use crate::incremental::recovery::locate::Located;
-use crate::incremental::recovery::recover_acknowledged;
+use crate::incremental::recovery::locate::{Failure, Located};
+use crate::incremental::recovery::recover_state;
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager};
+use crate::per_core_wal::PerCoreWalError;
 use crate::per_core_wal::apply::{Applied, apply_incarnation};
 use crate::per_core_wal::incarnation::make_durable;
+use crate::per_core_wal::recovery::plan::Wanted;
 use crate::per_core_wal::recovery::repair::cut_torn_ends;
 use crate::progress::Watch;
 use crate::report::{CoreReport, RecoveryReport};
@@ -146,9 +148,9 @@ fn check_digest(
         return Ok(());
     }
     // Its keys are on other cores now. Whose they were, a recovery knows that leaves them where they are.
-    if let Err(told) =
-        recover_acknowledged(builder.vfs_ref(), &layout.checkpoints, &layout.wal, &Watch::default())
-    {
+    let (vfs, checkpoints) = (builder.vfs_ref(), &layout.checkpoints);
+    let again = recover_state(vfs, checkpoints, &layout.wal, Wanted::Acknowledged, &Watch::default());
+    if let Err(Failure::Log(told @ PerCoreWalError::Corrupted(_))) = again {
         return Err(told.into());
     }
     let wrong = Mismatch { core: None, after: since, at: point };

@@ -274,15 +274,16 @@ impl From<PerCoreWalError> for IncrementalCheckpointError {
     }
 }
 
-/// Recovers what whoever wrote the directories acknowledged: what opening a store would recover.
-pub(crate) fn recover_acknowledged(
+/// Recovers what is `wanted` of the directories. What whoever wrote them acknowledged is what opening a store would recover.
+pub(crate) fn recover_state(
     vfs: &Arc<dyn Vfs>,
     checkpoint_dir: &Path,
     wal_path: &Path,
+    wanted: Wanted,
     watch: &Watch,
 ) -> Result<RecoveredState, Failure> {
     let config = RecoveryConfig::new(checkpoint_dir, wal_path).with_vfs(Arc::clone(vfs));
-    Ok(recover_wanted(&config, Wanted::Acknowledged, false, watch)?.whole())
+    Ok(recover_wanted(&config, wanted, false, watch)?.whole())
 }
 
 /// Whether any digest can be met: low-level logs have none, and then nothing need be added up.
