@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crc_fast::{CrcAlgorithm, checksum};
 
+use crate::bytes::disk_bytes;
 use crate::keys::{PAYLOAD, key, value};
 use crate::place::clear;
 use crate::{Error, Run};
@@ -57,7 +58,7 @@ impl Floor {
         fs::rename(&unfinished, &name)?;
         sync_dir(&self.dir)?;
         let time = started.elapsed();
-        let made = Made { time, bytes: crate::machine::disk_bytes(&name) };
+        let made = Made { time, bytes: disk_bytes(&name) };
         // As much as the store keeps.
         if let Some(old) = self.made.checked_sub(3) {
             fs::remove_dir_all(self.dir.join(format!("checkpoint-{old}"))).or_else(|e| match e.kind() {

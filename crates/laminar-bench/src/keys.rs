@@ -1,5 +1,5 @@
 //! Keys, values and the order they come in. Everything derives from numbers, so that any process can
-//! compute what must be stored without having been told.
+//! compute what must be stored without having been told. `predecessor/` has this file, too.
 
 /// Bytes of a key and of a value in every workload.
 pub const KEY: usize = 16;

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use self::truth::{Plan, Truth};
+use crate::bytes::disk_bytes;
 use crate::keys::{PAYLOAD, mix};
 use crate::place::clear;
 use crate::table::{Cell, Report, Table};
@@ -49,7 +50,7 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
     told.note(
         "checkpoint: bytes of new files, of which metadata is part; memory: most during it, beyond before",
     );
-    let disk = machine::disk_bytes(&dir);
+    let disk = disk_bytes(&dir);
     let ratio = disk as f64 / (plan.keys * PAYLOAD as u64) as f64;
     told.row(vec![
         Cell::text("on disk then"),

@@ -4,6 +4,7 @@
 //! Absolute figures belong to the machine; what counts are ratios between rows of one run.
 #![allow(clippy::cast_possible_truncation, reason = "numbers of keys and nanoseconds, not data of a disk")]
 
+mod bytes;
 mod checkpoint;
 mod durable;
 mod floor;
@@ -63,8 +64,8 @@ struct Common {
     /// Operations per row, in place of the usual number
     #[arg(long, global = true, value_name = "N")]
     ops: Option<usize>,
-    /// Program that measures the published predecessor for `peers`; built from crates/laminar-bench/predecessor
-    #[arg(long, global = true, value_name = "PROGRAM")]
+    /// Program that measures the published predecessor for `peers`, built from crates/laminar-bench/predecessor
+    #[arg(long, global = true, value_name = "BINARY")]
     predecessor: Option<PathBuf>,
 }
 
@@ -107,6 +108,7 @@ pub struct Run {
     pub place: Place,
     pub keys: Option<u64>,
     pub ops: Option<usize>,
+    /// The program that measures the published predecessor, if that is wanted.
     pub predecessor: Option<PathBuf>,
     /// Directory of the file that the figures go to, if they go to one: what else is worth keeping goes there too.
     pub beside_json: Option<PathBuf>,

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use self::floor::Floors;
 use self::stall::{Stall, Writer};
+use crate::bytes::{disk_bytes, written_bytes};
 use crate::keys::{CHANGED_ONE_IN, PAYLOAD, changed};
-use crate::machine::{disk_bytes, written_bytes};
 use crate::place::clear;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
@@ -129,7 +129,7 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     #[cfg(feature = "peer-rocksdb")]
     rows.add::<rocks::Rocks>()?;
     if let Some(program) = &run.predecessor {
-        rows.predecessor(program)?;
+        rows.add_predecessor(program)?;
     }
     let Rows { mut checkpoints, mut openings, .. } = rows;
     checkpoints.note(crate::floor::NOTE);
@@ -211,11 +211,11 @@ impl Rows<'_> {
         Ok(peer)
     }
 
-    fn opening_row(&mut self, what: String, mut opened: Vec<(Duration, Duration)>) {
+    fn opening_row(&mut self, name: String, mut opened: Vec<(Duration, Duration)>) {
         opened.sort_unstable_by_key(|(_, all)| *all);
         let (first, all) = opened.get(opened.len() / 2).copied().unwrap_or_default();
         self.openings.row(vec![
-            Cell::Text(what),
+            Cell::Text(name),
             Cell::time(first),
             Cell::time(all),
             Cell::Number(all.as_secs_f64() / self.floors.opening.as_secs_f64(), 2),
@@ -253,10 +253,10 @@ impl Rows<'_> {
         Ok(worst)
     }
 
-    fn checkpoint_row(&mut self, what: String, costs: &Costs, stall: Option<Stall>) {
+    fn checkpoint_row(&mut self, name: String, costs: &Costs, stall: Option<Stall>) {
         let live = self.keys * PAYLOAD as u64;
         self.checkpoints.row(vec![
-            Cell::Text(what),
+            Cell::Text(name),
             Cell::time(costs.time),
             Cell::Number(costs.time.as_secs_f64() / self.floors.checkpoint.time.as_secs_f64(), 2),
             Cell::Bytes(costs.written),

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use laminar_storage::{CoreStore, Opened, Settings, Store};
 
+use crate::bytes::disk_bytes;
 use crate::keys::{PAYLOAD, Spread, key, value};
-use crate::machine::disk_bytes;
 use crate::place::clear;
 use crate::plot::{self, Line};
 use crate::table::{Cell, Report, Table};

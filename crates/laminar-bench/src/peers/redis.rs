@@ -14,8 +14,8 @@ use redis::{Client, Connection, Pipeline};
 use super::Peer;
 use super::stall::{Stall, Writer};
 use crate::Error;
+use crate::bytes::written_bytes_of;
 use crate::keys::{key, value};
-use crate::machine::written_bytes_of;
 
 const PROGRAM: &str = "redis-server";
 
