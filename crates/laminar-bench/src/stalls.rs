@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use laminar_storage::{CheckpointReceipt, CoreStore, Opened, Settings, Store};
 
-use crate::keys::{PAYLOAD, Random, Spread, Stamp, key};
+use crate::keys::{PAYLOAD, Random, Spread, Stamp, changed, key};
 use crate::machine::{self, Nanos};
 use crate::place::clear;
 use crate::ring0::drive::{Driver, Outcome, Seals};
@@ -37,6 +37,16 @@ impl Taken {
         self.merging += u64::from(receipt.bytes_written > receipt.changes * PAYLOAD as u64 * 3 / 2);
         self.bytes += receipt.bytes_written;
         self.time += receipt.time;
+    }
+
+    fn cells(self, puts: &str) -> Vec<Cell> {
+        vec![
+            Cell::text(puts),
+            Cell::Count(self.checkpoints),
+            Cell::Count(self.merging),
+            Cell::Bytes(self.bytes),
+            Cell::time(self.time),
+        ]
     }
 
     fn and(self, other: Self) -> Self {
@@ -70,34 +80,36 @@ fn puts(run: &Run, report: &mut Report) -> Result<(), Error> {
 
     let mut table = Table::new("stalls", format!("{count} puts on {keys} keys, one core"), COLUMNS);
     table.row(gaps_row(&machine::idle_gaps(Duration::from_secs(run.size(1, 5)))));
-    let drawn = Spread::Uniform.draw(keys, count, 5);
-    let mut without = (machine::histogram()?, Duration::ZERO);
-    let mut with = (machine::histogram()?, Duration::ZERO);
-    let mut taken = Taken::default();
-    for part in drawn.chunks(count.div_ceil(TURNS)) {
-        add(&mut without, turn_pinned(run, &mut driver, core, part)?)?;
-        let (timed, checkpoints) = while_checkpointing(run, &store, &mut driver, core, part)?;
-        add(&mut with, timed)?;
-        taken = taken.and(checkpoints);
-    }
-    let p999 = |of: &(Nanos, Duration)| of.0.value_at_quantile(0.999) as f64;
-    let ratio = p999(&with) / p999(&without);
-    table.row(Outcome::timed("put, no checkpoint", without.0, without.1).cells());
-    table.row(Outcome::timed("put, checkpoints without a pause", with.0, with.1).cells());
-    table.note(format!("p99.9 with checkpoints / without: {ratio:.2}"));
-    table.note("every put timed; sealed every 10 ms, in bursts of 16 384, Ring 1 catching up in between, which is not counted");
-    report.add(table);
     let mut checkpoints = Table::new(
         "stalls-checkpoints",
         "The checkpoints meanwhile",
-        &["checkpoints", "of which merged", "bytes written", "time in all"],
+        &["puts", "checkpoints", "of which merged", "bytes written", "time in all"],
     );
-    checkpoints.row(vec![
-        Cell::Count(taken.checkpoints),
-        Cell::Count(taken.merging),
-        Cell::Bytes(taken.bytes),
-        Cell::time(taken.time),
-    ]);
+    // All keys change between two checkpoints, or few of them: those checkpoints are small, many, and merge.
+    let all = Spread::Uniform.draw(keys, count, 5);
+    let few: Vec<u32> = changed(keys).map(|number| number as u32).collect();
+    let of_few = Spread::Uniform.draw(few.len() as u64, count, 6);
+    let of_few: Vec<u32> = of_few.iter().filter_map(|nth| few.get(*nth as usize)).copied().collect();
+    for (name, drawn) in [("on all keys", all), ("on one key in 100", of_few)] {
+        let mut without = (machine::histogram()?, Duration::ZERO);
+        let mut with = (machine::histogram()?, Duration::ZERO);
+        let mut taken = Taken::default();
+        for part in drawn.chunks(count.div_ceil(TURNS)) {
+            add(&mut without, turn_pinned(run, &mut driver, core, part)?)?;
+            let (timed, checkpoints) = while_checkpointing(run, &store, &mut driver, core, part)?;
+            add(&mut with, timed)?;
+            taken = taken.and(checkpoints);
+        }
+        let p999 = |of: &(Nanos, Duration)| of.0.value_at_quantile(0.999) as f64;
+        table.note(format!("{name}: p99.9 with checkpoints / without: {:.2}", p999(&with) / p999(&without)));
+        table.row(Outcome::timed(&format!("put {name}, no checkpoint"), without.0, without.1).cells());
+        table
+            .row(Outcome::timed(&format!("put {name}, checkpoints without a pause"), with.0, with.1).cells());
+        checkpoints.row(taken.cells(name));
+    }
+    table.note("every put timed; sealed every 10 ms, in bursts of 16 384, Ring 1 catching up in between, which is not counted");
+    checkpoints.note("merged: wrote more than half as much again as what had changed, because older records were written again");
+    report.add(table);
     report.add(checkpoints);
     drop(cores);
     store.close()?;
