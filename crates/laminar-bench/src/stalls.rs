@@ -29,12 +29,13 @@ struct Taken {
 }
 
 impl Taken {
-    fn add(&mut self, receipt: &CheckpointReceipt) {
+    /// Of so many keys at most.
+    fn add(&mut self, receipt: &CheckpointReceipt, keys: u64) {
         if receipt.changes == 0 {
             return;
         }
         self.checkpoints += 1;
-        self.merging += u64::from(receipt.bytes_written > receipt.changes * PAYLOAD as u64 * 3 / 2);
+        self.merging += u64::from(receipt.bytes_written > receipt.changes.min(keys) * PAYLOAD as u64 * 3 / 2);
         self.bytes += receipt.bytes_written;
         self.time += receipt.time;
     }
@@ -90,13 +91,14 @@ fn puts(run: &Run, report: &mut Report) -> Result<(), Error> {
     let few: Vec<u32> = changed(keys).map(|number| number as u32).collect();
     let of_few = Spread::Uniform.draw(few.len() as u64, count, 6);
     let of_few: Vec<u32> = of_few.iter().filter_map(|nth| few.get(*nth as usize)).copied().collect();
-    for (name, drawn) in [("on all keys", all), ("on one key in 100", of_few)] {
+    let few = few.len() as u64;
+    for (name, drawn, changing) in [("on all keys", all, keys), ("on one key in 100", of_few, few)] {
         let mut without = (machine::histogram()?, Duration::ZERO);
         let mut with = (machine::histogram()?, Duration::ZERO);
         let mut taken = Taken::default();
         for part in drawn.chunks(count.div_ceil(TURNS)) {
             add(&mut without, turn_pinned(run, &mut driver, core, part)?)?;
-            let (timed, checkpoints) = while_checkpointing(run, &store, &mut driver, core, part)?;
+            let (timed, checkpoints) = while_checkpointing(run, &store, changing, &mut driver, core, part)?;
             add(&mut with, timed)?;
             taken = taken.and(checkpoints);
         }
@@ -139,6 +141,7 @@ fn turn_pinned(
 fn while_checkpointing(
     run: &Run,
     store: &Store,
+    keys: u64,
     driver: &mut Driver<'_>,
     core: &mut CoreStore,
     numbers: &[u32],
@@ -148,7 +151,7 @@ fn while_checkpointing(
         let checkpoints = scope.spawn(|| {
             let mut taken = Taken::default();
             while !over.load(Ordering::Relaxed) {
-                taken.add(&store.checkpoint()?);
+                taken.add(&store.checkpoint()?, keys);
             }
             Ok::<_, Error>(taken)
         });
