@@ -122,8 +122,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
         rows.add::<others::Redb>()?;
         rows.add::<others::Fjall>()?;
         if redis::is_there() {
-            rows.add::<redis::Snapshots>()?;
-            rows.add::<redis::Appending>()?;
+            rows.add::<redis::Redis<redis::Snapshots>>()?;
+            rows.add::<redis::Redis<redis::Appending>>()?;
         }
     }
     #[cfg(feature = "peer-rocksdb")]

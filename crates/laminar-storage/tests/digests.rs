@@ -287,6 +287,31 @@ fn behind_a_resharding_the_whole_state_is_compared() {
     }
 }
 
+/// What `docs/RECOVERY.md` advises for a key that was written on two cores, tried.
+#[test]
+fn a_key_on_two_cores_is_refused_by_a_coordinator_until_it_is_deleted_on_one() {
+    let disk = SimDisk::new(1);
+    let mut opened = open(&disk, 2).unwrap();
+    opened.cores[0].put(b"twice", b"0").unwrap();
+    opened.cores[1].put(b"twice", b"1").unwrap();
+    commit(&mut opened, &KEYS, "1");
+    drop(opened);
+    let coordinator = || {
+        let log = PerCoreWalManager::new(log_config(&disk, 2)).unwrap();
+        CheckpointCoordinator::new(log, CheckpointConfig::new(Path::new(CHECKPOINTS)))
+    };
+    let told = coordinator().unwrap_err().to_string();
+    assert!(told.contains("If one key was written on two cores"), "{told}");
+    let mut opened = open(&disk, 2).unwrap();
+    assert!(opened.cores[1].delete(b"twice").unwrap());
+    commit(&mut opened, &[], "");
+    opened.store.checkpoint().unwrap();
+    drop(opened);
+    coordinator().unwrap();
+    let recovered = RecoveryManager::new(config(&disk, RecoveryMode::AllSynced)).recover().unwrap();
+    assert_eq!(recovered.get(b"twice"), Some(&b"0"[..]));
+}
+
 /// Low-level functions write any key on any core, and store no digest. What the store left below is compared, and what a
 /// store wrote on top of theirs.
 #[test]

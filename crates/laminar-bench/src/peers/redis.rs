@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -182,88 +183,82 @@ impl Drop for Waiting {
     }
 }
 
-/// What it has is in its snapshots.
-pub struct Snapshots(Server);
+/// How it makes durable what it has.
+pub trait Way {
+    const NAME: &'static str;
+    /// What a snapshot is called, if it makes any.
+    const SNAPSHOT: Option<&'static str>;
+}
 
-impl Peer for Snapshots {
+/// By snapshots only.
+pub struct Snapshots;
+
+impl Way for Snapshots {
     const NAME: &'static str = "Redis";
-    const CHECKPOINT: Option<&'static str> = Some("BGSAVE, a snapshot of everything");
+    const SNAPSHOT: Option<&'static str> = Some("BGSAVE, a snapshot of everything");
+}
+
+/// By a file that it appends to, which is synced before it answers. Writing that file anew is writing everything, as a
+/// snapshot is.
+pub struct Appending;
+
+impl Way for Appending {
+    const NAME: &'static str = "Redis, its append-only file";
+    const SNAPSHOT: Option<&'static str> = None;
+}
+
+pub struct Redis<W> {
+    server: Server,
+    way: PhantomData<W>,
+}
+
+impl<W: Way> Peer for Redis<W> {
+    const NAME: &'static str = W::NAME;
+    const CHECKPOINT: Option<&'static str> = W::SNAPSHOT;
     const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
-        Server::start(dir, false).map(Self)
+        Ok(Self { server: Server::start(dir, W::SNAPSHOT.is_none())?, way: PhantomData })
     }
 
     fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
-        self.0.put(numbers, version)
+        self.server.put(numbers, version)
     }
 
     fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
-        Server::snapshot(self.0.connection.get_mut())
+        if W::SNAPSHOT.is_none() {
+            return Ok(());
+        }
+        Server::snapshot(self.server.connection.get_mut())
     }
 
     fn written(&self) -> Result<u64, Error> {
-        written_bytes_of(self.0.process.id())
+        written_bytes_of(self.server.process.id())
     }
 
     fn stall(&mut self, _: &Path, writer: &mut Writer, quiet: Duration) -> Result<Option<Stall>, Error> {
-        let mut connection = self.0.client.get_connection()?;
+        if W::SNAPSHOT.is_none() {
+            return Ok(None);
+        }
+        let mut connection = self.server.client.get_connection()?;
         let put = |number| {
             let mut set = Pipeline::new();
             set.set(key(number).as_slice(), value(number, 0).as_slice()).ignore();
             Ok(set.exec(&mut connection)?)
         };
-        let asking = self.0.connection.get_mut();
+        let asking = self.server.connection.get_mut();
         writer.beside(quiet, put, || Server::snapshot(asking)).map(Some)
     }
 
     fn get(&self, number: u64) -> Result<bool, Error> {
-        self.0.get(number)
+        self.server.get(number)
     }
 
     fn scan(&self) -> Result<u64, Error> {
-        self.0.scan()
+        self.server.scan()
     }
 
     fn close(self) -> Result<(), Error> {
-        self.0.close()
-    }
-}
-
-/// What it has is in a file that it appends to, which is synced before it answers.
-pub struct Appending(Server);
-
-impl Peer for Appending {
-    const NAME: &'static str = "Redis, its append-only file";
-    /// Writing that file anew is writing everything, as a snapshot is.
-    const CHECKPOINT: Option<&'static str> = None;
-    const LOG: Option<&'static str> = None;
-
-    fn open(dir: &Path) -> Result<Self, Error> {
-        Server::start(dir, true).map(Self)
-    }
-
-    fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
-        self.0.put(numbers, version)
-    }
-
-    fn checkpoint(&mut self, _: &Path) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn stall(&mut self, _: &Path, _: &mut Writer, _: Duration) -> Result<Option<Stall>, Error> {
-        Ok(None)
-    }
-
-    fn get(&self, number: u64) -> Result<bool, Error> {
-        self.0.get(number)
-    }
-
-    fn scan(&self) -> Result<u64, Error> {
-        self.0.scan()
-    }
-
-    fn close(self) -> Result<(), Error> {
-        self.0.close()
+        self.server.close()
     }
 }
