@@ -170,10 +170,13 @@ fn add(sum: &mut (Nanos, Duration), turn: (Nanos, Duration)) -> Result<(), Error
 
 /// Puts in an epoch that is waited for.
 const EPOCH: u64 = 64;
+/// Checkpoints beside which epochs are timed, and how many that merged are enough.
+const MOST_CHECKPOINTS: usize = 60;
+const ENOUGH_MERGES: u64 = 3;
 
 fn commits(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(500_000, 5_000_000);
-    eprintln!("stalls: group commit beside the first checkpoint of {keys} keys");
+    eprintln!("stalls: group commit beside checkpoints of {keys} keys");
     let dir = run.place.fresh("stalls-commits")?;
     run.pins.background()?;
     let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
@@ -186,30 +189,89 @@ fn commits(run: &Run, report: &mut Report) -> Result<(), Error> {
     run.pins.hot(0)?;
     let until = Instant::now() + Duration::from_secs(run.size(1, 5));
     let without = committed(&store, core, keys, || Instant::now() < until)?;
+    let (first, receipt) = beside_checkpoint(&store, core, keys)?;
+    let mut table = Table::new(
+        "stalls-commits",
+        format!("Group commit beside checkpoints of {keys} keys, {EPOCH} puts in an epoch"),
+        &["", "epochs", "epochs/s", "from seal to durable: p50", "p99", "p99.9", "longest"],
+    );
+    table.row(commit_row("no checkpoint", &without));
+    table.row(commit_row("during the first checkpoint", &first));
+    let (megabytes, seconds) = (receipt.bytes_written as f64 / 1e6, receipt.time.as_secs_f64());
+    table.note(format!("the first checkpoint wrote {megabytes:.0} MB in {seconds:.2} s"));
+    beside_merging(run, &store, core, keys, &mut table)?;
+    report.add(table);
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
+
+/// Group commit beside checkpoints of one key in 100, until some have merged.
+fn beside_merging(
+    run: &Run,
+    store: &Store,
+    core: &mut CoreStore,
+    keys: u64,
+    table: &mut Table,
+) -> Result<(), Error> {
+    let mut random = Random::new(9);
+    let (mut plain, mut merging) = (Timed::new()?, Timed::new()?);
+    for _ in 0..MOST_CHECKPOINTS {
+        let some: Vec<u32> = (0..keys / 100).map(|_| random.below(keys) as u32).collect();
+        run.pins.background()?;
+        turn(&mut Driver::new(store), core, &some)?;
+        run.pins.hot(0)?;
+        let (timed, receipt) = beside_checkpoint(store, core, keys)?;
+        let mut taken = Taken::default();
+        taken.add(&receipt, keys);
+        let kind = if taken.merging > 0 { &mut merging } else { &mut plain };
+        kind.taken = kind.taken.and(taken);
+        add(&mut kind.timed, timed)?;
+        if merging.taken.checkpoints == ENOUGH_MERGES && plain.taken.checkpoints > 0 {
+            break;
+        }
+    }
+    for (name, kind) in [("during checkpoints of 1 key in 100", plain), ("during those that merged", merging)]
+    {
+        let (count, megabytes) = (kind.taken.checkpoints, kind.taken.bytes as f64 / 1e6);
+        let seconds = kind.taken.time.as_secs_f64();
+        table.note(format!("{name}: {count} checkpoints, which wrote {megabytes:.0} MB in {seconds:.2} s"));
+        if count > 0 {
+            table.row(commit_row(name, &kind.timed));
+        }
+    }
+    Ok(())
+}
+
+/// Checkpoints of one kind, and the epochs beside them.
+struct Timed {
+    timed: (Nanos, Duration),
+    taken: Taken,
+}
+
+impl Timed {
+    fn new() -> Result<Self, Error> {
+        Ok(Self { timed: (machine::histogram()?, Duration::ZERO), taken: Taken::default() })
+    }
+}
+
+/// Epochs for as long as a checkpoint takes.
+fn beside_checkpoint(
+    store: &Store,
+    core: &mut CoreStore,
+    keys: u64,
+) -> Result<((Nanos, Duration), CheckpointReceipt), Error> {
     let over = AtomicBool::new(false);
-    let (with, receipt) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let checkpoint = scope.spawn(|| {
             let receipt = store.checkpoint();
             over.store(true, Ordering::Relaxed);
             receipt
         });
-        let with = committed(&store, core, keys, || !over.load(Ordering::Relaxed));
+        let timed = committed(store, core, keys, || !over.load(Ordering::Relaxed));
         let receipt = checkpoint.join().map_err(|_| "the thread that took a checkpoint panicked")??;
-        Ok::<_, Error>((with?, receipt))
-    })?;
-    let mut table = Table::new(
-        "stalls-commits",
-        format!("Group commit beside the first checkpoint of {keys} keys, {EPOCH} puts in an epoch"),
-        &["", "epochs", "epochs/s", "from seal to durable: p50", "p99", "p99.9", "longest"],
-    );
-    table.row(commit_row("no checkpoint", &without));
-    table.row(commit_row("during the checkpoint", &with));
-    let (megabytes, seconds) = (receipt.bytes_written as f64 / 1e6, receipt.time.as_secs_f64());
-    table.note(format!("the checkpoint wrote {megabytes:.0} MB in {seconds:.2} s"));
-    report.add(table);
-    drop(cores);
-    store.close()?;
-    clear(&dir)
+        Ok((timed?, receipt))
+    })
 }
 
 /// Epochs, each waited for, as long as `go_on` says.

@@ -1,16 +1,51 @@
 //! Bugs that crashes of the whole store have found, each with its story. `enumeration.rs` looks for more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use laminar_sim::store::{DIR, StoreScenario, open, small_settings, store_scenarios};
-use laminar_sim::{Plan, Trail, explore, replay};
+use laminar_sim::{Log, Plan, Scenario, Trail, explore, replay};
+use laminar_storage::incremental::validate_checkpoint_in;
+use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, ImagePolicy, SimDisk};
 use laminar_storage::{DigestCheck, Router, StateReader};
 
 fn scenario(name: &str) -> StoreScenario {
     store_scenarios().into_iter().find(|scenario| scenario.name == name).unwrap()
 }
+
+/// Scenarios with small states are only worth something if these go the ways of large ones: a checkpoint shares some
+/// ranges with the one before and has written others again, and changes are spilled.
+#[test]
+fn small_states_are_cut_into_ranges_renewed_and_spilled() {
+    let run = |scenario: &StoreScenario| {
+        let disk = SimDisk::new(1);
+        scenario.run(&disk, &mut Log::new(scenario.start())).unwrap();
+        disk
+    };
+    for name in ["store-ranges", "store-ranges-reshard", "store-ranges-recover-resharded", "store-spilling"] {
+        let scenario = scenario(name);
+        let disk = run(&scenario);
+        let (vfs, dir): (&dyn Vfs, _) = (&disk, Path::new(DIR).join("checkpoints"));
+        let shares_some = vfs.read_dir(&dir).unwrap().into_iter().any(|(checkpoint, _)| {
+            let Ok(metadata) = validate_checkpoint_in(vfs, &dir.join(checkpoint)) else { return false };
+            let ranges = metadata.files.iter().filter(|file| file.part >= FIRST_RANGE);
+            ranges.map(|file| file.checkpoint).collect::<BTreeSet<_>>().len() > 1
+        });
+        assert!(shares_some, "{name}: no checkpoint shares some ranges and not all");
+        if name == "store-spilling" {
+            let mut patient = scenario.clone();
+            patient.manager.overlay_budget = usize::MAX;
+            let (spilled, not) = (disk.ops(), run(&patient).ops());
+            assert!(spilled > not, "{name}: {spilled} operations, {not} without spilling");
+        }
+    }
+}
+
+/// Part numbers from here on are ranges of a base (docs/FORMAT.md).
+const FIRST_RANGE: u16 = 0x8000;
 
 /// Kills a scenario after each of some operations, and each recovery of it after each of its first
 /// ones; returns how many trails there were.

@@ -90,6 +90,7 @@ pub mod error;
 pub mod format;
 pub mod ids;
 pub mod incremental;
+mod pace;
 mod parallel;
 pub mod per_core_wal;
 mod progress;

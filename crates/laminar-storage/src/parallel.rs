@@ -52,13 +52,6 @@ pub(crate) fn in_parallel<T: Send, R: Send, E: Send>(
     results.iter().filter_map(|result| lock(result).take()).collect()
 }
 
-/// Lets whoever waits for a processor go first. Work in the background asks for that between pieces of a few hundred
-/// microseconds: a thread that was asleep, as Ring 1 is while the device works, would else wait until the system takes the
-/// processor away, which is several milliseconds.
-pub(crate) fn give_way() {
-    std::thread::yield_now();
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;

@@ -1,5 +1,6 @@
 //! The stores that damage is tried on: six of about 64 KiB each, and one with compressed files.
 
+use laminar_storage::incremental::ManagerOptions;
 use laminar_storage::{Compression, Settings};
 
 use crate::store::{Do, StoreScenario, small_settings};
@@ -21,6 +22,7 @@ fn reference(name: &str, cores: u16, settings: Settings, script: Vec<Do>) -> Ref
         recover_cores: None,
         recover_checkpoint: false,
         settings,
+        manager: ManagerOptions::default(),
         router: None,
         script,
     };

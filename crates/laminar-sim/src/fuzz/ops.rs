@@ -1,5 +1,6 @@
 //! Operation sequences against the model, with a crash wherever the bytes say.
 
+use laminar_storage::incremental::ManagerOptions;
 use laminar_storage::vfs::sim::{ImagePolicy, SimDisk};
 
 use super::directory::Input;
@@ -41,6 +42,7 @@ pub(super) fn ops(data: &[u8]) {
         recover_cores: None,
         recover_checkpoint: image % 3 == 0,
         settings: small_settings(),
+        manager: ManagerOptions::default(),
         router: None,
         script: script(&mut input),
     };

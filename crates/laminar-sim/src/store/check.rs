@@ -10,7 +10,7 @@ use laminar_storage::vfs::Vfs;
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 use laminar_storage::{DigestCheck, Health, Opened, Router, Settings, StateReader, Store, StoreError};
 
-use super::{DIR, small_settings};
+use super::{DIR, StoreScenario, small_settings};
 use crate::oracle::{CoreView, Model, Recovered, State};
 
 /// Keeps the library's helper thread alive between the openings, which would start and end it each time.
@@ -28,18 +28,18 @@ fn keep_helper() {
 /// # Errors
 /// As [`laminar_storage::StoreBuilder::open`].
 pub fn open(disk: &SimDisk, cores: u16, settings: &Settings) -> Result<Opened, StoreError> {
-    open_routed(Arc::new(disk.clone()), cores, settings, Router::default())
-}
-
-pub(super) fn open_routed(
-    vfs: Arc<dyn Vfs>,
-    cores: u16,
-    settings: &Settings,
-    router: Router,
-) -> Result<Opened, StoreError> {
     keep_helper();
     let builder = Store::builder(DIR).cores(usize::from(cores)).settings(settings.clone());
-    builder.router(router).vfs(vfs).open()
+    builder.vfs(Arc::new(disk.clone())).open()
+}
+
+impl StoreScenario {
+    /// Opens the store as this scenario wants it.
+    pub(super) fn open_on(&self, vfs: Arc<dyn Vfs>, cores: u16) -> Result<Opened, StoreError> {
+        keep_helper();
+        let builder = Store::builder(DIR).cores(usize::from(cores)).settings(self.settings.clone());
+        builder.manager_options(self.manager.clone()).router(self.router()).vfs(vfs).open()
+    }
 }
 
 /// What an opened store holds, as the oracle wants it and core by core.

@@ -5,6 +5,7 @@
 //! core that the default router says, so that the same script works with any number of cores.
 
 use laminar_storage::ids::{CoreId, Epoch};
+use laminar_storage::incremental::ManagerOptions;
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
 use laminar_storage::{Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError};
 
@@ -18,8 +19,7 @@ mod savepoints;
 mod scripts;
 
 use check::{
-    look_for, needs_space, open_routed, recovered_routed, refuses_changes, same_as_reader, seen_by,
-    survives_power_cut,
+    look_for, needs_space, recovered_routed, refuses_changes, same_as_reader, seen_by, survives_power_cut,
 };
 pub use check::{open, recovered};
 pub use random::random_scenario;
@@ -92,6 +92,8 @@ pub struct StoreScenario {
     pub recover_checkpoint: bool,
     /// Settings of every opening.
     pub settings: Settings,
+    /// When checkpoints spill and merge.
+    pub manager: ManagerOptions,
     /// Which core has a key, unless it is the library's choice.
     pub router: Option<fn(&[u8], usize) -> usize>,
     /// What is done.
@@ -216,8 +218,7 @@ impl<'a> Live<'a> {
     ) -> Result<(), String> {
         let scenario = self.scenario;
         let vfs = self.log.vfs(self.disk);
-        let opened = open_routed(vfs, cores, &scenario.settings, scenario.router())
-            .map_err(|e| format!("open: {e}"))?;
+        let opened = scenario.open_on(vfs, cores).map_err(|e| format!("open: {e}"))?;
         let (found, layout) = recovered_routed(&opened, &scenario.router())?;
         self.log.model().check_recovered(&found)?;
         also(&found)?;
@@ -531,7 +532,7 @@ impl Scenario for StoreScenario {
             log.model().check_recovered(&seen_by(&seen))?;
         }
         let cores = self.cores_to_recover(log.model());
-        match open_routed(vfs, cores, &self.settings, self.router()) {
+        match self.open_on(vfs, cores) {
             Ok(mut opened) => {
                 log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0)?;
                 refuses_changes(&mut opened)

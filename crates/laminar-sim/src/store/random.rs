@@ -1,5 +1,7 @@
 //! Scenarios drawn from a seed: any of the things a program can do, in any order that makes sense.
 
+use laminar_storage::incremental::ManagerOptions;
+
 use super::{Do, StoreScenario, mixed, small_settings};
 
 /// A source of numbers, the same for the same seed.
@@ -48,6 +50,7 @@ pub fn random_scenario(seed: u64) -> StoreScenario {
         recover_cores: if dice.roll(4) == 0 { Some(dice.cores()) } else { None },
         recover_checkpoint: dice.roll(3) == 0,
         settings,
+        manager: ManagerOptions::default(),
         router: None,
         script: script(&mut dice, cores),
     }

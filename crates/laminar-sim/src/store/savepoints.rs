@@ -102,7 +102,7 @@ impl Live<'_> {
     fn builder(&self, n: u8, cores: u16) -> StoreBuilder {
         let builder = Store::builder(Path::new(&format!("/fork-{n}"))).cores(usize::from(cores));
         let builder = builder.settings(self.scenario.settings.clone()).router(self.scenario.router());
-        builder.vfs(self.log.vfs(self.disk))
+        builder.manager_options(self.scenario.manager.clone()).vfs(self.log.vfs(self.disk))
     }
 
     /// The state of a savepoint, every byte of it checked.

@@ -1,6 +1,8 @@
 //! What programs do with a store: every scenario by hand.
 
 use laminar_storage::Compression;
+use laminar_storage::incremental::ManagerOptions;
+use laminar_storage::incremental::merge::MergePolicy;
 use laminar_storage::vfs::sim::{Fault, Keep};
 
 use super::random::random_scenario;
@@ -17,6 +19,7 @@ fn scenario(name: &str, cores: u16, script: Vec<Do>) -> StoreScenario {
         recover_cores: None,
         recover_checkpoint: false,
         settings: small_settings(),
+        manager: ManagerOptions::default(),
         router: None,
         script,
     }
@@ -40,6 +43,7 @@ fn epoch(first: u32, len: usize) -> Vec<Do> {
 pub fn store_scenarios() -> Vec<StoreScenario> {
     let mut all = one_layout();
     all.extend(checkpointing());
+    all.extend(as_if_large());
     all.extend(several_layouts());
     all.extend(failing());
     all.extend(RANDOM_SEEDS.map(random_scenario));
@@ -94,6 +98,43 @@ fn checkpointing() -> Vec<StoreScenario> {
         retaining("store-savepoints", 2, 1, true, savepoints()),
         retaining("store-forks", 1, 2, false, forks()),
     ]
+}
+
+/// Small states that are treated as large ones: spilled, cut into ranges, renewed range by range.
+fn as_if_large() -> Vec<StoreScenario> {
+    let large = |name, cores, overlay_budget, script: Vec<Do>| {
+        let merge = MergePolicy { small_files: 0, small_bytes: 0, run: 3, range_bytes: 900 };
+        StoreScenario { manager: ManagerOptions { overlay_budget, merge }, ..scenario(name, cores, script) }
+    };
+    let resharded = |cores| StoreScenario {
+        recover_cores: Some(cores),
+        recover_checkpoint: true,
+        ..large("store-ranges-recover-resharded", 1, usize::MAX, ranges(&[]))
+    };
+    vec![
+        large("store-ranges", 1, usize::MAX, ranges(&[Do::Open(0)])),
+        large("store-ranges-reshard", 2, usize::MAX, ranges(&[Do::Open(3), Do::Open(1)])),
+        resharded(2),
+        large("store-spilling", 2, 700, ranges(&[Do::Open(0)])),
+    ]
+}
+
+/// A state of several ranges, of which every checkpoint changes a little; somewhere in the middle, something else.
+fn ranges(between: &[Do]) -> Vec<Do> {
+    let mut script = vec![Do::Put(0, 12, 400), Do::SealAll, Do::Ack, Do::Checkpoint];
+    for (round, n) in [3, 9, 0, 6, 11, 2, 7].into_iter().enumerate() {
+        script.extend([
+            Do::Put(n, n + 1, 300),
+            Do::Delete((n + 5) % 12),
+            Do::SealAll,
+            Do::Ack,
+            Do::Checkpoint,
+        ]);
+        if round == 1 {
+            script.extend_from_slice(between);
+        }
+    }
+    script
 }
 
 /// Opened with another number of cores, by the program or by recovery.

@@ -20,7 +20,8 @@ use super::spill::Spill;
 use crate::error::Detail;
 use crate::format::compression::Compression;
 use crate::ids::{CheckpointId, CoreId, StoreId};
-use crate::parallel::{give_way, in_parallel};
+use crate::pace::{Commits, Pace, give_way};
+use crate::parallel::in_parallel;
 use crate::sync::{Mutex, lock};
 use crate::vfs::Vfs;
 
@@ -62,6 +63,7 @@ struct Shared<'a> {
     store_id: StoreId,
     next_id: CheckpointId,
     compression: Compression,
+    commits: &'a Arc<Commits>,
     /// The directory being written belongs to the checkpoint in flight; spilling can wait for it.
     may_spill: bool,
     /// Whether a part is written on a thread of its own.
@@ -99,6 +101,7 @@ impl IncrementalCheckpointManager {
             store_id: self.store_id,
             next_id: self.next_checkpoint_id()?,
             compression: self.config.compression,
+            commits: &self.commits,
             may_spill: self.in_flight.is_none(),
             threads,
             // While a part is written, as much again comes in.
@@ -270,7 +273,8 @@ impl Shared<'_> {
             if let Some(spill) = self.spill.get() {
                 return Ok(spill);
             }
-            let created = Spill::create(self.vfs, self.checkpoint_dir, self.next_id, self.compression)?;
+            let pace = Pace::beside(self.commits);
+            let created = Spill::create(self.vfs, self.checkpoint_dir, self.next_id, self.compression, pace)?;
             // Nobody else sets it while the lock is held.
             drop(self.spill.set(created));
         }

@@ -34,6 +34,7 @@ use super::validate::wal_size_in;
 use crate::error::Detail;
 use crate::format::{MAX_CORES, MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, StoreId};
+use crate::pace::Commits;
 use crate::progress::Watch;
 use crate::vfs::Vfs;
 
@@ -79,6 +80,8 @@ pub struct IncrementalCheckpointManager {
     pub(super) config: CheckpointConfig,
     pub(super) options: ManagerOptions,
     pub(super) vfs: Arc<dyn Vfs>,
+    /// Those of the log beside which checkpoints are made.
+    pub(super) commits: Arc<Commits>,
     /// Keeps everybody else out until it is dropped.
     pub(super) _lock: Arc<dyn Debug + Send + Sync>,
     pub(super) poison: OnceLock<Detail>,

@@ -81,11 +81,12 @@ impl IncrementalCheckpointManager {
     pub(crate) fn open_on(
         config: CheckpointConfig,
         vfs: Arc<dyn Vfs>,
+        options: ManagerOptions,
         base: Option<&CheckpointReader>,
         lock: Arc<dyn Debug + Send + Sync>,
     ) -> Result<Self> {
         config.validate()?;
-        Self::open_locked(config, vfs, ManagerOptions::default(), &Start::On(base), lock)
+        Self::open_locked(config, vfs, options, &Start::On(base), lock)
     }
 
     fn open_locked(
@@ -136,6 +137,7 @@ impl IncrementalCheckpointManager {
             config,
             options,
             vfs,
+            commits: Arc::default(),
             _lock: lock,
             poison: OnceLock::new(),
             bound: false,

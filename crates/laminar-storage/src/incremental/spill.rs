@@ -20,6 +20,7 @@ use crate::error::Detail;
 use crate::format::compression::Compression;
 use crate::format::state_file::{FileIdentity, StateRecord};
 use crate::ids::{CheckpointId, CoreId, StoreId};
+use crate::pace::{Commits, Pace};
 use crate::vfs::{Vfs, VfsFile};
 
 /// A checkpoint directory under its temporary name. Several threads can write into it, each its own file.
@@ -28,6 +29,7 @@ pub(super) struct Spill {
     pub(super) id: CheckpointId,
     pub(super) dir: PathBuf,
     compression: Compression,
+    pace: Pace,
     written: Mutex<Written>,
 }
 
@@ -47,11 +49,12 @@ impl Spill {
         checkpoint_dir: &Path,
         id: CheckpointId,
         compression: Compression,
+        pace: Pace,
     ) -> Result<Self> {
         let dir = EntryName::Pending(id).path(checkpoint_dir);
         vfs.create_dir(&dir)
             .map_err(IncrementalCheckpointManager::io("could not create the checkpoint directory", &dir))?;
-        Ok(Self { id, dir, compression, written: Mutex::default() })
+        Ok(Self { id, dir, compression, pace, written: Mutex::default() })
     }
 
     /// Gives the directory the id that was chosen in the end.
@@ -107,7 +110,7 @@ impl Spill {
         })?;
         let identity = FileIdentity { store_id, checkpoint: self.id, core, part };
         let path = self.dir.join(CheckpointFile::of(&identity).name);
-        StateFileWriter::create(vfs, &path, identity, self.compression)
+        StateFileWriter::create(vfs, &path, identity, self.compression, self.pace.clone())
     }
 
     /// Writes the records of a merge into the next file of a core, without the tombstones where nothing
@@ -181,7 +184,7 @@ impl Spill {
     pub(super) fn sync(&self, name: &str) -> Result<()> {
         let path = self.dir.join(name);
         let file = self.locked(|written| written.files.remove(name));
-        file.map_or(Ok(()), |file| file.sync_data())
+        file.map_or(Ok(()), |file| self.pace.step(|| file.sync_data()))
             .map_err(IncrementalCheckpointManager::io("could not sync a part of a state", &path))
     }
 
@@ -217,9 +220,15 @@ impl IncrementalCheckpointManager {
         }
     }
 
+    /// From now on checkpoints are made beside these syncs of a log, and leave the device to them as [`Pace`] says.
+    pub(crate) fn make_way_for(&mut self, commits: &Arc<Commits>) {
+        self.commits = Arc::clone(commits);
+    }
+
     /// Creates the directory of a checkpoint.
     pub(super) fn create_spill(&self, id: CheckpointId) -> Result<Spill> {
-        Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id, self.config.compression)
+        let pace = Pace::beside(&self.commits);
+        Spill::create(self.vfs.as_ref(), &self.config.checkpoint_dir, id, self.config.compression, pace)
     }
 
     /// Moves the changes from memory to part files.

@@ -12,8 +12,8 @@ use super::settings::Settings;
 use super::{Opened, open};
 use crate::error::Detail;
 use crate::format::MAX_CORES;
-use crate::incremental::CheckpointConfig;
 use crate::incremental::savepoint::resolved;
+use crate::incremental::{CheckpointConfig, ManagerOptions};
 use crate::per_core_wal::PerCoreWalConfig;
 use crate::progress::{Listener, RecoveryProgress, Watch};
 use crate::vfs::{OsVfs, Vfs, absolute};
@@ -28,6 +28,7 @@ pub struct StoreBuilder {
     vfs: Arc<dyn Vfs>,
     savepoint: Option<PathBuf>,
     listener: Option<Heard>,
+    manager: ManagerOptions,
 }
 
 /// Who hears of the progress of opening.
@@ -51,6 +52,7 @@ impl StoreBuilder {
             vfs: Arc::new(OsVfs::new()),
             savepoint: None,
             listener: None,
+            manager: ManagerOptions::default(),
         }
     }
 
@@ -83,6 +85,14 @@ impl StoreBuilder {
     #[must_use]
     pub fn vfs(mut self, vfs: Arc<dyn Vfs>) -> Self {
         self.vfs = vfs;
+        self
+    }
+
+    /// What making checkpoints takes of memory, and when it merges files. The defaults suit everything but tests, in which
+    /// small states are to be spilled and merged as large ones are.
+    #[must_use]
+    pub fn manager_options(mut self, options: ManagerOptions) -> Self {
+        self.manager = options;
         self
     }
 
@@ -220,6 +230,10 @@ impl StoreBuilder {
     /// Counts for the listener, from now on.
     pub(crate) fn watch(&self) -> Watch {
         Watch::new(self.listener.as_ref().map(|heard| &heard.0))
+    }
+
+    pub(crate) fn manager_options_ref(&self) -> &ManagerOptions {
+        &self.manager
     }
 
     pub(crate) fn vfs_ref(&self) -> &Arc<dyn Vfs> {

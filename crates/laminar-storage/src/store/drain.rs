@@ -10,12 +10,14 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use super::error::StoreError;
 use super::stats::Counters;
 use crate::format::record::Record;
 use crate::ids::{Epoch, SegmentNumber};
 use crate::incremental::StateOp;
+use crate::pace::Commits;
 use crate::per_core_wal::incarnation::leave_evidence;
 use crate::per_core_wal::sync_writers;
 use crate::per_core_wal::writer::CoreWalWriter;
@@ -60,14 +62,21 @@ pub(crate) struct Drain {
     lanes: Vec<Lane>,
     writers: Vec<CoreWalWriter>,
     durable: Epoch,
+    /// For whoever wants the device too.
+    commits: Arc<Commits>,
     newest: HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
     superseded: Vec<bool>,
 }
 
 impl Drain {
-    pub(crate) fn new(drains: Vec<CoreDrain>, writers: Vec<CoreWalWriter>, durable: Epoch) -> Self {
+    pub(crate) fn new(
+        drains: Vec<CoreDrain>,
+        writers: Vec<CoreWalWriter>,
+        durable: Epoch,
+        commits: Arc<Commits>,
+    ) -> Self {
         let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
-        Self { lanes, writers, durable, newest: HashMap::default(), superseded: Vec::new() }
+        Self { lanes, writers, durable, commits, newest: HashMap::default(), superseded: Vec::new() }
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -90,7 +99,7 @@ impl Drain {
         let sealed = sealed.unwrap_or(self.durable);
         if sealed > self.durable {
             if !sabotaged(Sabotage::AcknowledgedBeforeSync) {
-                sync_writers(&mut self.writers)?;
+                self.commits.commit(|| sync_writers(&mut self.writers))?;
             }
             self.durable = sealed;
             for writer in &mut self.writers {

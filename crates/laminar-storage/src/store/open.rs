@@ -29,6 +29,7 @@ use crate::incremental::recovery::locate::{IsDamagedCheckpoint, Located, locate}
 use crate::incremental::{
     CheckpointReader, CoreOffsets, IncrementalCheckpointError, IncrementalCheckpointManager, flatten,
 };
+use crate::pace::Commits;
 use crate::parallel::in_parallel;
 use crate::per_core_wal::evidence::testify_to;
 use crate::per_core_wal::incarnation::Beginning;
@@ -407,12 +408,15 @@ fn begin(
     locks: Locks,
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
     let point = located.plan.point;
-    let manager = IncrementalCheckpointManager::open_on(
+    let commits = Arc::new(Commits::new(builder.settings_ref().recovery_objective().is_some()));
+    let mut manager = IncrementalCheckpointManager::open_on(
         builder.checkpoint_config(layout),
         Arc::clone(builder.vfs_ref()),
+        builder.manager_options_ref().clone(),
         located.checkpoint.as_ref(),
         Arc::clone(&locks.checkpoints),
     )?;
+    manager.make_way_for(&commits);
     let (writers, begun) = match begin_log(builder, layout, located, &locks)? {
         Ok(wal) => {
             let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
@@ -427,7 +431,7 @@ fn begin(
         drains.push(core.drain);
         halves.push((core.state, core.offsets));
     }
-    let drain = Drain::new(drains, writers, point);
+    let drain = Drain::new(drains, writers, point, commits);
     let inline = !builder.vfs_ref().parallel();
     let settings = builder.settings_ref().clone();
     let shared = match begun {

@@ -72,6 +72,7 @@ pub(crate) fn rebuild(
     let mut manager = IncrementalCheckpointManager::open_on(
         config,
         Arc::clone(vfs),
+        builder.manager_options_ref().clone(),
         located.checkpoint.as_ref(),
         Arc::clone(&locks.checkpoints),
     )?;

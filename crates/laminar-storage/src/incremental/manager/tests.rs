@@ -31,7 +31,8 @@ fn open_on(disk: &SimDisk, id: Option<u64>) -> IncrementalCheckpointManager {
     let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
     let lock = lock_checkpoints(vfs.as_ref(), Path::new("/c")).unwrap();
     let base = id.map(|id| CheckpointReader::open(vfs.as_ref(), &dir_of(id)).unwrap());
-    IncrementalCheckpointManager::open_on(config(), vfs, base.as_ref(), lock).unwrap()
+    IncrementalCheckpointManager::open_on(config(), vfs, ManagerOptions::default(), base.as_ref(), lock)
+        .unwrap()
 }
 
 fn open_with(disk: &SimDisk, options: ManagerOptions) -> IncrementalCheckpointManager {

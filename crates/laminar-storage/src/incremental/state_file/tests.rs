@@ -18,6 +18,7 @@ use crate::ids::{CheckpointId, CoreId, StoreId};
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::metadata::CheckpointFile;
 use crate::incremental::reshard::KeyRange;
+use crate::pace::Pace;
 use crate::vfs::sim::{Duration, Fault, SimDisk};
 
 type Records = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -36,7 +37,7 @@ fn write(disk: &SimDisk, records: &Records) -> CheckpointFile {
 
 fn write_packed(disk: &SimDisk, records: &Records, compression: Compression) -> CheckpointFile {
     let path = path_of(&CheckpointFile::of(&identity()));
-    let mut writer = StateFileWriter::create(disk, &path, identity(), compression).unwrap();
+    let mut writer = StateFileWriter::create(disk, &path, identity(), compression, Pace::default()).unwrap();
     for (key, value) in records {
         writer.push(StateRecord { key, value: value.as_deref() }).unwrap();
     }
@@ -153,7 +154,9 @@ fn a_range_of_keys_costs_its_own_blocks() {
 #[test]
 fn the_writer_refuses_disorder_and_oversize() {
     let disk = SimDisk::new(1);
-    let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None).unwrap();
+    let mut writer =
+        StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None, Pace::default())
+            .unwrap();
     writer.push(StateRecord { key: b"b", value: None }).unwrap();
     for key in [b"a".as_slice(), b"b", &[255; 65_536]] {
         assert!(writer.push(StateRecord { key, value: None }).is_err());
@@ -163,7 +166,9 @@ fn the_writer_refuses_disorder_and_oversize() {
 #[test]
 fn a_value_may_be_as_long_as_the_longest_and_no_longer() {
     let disk = SimDisk::new(1);
-    let mut writer = StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None).unwrap();
+    let mut writer =
+        StateFileWriter::create(&disk, Path::new("/x"), identity(), Compression::None, Pace::default())
+            .unwrap();
     let value = vec![7; MAX_VALUE_LEN + 1];
     let mut push = |key: &[u8], len| writer.push(StateRecord { key, value: Some(&value[..len]) });
     push(b"a", MAX_VALUE_LEN).unwrap();

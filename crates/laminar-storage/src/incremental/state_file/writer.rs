@@ -11,7 +11,7 @@ use crate::format::state_file::{
 use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::incremental::error::IncrementalCheckpointError;
 use crate::incremental::metadata::CheckpointFile;
-use crate::parallel::give_way;
+use crate::pace::{Pace, give_way};
 use crate::vfs::{Vfs, VfsFile, write_all_at};
 
 type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
@@ -19,18 +19,17 @@ type Result<T> = std::result::Result<T, IncrementalCheckpointError>;
 /// Blocks are gathered to writes of about this many bytes.
 const WRITE_LEN: usize = 256 << 10;
 
-/// A long file is synced as it grows, first after so many bytes, and then again whenever so many more were written: what
-/// the system may still have to write is what a sync of the log can have to wait for. A short one is synced once.
-const FIRST_SYNC_LEN: u64 = 8 << 20;
-const SYNC_LEN: u64 = 1 << 20;
-
 /// A state file that is being written. Records come in strictly growing key order.
+///
+/// A long file is synced as it grows: what the system still has to write is what a sync of the log can have to wait for.
 #[derive(Debug)]
 pub struct StateFileWriter {
     file: Arc<dyn VfsFile>,
     path: PathBuf,
     identity: FileIdentity,
     compression: Compression,
+    /// That of the checkpoint it belongs to.
+    pace: Pace,
     /// Closed blocks that are not written yet; they start at `written` in the file.
     out: Vec<u8>,
     written: u64,
@@ -62,11 +61,12 @@ impl StateFileWriter {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(
+    pub(crate) fn create(
         vfs: &dyn Vfs,
         path: &Path,
         identity: FileIdentity,
         compression: Compression,
+        pace: Pace,
     ) -> Result<Self> {
         let file = vfs
             .create_new(path)
@@ -76,6 +76,7 @@ impl StateFileWriter {
             path: path.to_path_buf(),
             identity,
             compression,
+            pace,
             out: encode_header(&identity, compression).to_vec(),
             written: 0,
             synced: 0,
@@ -185,9 +186,8 @@ impl StateFileWriter {
             .map_err(|e| IncrementalCheckpointError::io("could not write the state file", &self.path, e))?;
         self.written += self.out.len() as u64;
         self.out.clear();
-        let unsynced = if self.synced == 0 { FIRST_SYNC_LEN } else { SYNC_LEN };
-        if self.written - self.synced >= unsynced {
-            self.file.sync_data().map_err(|e| {
+        if self.pace.asks_for_sync(self.synced, self.written - self.synced) {
+            self.pace.step(|| self.file.sync_data()).map_err(|e| {
                 IncrementalCheckpointError::io("could not sync a part of the state file", &self.path, e)
             })?;
             self.synced = self.written;
