@@ -2,16 +2,16 @@
 //!
 //! A device, and the journal of a file system, does one thing after the other: a sync of the log that comes while a
 //! megabyte of a checkpoint is being made durable waits for that megabyte. So a checkpoint beside which epochs become
-//! durable is written in short steps, each synced, and rests as long as its last step took: group commit has half of the
-//! device at least, and waits for one short step at most. A checkpoint that is alone takes long steps and never
-//! rests. Which of the two it is, the syncs of the log themselves tell. Where opening again has to be fast (a recovery
-//! objective), checkpoints are made just in time, and none of them rests.
+//! durable is written in short steps, each synced, one at a time whatever the number of cores, and rests as long as each
+//! step took: group commit has half of the device at least, and waits for one short step at most. A checkpoint
+//! that is alone takes long steps and never rests. Which of the two it is, the syncs of the log themselves tell. Where
+//! opening again has to be fast (a recovery objective), checkpoints are made just in time, and none of them rests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::thread;
+use crate::sync::{Mutex, lock, thread};
 
 /// What a file that is being written may hold unsynced beside group commit; measured
 /// (`laminar-bench stalls`): shorter steps spend more on syncing than they spare.
@@ -35,6 +35,8 @@ pub(crate) struct Commits {
     ended: AtomicU64,
     /// Whether checkpoints have no time to rest.
     in_a_hurry: bool,
+    /// Held by the step that has the device, and for the rest after it.
+    device: Mutex<()>,
 }
 
 impl Commits {
@@ -88,6 +90,8 @@ impl Pace {
 
     /// Runs a step that keeps the device busy, and rests as is due afterwards.
     pub(crate) fn step<R>(&self, step: impl FnOnce() -> R) -> R {
+        let makes_way = !self.commits.in_a_hurry && self.commits.went_on_since(self.beginning);
+        let _one_at_a_time = makes_way.then(|| lock(&self.commits.device));
         let (before, started) = (self.commits.ended(), Instant::now());
         let done = step();
         if let Some(rest) = self.rest(before, started.elapsed()) {
@@ -139,5 +143,16 @@ mod tests {
         let pace = Pace::beside(&commits);
         assert_eq!(pace.step(|| 7), 7);
         assert_eq!(pace.step(|| commits.commit(|| 8)), 8);
+    }
+
+    #[test]
+    fn steps_beside_group_commit_come_one_at_a_time() {
+        for (in_a_hurry, others_wait) in [(false, true), (true, false)] {
+            let commits = Arc::new(Commits::new(in_a_hurry));
+            let pace = Pace::beside(&commits);
+            assert!(pace.step(|| commits.device.try_lock().is_ok()), "alone, there is nothing to wait for");
+            commits.commit(|| ());
+            assert_eq!(pace.step(|| commits.device.try_lock().is_err()), others_wait);
+        }
     }
 }
