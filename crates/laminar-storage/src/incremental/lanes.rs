@@ -17,6 +17,7 @@ use super::manager::{ChainFile, IncrementalCheckpointManager, Result, check_leng
 use super::merge::{Merge, Source};
 use super::overlay::CoreChanges;
 use super::spill::Spill;
+use super::staged::Staged;
 use crate::error::Detail;
 use crate::format::compression::Compression;
 use crate::ids::{CheckpointId, CoreId, StoreId};
@@ -33,6 +34,8 @@ const COUNT_EVERY: usize = 64 << 10;
 pub(crate) struct Lane<'scope, 'a> {
     core: CoreId,
     changes: &'a mut CoreChanges,
+    /// Those that are not made yet.
+    staged: Staged,
     chain: &'a mut Vec<ChainFile>,
     /// What `Shared::memory` has of this lane, but for the part that is being written.
     counted: usize,
@@ -118,11 +121,13 @@ impl IncrementalCheckpointManager {
                 .zip(parts)
                 .map(|(core, (changes, chain))| {
                     let counted = changes.memory();
-                    Lane { core, changes, chain, counted, shared: &shared, threads, writing: None }
+                    let staged = Staged::default();
+                    Lane { core, changes, staged, chain, counted, shared: &shared, threads, writing: None }
                 })
                 .collect();
             in_parallel(shared.vfs, lanes, |mut lane| {
                 let done = work(&mut lane).map_err(Stopped::Work);
+                lane.staged.make(lane.changes);
                 // Also after a failure: what is in no memory any more must be in a file.
                 let last = lane.finish_part().map_err(Stopped::Part);
                 done.and_then(|done| last.map(|()| done))
@@ -157,7 +162,10 @@ impl<'a> Lane<'_, 'a> {
     /// As there.
     pub(crate) fn apply(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
         check_lengths(key, value)?;
-        self.changes.put(key, value);
+        if !self.staged.push(key, value) {
+            return Ok(());
+        }
+        self.staged.make(self.changes);
         let memory = self.changes.memory();
         if memory < self.counted + COUNT_EVERY.min(self.shared.worth_spilling) {
             return Ok(());

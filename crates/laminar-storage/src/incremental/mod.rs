@@ -49,6 +49,7 @@ mod reshard;
 mod retention;
 pub(crate) mod savepoint;
 mod spill;
+mod staged;
 pub mod state_file;
 mod state_map;
 mod tokens;

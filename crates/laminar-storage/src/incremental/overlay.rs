@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::merge::Weight;
 use super::reshard::KeyRange;
+use super::staged::TOGETHER;
 use crate::format::state_file::StateRecord;
 use crate::ids::CoreId;
 use crate::ring0::prefetch;
@@ -80,6 +81,32 @@ impl CoreChanges {
         self.replace(key, value, |old| old.is_some())
     }
 
+    /// Records changes one after the other, as [`Self::put`] does; what they need of memory is asked for beforehand, at most
+    /// `TOGETHER` of them.
+    pub(super) fn put_all(&mut self, changes: &[(&[u8], Option<&[u8]>)]) {
+        let mut hashes = [0; TOGETHER];
+        let mut indices = [None; TOGETHER];
+        for (hash, (key, _)) in hashes.iter_mut().zip(changes) {
+            *hash = Slot::hash_of(key);
+        }
+        // Equal hashes are not equal keys: these are only guesses.
+        for (index, hash) in indices.iter_mut().zip(hashes).take(changes.len()) {
+            let found = self.by_key.find(Slot::spread(hash), |slot| slot.hash == hash);
+            *index = found.map(|slot| slot.index as usize);
+        }
+        let entries = || indices.iter().flatten().filter_map(|index| self.entries.get(*index));
+        for entry in entries() {
+            prefetch::range(std::ptr::from_ref(entry).cast(), size_of::<Entry>());
+        }
+        for entry in entries() {
+            let len = entry.key_len as usize + entry.value(&self.bytes).map_or(0, <[u8]>::len);
+            prefetch::range(self.bytes.as_ptr().wrapping_add(entry.key_at), len);
+        }
+        for ((key, value), hash) in changes.iter().zip(hashes) {
+            self.replace_hashed(hash, key, *value, |_| ());
+        }
+    }
+
     /// Records a change. Returns what `look` makes of the value that the key had.
     #[inline]
     pub(super) fn replace<T>(
@@ -88,7 +115,18 @@ impl CoreChanges {
         value: Option<&[u8]>,
         look: impl FnOnce(Option<&[u8]>) -> T,
     ) -> T {
-        let index = self.find_or_add(key);
+        self.replace_hashed(Slot::hash_of(key), key, value, look)
+    }
+
+    #[inline]
+    fn replace_hashed<T>(
+        &mut self,
+        hash: u32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        look: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> T {
+        let index = self.find_or_add(hash, key);
         let Self { bytes, entries, encoded, .. } = self;
         let Some(entry) = entries.get_mut(index as usize) else { return look(None) };
         let looked = look(entry.value(bytes));
@@ -115,9 +153,8 @@ impl CoreChanges {
     }
 
     /// The index of a key's entry; a new one is a deletion until it gets a value.
-    fn find_or_add(&mut self, key: &[u8]) -> u32 {
+    fn find_or_add(&mut self, hash: u32, key: &[u8]) -> u32 {
         let Self { bytes, entries, by_key, encoded } = self;
-        let hash = Slot::hash_of(key);
         let entry_key = |slot: &Slot| entries.get(slot.index as usize).map_or(&[][..], |e| e.key(bytes));
         let same = |slot: &Slot| slot.hash == hash && entry_key(slot) == key;
         if let Some(known) = by_key.find(Slot::spread(hash), same) {
