@@ -174,4 +174,30 @@ impl Layout {
             });
         Ok(numbered.collect())
     }
+
+    /// Removes a part, what it says about itself last.
+    pub(crate) fn remove(&self, generation: Generation, part: u32) -> Result<(), Error> {
+        let dir = self.part_dir(generation, part);
+        let failed = |e| Error::io("could not remove a part that is not needed any more", &dir, e);
+        self.remove_all(&self.store_dir(generation, part)).map_err(failed)?;
+        self.remove_all(&dir).map_err(failed)?;
+        if let Some(parent) = dir.parent() {
+            // The last of a generation takes it along.
+            let _ = self.vfs.remove_dir(parent);
+        }
+        Ok(())
+    }
+
+    fn remove_all(&self, dir: &Path) -> io::Result<()> {
+        if self.vfs.kind(dir)?.is_none() {
+            return Ok(());
+        }
+        for (name, kind) in self.vfs.read_dir(dir)? {
+            match kind {
+                FileKind::Dir => self.remove_all(&dir.join(name))?,
+                _ => self.vfs.remove_file(&dir.join(name))?,
+            }
+        }
+        self.vfs.remove_dir(dir)
+    }
 }

@@ -21,8 +21,10 @@ pub(crate) enum Kind {
     State = 1,
     /// Rows that wait for their sink.
     Waiting = 2,
-    /// What an operator of one worker notes for itself.
+    /// What an operator notes for itself, the same on all workers.
     Note = 3,
+    /// The state of a key in a window, of an operator: the window's end, then the key.
+    Window = 4,
 }
 
 /// Tells operators apart, on disk: a hash of the name.
@@ -53,6 +55,7 @@ pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, OperatorId, &[u8])> {
         1 => Kind::State,
         2 => Kind::Waiting,
         3 => Kind::Note,
+        4 => Kind::Window,
         _ => return None,
     };
     let (_, operator) = head.split_first()?;

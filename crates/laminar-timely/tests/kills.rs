@@ -59,6 +59,12 @@ fn three_processes_that_are_killed_write_every_row_once() {
     exact("--processes 3 --workers 1 --kills 4 --epochs 200 --pause-us 4000 --seed 14");
 }
 
+/// From two workers to three, one and four, with kills while the state is distributed too.
+#[test]
+fn a_job_that_gets_another_size_writes_every_row_once() {
+    exact("--processes 2 --workers 1 --sizes 3x1,1x1,2x2 --kills 8 --epochs 400 --pause-us 3000 --seed 18");
+}
+
 /// A sink gets what is not durable, and after a kill has more than the state.
 #[test]
 fn an_acknowledgement_before_the_sync_is_noticed() {

@@ -5,6 +5,7 @@
 //! | `execute` | connecting, starting the workers, ending as a whole |
 //! | `gather` | one message from every worker to all |
 //! | `start` | agreeing and opening the state, before the dataflow is built |
+//! | `rescale` | from the state of one size of the job to that of another |
 //! | `job` | what the program's code sees on a worker |
 //! | `durable` | the operator whose output frontier is the durable frontier |
 //! | `input` | inputs that go from epoch to epoch, not too far ahead |
@@ -17,6 +18,7 @@ mod gather;
 mod input;
 mod job;
 mod keyed;
+mod rescale;
 mod sink;
 mod start;
 

@@ -48,7 +48,7 @@ fn waiting_key(operator: OperatorId, part: SinkPart, epoch: Epoch, chunk: u32, k
 }
 
 /// What [`waiting_key`] made.
-fn split_waiting(key: &[u8]) -> Option<(SinkPart, Epoch)> {
+pub(super) fn part_of(key: &[u8]) -> Option<(SinkPart, Epoch)> {
     let (_, rest) = key.split_at_checked(PREFIX_LEN)?;
     let (generation, rest) = rest.split_first_chunk()?;
     let (worker, rest) = rest.split_first_chunk()?;
@@ -92,7 +92,7 @@ impl<'scope> Flow<'scope> {
         let mut epochs: BTreeMap<SinkPart, Epochs<D>> = BTreeMap::new();
         for key in keys {
             let (of, epoch) =
-                split_waiting(&key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;
+                part_of(&key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;
             let ledger = self.parts.ledger.borrow();
             let rows = decode_rows(ledger.core.get(&key).unwrap_or_default())?;
             let epochs = epochs.entry(of).or_default();

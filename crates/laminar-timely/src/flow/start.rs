@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use laminar_storage::error::Detail;
-use laminar_storage::{CoreStore, Epoch, Opened, Store, StoreError};
+use laminar_storage::{CoreStore, Epoch, Opened, StoreError};
 use serde::{Deserialize, Serialize};
 use timely::scheduling::activate::SyncActivator;
 use timely::worker::Worker;
@@ -13,6 +13,7 @@ use timely::worker::Worker;
 use super::execute::lock;
 use super::gather::gather;
 use super::job::{Job, Recovered};
+use super::rescale::{Rescaling, clean, rescale};
 use crate::config::{Cluster, Config};
 use crate::error::Error;
 use crate::fail::{Pulse, StoreSlot};
@@ -29,7 +30,7 @@ pub(super) struct Process {
     /// Opened by the first worker, taken by each.
     cores: Mutex<Vec<Option<CoreStore>>>,
     /// The store's recovery point and generation.
-    landed: OnceLock<(Epoch, Generation)>,
+    landed: OnceLock<Landed>,
     /// What the store's logs have synced, of all workers of this process.
     pub(super) durable: AtomicU64,
     /// Called when that grows.
@@ -68,12 +69,12 @@ impl Process {
         }
     }
 
-    fn size(&self) -> Size {
+    pub(super) fn size(&self) -> Size {
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Size { processes: number(self.cluster.processes()), workers: number(self.cluster.workers) }
     }
 
-    fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         u32::try_from(self.cluster.process).unwrap_or(u32::MAX)
     }
 
@@ -82,7 +83,7 @@ impl Process {
     }
 
     /// Hands out what was opened, and hears from now on when it is durable.
-    fn opened(self: &Arc<Self>, opened: Opened, generation: Generation) {
+    pub(super) fn opened(self: &Arc<Self>, opened: Opened, generation: Generation) {
         let point = opened.report.recovery_point;
         self.durable.store(point.0, Ordering::Release);
         let process = Arc::downgrade(self);
@@ -98,17 +99,25 @@ impl Process {
             }
         });
         *lock(&self.cores) = opened.cores.into_iter().map(Some).collect();
-        let _ = self.landed.set((point, generation));
+        let _ = self.landed.set(Landed { point, generation });
         let _ = self.store.set(Arc::new(opened.store));
     }
 
-    fn take_core(&self, local: usize) -> Result<(CoreStore, Epoch, Generation), Error> {
+    pub(super) fn take_core(&self, local: usize) -> Result<(CoreStore, Landed), Error> {
         let core = lock(&self.cores).get_mut(local).and_then(Option::take);
         match (core, self.landed.get()) {
-            (Some(core), Some((point, generation))) => Ok((core, *point, *generation)),
+            (Some(core), Some(landed)) => Ok((core, *landed)),
             _ => {
                 Err(Error::worker(Detail::new("the state of a worker was not opened").remedy("Report this.")))
             }
+        }
+    }
+
+    /// Waits until everything up to `epoch` is durable in this process.
+    pub(super) fn wait_durable(&self, epoch: Epoch) -> Result<(), Error> {
+        match self.store.get() {
+            Some(store) => Ok(store.wait_durable(epoch)?),
+            None => Ok(()),
         }
     }
 
@@ -123,10 +132,27 @@ impl Process {
 
 /// What a worker says last, before its dataflow is built.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Stands {
+pub(super) struct Stands {
     /// The first epoch that was never used here.
-    first: u64,
-    offsets: BTreeMap<String, u64>,
+    pub(super) first: u64,
+    pub(super) offsets: BTreeMap<String, u64>,
+}
+
+/// Source offsets of all workers: of a source that several know, the one that read it last is the furthest.
+pub(super) fn merged(all: impl IntoIterator<Item = BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
+    let mut offsets = BTreeMap::new();
+    for (source, offset) in all.into_iter().flatten() {
+        let known = offsets.entry(source).or_insert(offset);
+        *known = offset.max(*known);
+    }
+    offsets
+}
+
+/// Where the state of a process is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Landed {
+    pub(super) point: Epoch,
+    pub(super) generation: Generation,
 }
 
 /// Brings a worker to where it can go on. All workers of all processes call it.
@@ -140,26 +166,40 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         parts: if local == 0 { layout.parts()? } else { Vec::new() },
     };
     let all = gather(worker, &process.pulse, &has)?;
-    match decide(&all, process.config.other_size)? {
-        Decision::Open { generation, begun } => open(worker, process, &layout, generation, begun)?,
-        Decision::Rescale { .. } => {
-            let what = "the state is that of another number of processes or workers";
-            return Err(Error::config(Detail::new(what).remedy("Start the job with the size that it had.")));
+    let (core, landed) = match decide(&all, process.config.other_size)? {
+        Decision::Open { generation, begun } => {
+            open(worker, process, &layout, generation, begun)?;
+            // A barrier: whoever is behind it knows that all have cut what was not agreed on, durably.
+            gather(worker, &process.pulse, &())?;
+            if local == 0 && begun {
+                clean(&layout, process.number(), generation, &seen_by(&all))?;
+            }
+            process.take_core(local)?
         }
-    }
-    // A barrier: whoever is behind it knows that all have cut what was not agreed on, durably.
-    gather(worker, &process.pulse, &())?;
-    let (core, point, generation) = process.take_core(local)?;
+        Decision::Rescale { from, size, readers, to } => {
+            let mine = readers.into_iter().filter(|(_, reader)| *reader == process.number());
+            let parts = mine.map(|(part, _)| part).collect();
+            rescale(worker, process, &layout, &Rescaling { from, size, parts, to })?
+        }
+    };
     let mine = Stands { first: core.epoch().0, offsets: core.source_offsets().clone() };
     let all = gather(worker, &process.pulse, &mine)?;
     let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
-    let mut offsets = BTreeMap::new();
-    for (source, offset) in all.into_iter().flat_map(|stands| stands.offsets) {
-        let known = offsets.entry(source).or_insert(offset);
-        *known = offset.max(*known);
-    }
-    let recovered = Recovered { point, first, generation, offsets };
+    let offsets = merged(all.into_iter().map(|stands| stands.offsets));
+    let recovered = Recovered { point: landed.point, first, generation: landed.generation, offsets };
     Job::new(worker, process, Ledger::new(core, first)?, recovered)
+}
+
+/// Which process, the first of them, sees which part.
+fn seen_by(all: &[Has]) -> BTreeMap<(Generation, u32), u32> {
+    let mut seen = BTreeMap::new();
+    for has in all {
+        for part in &has.parts {
+            let first = seen.entry((part.generation, part.part)).or_insert(has.process);
+            *first = has.process.min(*first);
+        }
+    }
+    seen
 }
 
 /// Opens this process' part at the epoch that all have. The first worker does it, the others help to agree.
@@ -178,17 +218,13 @@ fn open(
     let own = |part: &Part| (part.generation, part.part) == (generation, number);
     let stage = layout.parts()?.iter().find(|part| own(part)).map(|part| part.stage);
     let new = !begun && stage != Some(Stage::Current);
-    let write =
-        |stage| layout.write(&Part::new(&process.config.job, generation, number, process.size(), stage));
+    let write = |stage| layout.write(&process.part(generation, stage));
     if stage.is_none() {
         // Whose it is stands there before anything else does.
         write(Stage::Filling)?;
     }
-    let dir = layout.store_dir(generation, number);
-    let builder = Store::builder(&dir).cores(process.cluster.workers);
-    let builder = builder.settings(process.config.settings.clone()).vfs(Arc::clone(&process.config.vfs));
     let mut failure = None;
-    let opened = builder.open_as_part(|found| {
+    let opened = process.builder(layout, generation).open_as_part(|found| {
         let agreed = (|| {
             let own = Some(Recoverable { process: number, epoch: found.0, new });
             let all = gather(worker, &pulse, &own)?;
