@@ -12,7 +12,9 @@ use crate::table::{Cell, Table};
 use crate::{Error, Run};
 
 /// Bytes of a put in the log, about.
-const PUT: usize = 127;
+pub const PUT: usize = 127;
+/// The most files that are written and synced at the same time, each by a thread of its own.
+pub const WIDEST: usize = 8;
 /// Bytes of a file that is written again and again.
 const REUSED: usize = 64 << 20;
 
