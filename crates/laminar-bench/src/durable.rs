@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use laminar_storage::{CoreStore, Epoch, Opened, Settings, Stats, Store};
 
 use crate::keys::{PAYLOAD, Spread, Stamp, key};
-use crate::machine::{Nanos, cores as cpus, histogram};
+use crate::machine::{Nanos, cores as cpus, cpu_time, histogram};
 use crate::place::{Place, clear};
 use crate::plot::{self, Bar, Distribution, Of};
 use crate::progress::progress;
@@ -41,6 +41,14 @@ impl Policy {
     }
 }
 
+/// The column of processor time, of all threads of the process.
+const CPU: &str = "CPU / put";
+
+/// Processor time of each put.
+fn cpu_of(time: Duration, puts: f64) -> Cell {
+    Cell::Nanos(time.as_nanos() as f64 / puts)
+}
+
 /// Operations between two looks at the clock.
 const LOOK: usize = 64;
 
@@ -58,6 +66,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
             "logged / put",
             "puts / sync",
             "syncs/s",
+            CPU,
         ],
     );
     let latency = Table::new(
@@ -73,10 +82,9 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
             }
         }
     }
-    for cores in [1, 2, 4] {
+    for cores in [1, 2, 4, 8] {
         measure(run, &run.place, cores, &mut rates, Some(&mut latency))?;
     }
-    raw_widest(run, &mut latency)?;
     with_checkpoints(run, &mut rates)?;
     if let Some(place) = memory_place(run) {
         measure(run, &place, 1, &mut rates, None)?;
@@ -87,6 +95,9 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
         cpus()
     ));
     rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note(
+        "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",
+    );
     rates.note("log bytes include frames, barriers and headers, not what is written ahead; unless said otherwise no checkpoint is made");
     draw(run, &rates, &latency)?;
     report.add(rates);
@@ -247,6 +258,7 @@ fn with_checkpoints(run: &Run, rates: &mut Table) -> Result<(), Error> {
 struct Done {
     puts: u64,
     time: Duration,
+    cpu: Duration,
     before: Stats,
     after: Stats,
 }
@@ -266,6 +278,7 @@ impl Done {
             Cell::Number((self.after.changes_logged - self.before.changes_logged) as f64 / puts, 3),
             Cell::Number(puts / syncs, 0),
             Cell::Number(syncs / seconds, 0),
+            cpu_of(self.cpu, puts),
         ]
     }
 }
@@ -300,7 +313,7 @@ fn drive(
             })
             .collect();
         meet.wait();
-        let started = Instant::now();
+        let started = (Instant::now(), cpu_time());
         meet.wait();
         for thread in threads {
             thread.join().map_err(|_| "a core's thread panicked")??;
@@ -308,8 +321,8 @@ fn drive(
         Ok::<_, Error>(started)
     })?;
     store.wait_durable(Epoch(last.load(Ordering::Relaxed)))?;
-    let time = started.elapsed();
-    Ok(Done { puts: (numbers.len() * count) as u64, time, before, after: store.stats() })
+    let (time, cpu) = (started.0.elapsed(), cpu_time().saturating_sub(started.1));
+    Ok(Done { puts: (numbers.len() * count) as u64, time, cpu, before, after: store.stats() })
 }
 
 fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) -> Result<(), Error> {
@@ -372,16 +385,6 @@ fn seal_to_durable(
     }
     let bytes = store.stats().wal_bytes - before;
     Ok((histogram, bytes as usize / rounds / cores.len()))
-}
-
-/// What as many files as there are threads in the widest raw row take, each with the log bytes of so many puts.
-fn raw_widest(run: &Run, latency: &mut Latencies) -> Result<(), Error> {
-    for puts in [1, 1024] {
-        let bytes = puts * raw::PUT;
-        let raw = raw::latency(run, raw::WIDEST, bytes)?;
-        latency.row(raw_name(bytes), raw::WIDEST, puts, raw, None);
-    }
-    Ok(())
 }
 
 fn raw_name(bytes: usize) -> String {

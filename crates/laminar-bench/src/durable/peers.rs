@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::Latencies;
 use crate::bytes::written_bytes;
 use crate::keys::{PAYLOAD, Spread, Stamp};
-use crate::machine::{Nanos, histogram};
+use crate::machine::{Nanos, cpu_time, histogram};
 use crate::place::clear;
 use crate::table::{Cell, Table};
 use crate::{Error, Run};
@@ -122,8 +122,9 @@ fn row<P: Logged>(
     let numbers = Spread::Uniform.draw(keys, puts * super::raw::rounds(run), 3);
     // What filling left behind is not part of it.
     rustix::fs::sync();
-    let before = written_bytes()?;
+    let (before, cpu) = (written_bytes()?, cpu_time());
     let (done, time) = drive(run, &mut peers, &numbers, puts)?;
+    let cpu = cpu_time().saturating_sub(cpu);
     let written = written_bytes()? - before;
     peers.into_iter().try_for_each(P::close)?;
     clear(&dir)?;
@@ -139,6 +140,7 @@ fn row<P: Logged>(
         Cell::None,
         Cell::Number(puts as f64, 0),
         Cell::Number(batches as f64 / seconds, 0),
+        super::cpu_of(cpu, all),
     ]);
     if threads == 1 {
         for Done { histogram, .. } in done {

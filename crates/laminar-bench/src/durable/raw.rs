@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::Instant;
 
-use crate::machine::{Nanos, histogram};
+use crate::machine::{Nanos, cpu_time, histogram};
 use crate::place::clear;
 use crate::table::{Cell, Table};
 use crate::{Error, Run};
@@ -40,13 +40,13 @@ pub fn rate(
     let files = (0..threads).map(|n| file(&dir, n, reused)).collect::<Result<Vec<_>, _>>()?;
     let bytes = vec![0x5A; puts * PUT];
     let rounds = rounds(run);
-    let started = Instant::now();
+    let (started, cpu) = (Instant::now(), cpu_time());
     std::thread::scope(|scope| {
         let threads: Vec<_> =
             files.iter().map(|file| scope.spawn(|| append(file, &bytes, rounds, reused))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
     })?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     let done = (puts * rounds * threads) as f64;
     let kind = if reused { "reused" } else { "extending" };
     table.row(vec![
@@ -58,6 +58,7 @@ pub fn rate(
         Cell::None,
         Cell::Number(puts as f64, 0),
         Cell::Number((rounds * threads) as f64 / seconds, 0),
+        super::cpu_of(cpu, done),
     ]);
     drop(files);
     clear(&dir)

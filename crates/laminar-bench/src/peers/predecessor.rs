@@ -68,6 +68,7 @@ pub fn durable(run: &Run, program: &Path, table: &mut Table) -> Result<(), Error
             Cell::None,
             Cell::Number(puts as f64, 0),
             Cell::Number(batches / seconds, 0),
+            Cell::None,
         ]);
     }
     clear(&dir)
