@@ -89,7 +89,7 @@ impl SyncPool {
             return vec![last.sync_data()];
         }
         let attempt = self.strategy.begin(files.len());
-        let helpers = attempt.helpers(files.len());
+        let helpers = attempt.helpers();
         self.start_threads(helpers);
         let batch = Arc::new(Batch {
             results: Mutex::new(Results {

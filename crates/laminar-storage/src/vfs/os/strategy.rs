@@ -19,6 +19,11 @@ pub(super) const THREADS_MAX: usize = 16;
 /// Times that a way is tried. Odd, so that there is a median.
 const TRIES: usize = 9;
 
+/// Tries after which a way is given up that took longer than the best one by more than one part in `MUCH_SLOWER_BY`: with large
+/// batches every try is long.
+const FIRST_TRIES: usize = 3;
+const MUCH_SLOWER_BY: u32 = 4;
+
 /// Batches that go the best way before all are tried again: at most one batch in a hundred and fifty is a try.
 const REMEMBERED: usize = 4096;
 
@@ -33,6 +38,8 @@ const WAYS: [usize; 3] = [0, 1, THREADS_MAX];
 struct Size {
     /// What tries took, by way.
     tries: [Vec<Duration>; WAYS.len()],
+    /// Ways that are not tried any more.
+    given_up: Vec<usize>,
     /// The best way and for how many more batches it is taken for that.
     best: Option<(usize, usize)>,
 }
@@ -50,7 +57,7 @@ pub(super) struct Strategy {
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     strategy: &'a Strategy,
-    size: usize,
+    files: usize,
     way: usize,
     began: Option<Instant>,
 }
@@ -58,27 +65,32 @@ pub(super) struct Attempt<'a> {
 impl Strategy {
     /// Begins a batch of so many files, which are more than one.
     pub(super) fn begin(&self, files: usize) -> Attempt<'_> {
-        let size = files.saturating_sub(2).min(THREADS_MAX - 1);
         let alone = self.running.fetch_add(1, Ordering::Relaxed) == 0;
-        let (way, is_try) =
-            locked(&self.sizes).get_mut(size).map_or((WAYS.len() - 1, false), |size| size.next(files));
-        Attempt { strategy: self, size, way, began: (alone && is_try).then(Instant::now) }
+        let (way, is_try) = locked(&self.sizes)
+            .get_mut(index(files))
+            .map_or((WAYS.len() - 1, false), |size| size.next(files));
+        Attempt { strategy: self, files, way, began: (alone && is_try).then(Instant::now) }
     }
 }
 
 impl Attempt<'_> {
     /// Threads that are to help the one that asks.
-    pub(super) fn helpers(&self, files: usize) -> usize {
-        WAYS.get(self.way).map_or(0, |helpers| *helpers).min(files.saturating_sub(1))
+    pub(super) fn helpers(&self) -> usize {
+        WAYS.get(self.way).map_or(0, |helpers| *helpers).min(self.files.saturating_sub(1))
     }
+}
+
+/// Where batches of so many files are looked up.
+fn index(files: usize) -> usize {
+    files.saturating_sub(2).min(THREADS_MAX - 1)
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let alone = self.strategy.running.fetch_sub(1, Ordering::Relaxed) == 1;
         let Some(took) = self.began.filter(|_| alone).map(|began| began.elapsed()) else { return };
-        if let Some(size) = locked(&self.strategy.sizes).get_mut(self.size) {
-            size.took(self.way, took);
+        if let Some(size) = locked(&self.strategy.sizes).get_mut(index(self.files)) {
+            size.took(self.files, self.way, took);
         }
     }
 }
@@ -94,34 +106,47 @@ impl Size {
             }
             return (best, false);
         }
-        // One thread for each of two files is one thread beside this one.
-        let ways = if files == 2 { 2 } else { WAYS.len() };
-        let least = (0..ways).min_by_key(|way| self.tries.get(*way).map_or(0, Vec::len)).unwrap_or_default();
-        (least, true)
+        let least = self.ways(files).min_by_key(|(_, tries)| tries.len()).map(|(way, _)| way);
+        (least.unwrap_or_default(), true)
     }
 
-    fn took(&mut self, way: usize, took: Duration) {
+    /// The ways that are still tried, with what they took.
+    fn ways(&self, files: usize) -> impl Iterator<Item = (usize, &Vec<Duration>)> {
+        // Of two files, one thread beside this one takes one each.
+        let ways = if files == 2 { 2 } else { WAYS.len() };
+        self.tries.iter().enumerate().take(ways).filter(|(way, _)| !self.given_up.contains(way))
+    }
+
+    fn took(&mut self, files: usize, way: usize, took: Duration) {
         if let Some(tries) = self.tries.get_mut(way) {
             tries.push(took);
         }
-        let tried = || self.tries.iter().filter(|tries| !tries.is_empty());
-        if tried().count() < 2 || tried().any(|tries| tries.len() < TRIES) {
+        let tried = self.ways(files).map(|(_, tries)| tries.len()).min().unwrap_or_default();
+        if tried != FIRST_TRIES && tried < TRIES {
             return;
         }
-        let medians: Vec<_> = self.tries.iter_mut().map(|tries| median(tries)).collect();
-        let Some(least) = medians.iter().flatten().min() else { return };
-        let enough = *least + *least / SLOWER_BY;
-        let best = medians.iter().position(|median| median.is_some_and(|median| median <= enough));
-        if let Some(best) = best {
-            tracing::debug!(helpers = WAYS.get(best), ?medians, "the best way to sync several files");
-            *self = Self { best: Some((best, REMEMBERED)), ..Self::default() };
+        let medians: Vec<_> = self.ways(files).map(|(way, tries)| (way, median(tries))).collect();
+        let Some(least) = medians.iter().map(|(_, median)| *median).min() else { return };
+        if tried < TRIES {
+            let much = least + least / MUCH_SLOWER_BY;
+            self.given_up.extend(medians.iter().filter(|(_, median)| *median > much).map(|(way, _)| *way));
+            if self.ways(files).count() > 1 {
+                return;
+            }
+        }
+        let enough = least + least / SLOWER_BY;
+        let best = medians.iter().find(|(_, median)| *median <= enough);
+        if let Some((best, _)) = best {
+            tracing::debug!(files, helpers = WAYS.get(*best), ?medians, "the best way to sync several files");
+            *self = Self { best: Some((*best, REMEMBERED)), ..Self::default() };
         }
     }
 }
 
-fn median(tries: &mut [Duration]) -> Option<Duration> {
+fn median(tries: &[Duration]) -> Duration {
+    let mut tries = tries.to_vec();
     tries.sort_unstable();
-    tries.get(tries.len() / 2).copied()
+    tries.get(tries.len() / 2).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -134,7 +159,7 @@ mod tests {
         for _ in 0..REMEMBERED {
             let (way, is_try) = size.next(files);
             if is_try {
-                size.took(way, Duration::from_micros(micros[way]));
+                size.took(files, way, Duration::from_micros(micros[way]));
             }
             ways.push(way);
         }
@@ -145,8 +170,8 @@ mod tests {
     fn every_way_is_tried_in_turns_and_the_fastest_is_kept() {
         for (micros, best) in [([900, 600, 300], 2), ([300, 600, 900], 0), ([900, 300, 600], 1)] {
             let ways = ways(&mut Size::default(), 8, micros);
-            assert_eq!(ways[..6], [0, 1, 2, 0, 1, 2]);
-            assert!(ways[3 * TRIES..].iter().all(|way| *way == best), "{micros:?}");
+            assert_eq!(ways[..9], [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+            assert!(ways[9..].iter().all(|way| *way == best), "{micros:?}");
         }
     }
 
@@ -167,11 +192,22 @@ mod tests {
     fn a_few_slow_tries_decide_nothing() {
         let mut size = Size::default();
         for round in 0..TRIES {
-            size.took(0, Duration::from_micros(100));
-            size.took(1, Duration::from_micros(if round < TRIES / 2 { 5000 } else { 50 }));
-            size.took(2, Duration::from_micros(200));
+            size.took(8, 0, Duration::from_micros(100));
+            size.took(8, 1, Duration::from_micros(if (FIRST_TRIES..7).contains(&round) { 5000 } else { 90 }));
+            if size.given_up.is_empty() {
+                size.took(8, 2, Duration::from_micros(200));
+            }
         }
+        assert!(size.given_up.is_empty(), "decided");
         assert_eq!(size.best, Some((1, REMEMBERED)));
+    }
+
+    /// Each try of a way that is much slower costs a batch of gigabytes seconds.
+    #[test]
+    fn a_way_that_is_much_slower_is_soon_given_up() {
+        let ways = ways(&mut Size::default(), 8, [300, 100, 103]);
+        assert_eq!(ways.iter().filter(|way| **way == 0).count(), FIRST_TRIES);
+        assert_eq!(ways.iter().filter(|way| **way == 2).count(), TRIES);
     }
 
     /// A device that was slow to parallel flushes and no longer is.
