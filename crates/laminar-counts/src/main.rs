@@ -20,9 +20,10 @@ use crate::table::{Judgement, Table};
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const USAGE: &str = "\
-usage: laminar-counts [check | renew]
+usage: laminar-counts [check | renew | misses]
   check  compares with counts.txt; this is what happens without an argument
   renew  writes counts.txt anew
+  misses shows how much each operation reads from memory, where no cache holds the state
 Exit codes: 0 as written down, 1 a count has changed, 2 it could not be counted, 3 counts are off, but were written down
   for another compiler or processor.";
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["check"] => check(),
         ["renew"] => renew().map(|()| 0),
+        ["misses"] => misses().map(|()| 0),
         // The process that is counted.
         [operations::ARGUMENT] => operations::run().map(|()| 0),
         ["-h" | "--help"] => {
@@ -70,6 +72,14 @@ fn check() -> Result<u8, Error> {
         (false, true) => 3,
         (false, false) => 1,
     })
+}
+
+fn misses() -> Result<(), Error> {
+    println!("{:<28} {:>10} {:>10}", "lines of 64 bytes", "read", "written");
+    for misses in counted::misses()? {
+        println!("{:<28} {:>10.2} {:>10.2}", misses.name, misses.reads, misses.writes);
+    }
+    Ok(())
 }
 
 fn renew() -> Result<(), Error> {
