@@ -47,13 +47,15 @@ fn epoch(opened: &mut Opened, value: u64) -> Epoch {
     sealed
 }
 
-fn contents(opened: &Opened) -> BTreeMap<Vec<u8>, Vec<u8>> {
+type State = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn contents(opened: &Opened) -> State {
     let pairs = opened.cores.iter().flat_map(|core| core.iter());
     pairs.map(|(key, value)| (key.to_vec(), value.to_vec())).collect()
 }
 
 /// A disk with ten durable epochs, of which as many are settled; and the state at the end of each.
-fn ten(settled: u64, checkpoint: bool) -> (SimDisk, BTreeMap<u64, BTreeMap<Vec<u8>, Vec<u8>>>) {
+fn ten(settled: u64, checkpoint: bool) -> (SimDisk, BTreeMap<u64, State>) {
     let disk = SimDisk::new(7);
     let mut opened = open(&disk, Ok).unwrap();
     let mut states = BTreeMap::from([(0, contents(&opened))]);
@@ -156,15 +158,22 @@ fn a_part_that_was_closed_in_order_lands_below_its_durable_epoch() {
     assert_eq!(contents(&landed), state);
 }
 
+/// Laid out anew in the same opening, and interrupted, it opened with the state of the agreed epoch under the number of the
+/// last one. Enumeration found that.
 #[test]
-fn a_part_lands_below_its_durable_epoch_with_another_number_of_cores() {
+fn a_part_is_laid_out_for_other_cores_only_once_it_has_landed() {
     let (disk, states) = ten(4, false);
     let router = Router::new(|key, cores| usize::from(key[0]) % cores);
-    let builder = Store::builder(DIR).cores(3).settings(settings()).router(router);
-    let restarted = disk.snapshot().restart();
-    let opened = builder.vfs(Arc::new(restarted)).open_as_part(|_| Ok(Epoch(6))).unwrap();
-    assert_eq!(opened.report.resharded_from, Some(2));
-    assert_eq!(contents(&opened), states[&6]);
+    let restarted = Arc::new(disk.snapshot().restart());
+    let open = |cores| {
+        let builder = Store::builder(DIR).cores(cores).settings(settings()).router(router.clone());
+        builder.vfs(restarted.clone()).open_as_part(|_| Ok(Epoch(6)))
+    };
+    let error = open(3).unwrap_err().to_string();
+    assert!(error.contains("Open it with 2 cores, then again with 3"), "{error}");
+    assert_eq!(contents(&open(2).unwrap()), states[&6]);
+    let opened = open(3).unwrap();
+    assert_eq!((opened.report.resharded_from, contents(&opened)), (Some(2), states[&6].clone()));
 }
 
 /// A crash after every operation of an opening that discards: the next opening lands on the same epoch.

@@ -224,7 +224,8 @@ impl StoreBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`Self::open`], and what `agree` returns. `InvalidInput` when the epoch agreed on is later than this part has,
+    /// As [`Self::open`], and what `agree` returns. `InvalidInput` when the number of cores is another one than before and
+    /// something is to be discarded: that takes two openings, the first with as many cores as before. Also when the epoch agreed on is later than this part has,
     /// or earlier than a checkpoint of it; `Corruption` when it is earlier than one that was settled, as far as this part's
     /// log testifies to that: another part has lost something then.
     pub fn open_as_part(

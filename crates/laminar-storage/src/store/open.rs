@@ -145,16 +145,35 @@ pub(crate) type Agree<'a> = &'a mut dyn FnMut(Epoch) -> Result<Epoch, StoreError
 struct Agreement<'a> {
     agree: Option<Agree<'a>>,
     agreed: Option<Epoch>,
+    /// What this part has by itself.
+    found: Option<Epoch>,
 }
 
 impl Agreement<'_> {
     fn lower(&mut self, located: &mut Located, layout: &Layout) -> Result<(), LoadFailure> {
         let Some(agree) = &mut self.agree else { return Ok(()) };
+        self.found = Some(located.plan.point);
         let agreed = match self.agreed {
             Some(agreed) => agreed,
             None => *self.agreed.insert(agree(located.plan.point).map_err(LoadFailure::Store)?),
         };
         Ok(located.plan.land_on(&layout.wal, agreed)?)
+    }
+
+    /// What is laid out anew is a checkpoint, beside which the log still holds what was discarded, and says to reach there: not
+    /// before that is gone.
+    fn check_rebuild(&self, located: &Located, layout: &Layout, wanted: u16) -> Result<(), StoreError> {
+        let Some(found) = self.found.filter(|found| *found > located.plan.point) else { return Ok(()) };
+        let written = located.plan.survey.core_count();
+        Err(StoreError::invalid(
+            Detail::new(format!(
+                "this part has epoch {found} and lands on {}, and cannot be laid out for {wanted} cores in the same opening",
+                located.plan.point
+            ))
+            .at_path(&layout.dir)
+            .in_epoch(located.plan.point)
+            .remedy(format!("Open it with {written} cores, then again with {wanted}; nothing was changed.")),
+        ))
     }
 }
 
@@ -177,7 +196,7 @@ pub(crate) fn open(builder: &StoreBuilder, agree: Option<Agree<'_>>) -> Result<O
     let fork = Fork::begin(builder, &layout)?;
     let watch = builder.watch();
     let is_part = agree.is_some();
-    let mut agreement = Agreement { agree, agreed: None };
+    let mut agreement = Agreement { agree, agreed: None, found: None };
     let mut rebuilt = None;
     let (located, loaded, time) = loop {
         let looked = Instant::now();
@@ -188,6 +207,9 @@ pub(crate) fn open(builder: &StoreBuilder, agree: Option<Agree<'_>>) -> Result<O
                     fork.check_unused(located, &layout)?;
                 }
                 if wants_rebuild(located, builder.core_count()) {
+                    agreement
+                        .check_rebuild(located, &layout, builder.core_count())
+                        .map_err(LoadFailure::Store)?;
                     if rebuilt.is_some() {
                         // The checkpoint that was made just now is damaged, and the one before is laid out for other cores.
                         let detail = Detail::new(

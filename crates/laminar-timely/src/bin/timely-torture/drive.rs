@@ -88,8 +88,19 @@ fn drive_in(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
+/// When a process is killed.
+enum Moment {
+    /// So long after the start, most likely before the recovery is over.
+    Early(Duration),
+    /// When there are so many bytes of output. Time would not do: one machine has written everything before another has begun.
+    Output(u64),
+    Never,
+}
+
 /// Runs the job up to `options.until`, with kills on the way.
 fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
+    let all: usize =
+        lines(options.seed, options.until, options.events, options.keys).iter().map(String::len).sum();
     let mut alone = 0;
     loop {
         let mut processes = Processes::start(options, tally)?;
@@ -97,10 +108,17 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
             *random = mix(*random);
             *random % below
         };
-        let killing = tally.kills < kills;
-        let moment = if draw(3) == 0 { draw(150) } else { 150 + draw(1200) };
-        let wait = if killing { Duration::from_millis(moment) } else { HUNG };
-        if let Some(ended) = processes.wait_all(wait)? {
+        let left = u64::from(kills.saturating_sub(tally.kills));
+        let moment = if left == 0 {
+            Moment::Never
+        } else if draw(3) == 0 {
+            Moment::Early(Duration::from_millis(draw(150)))
+        } else {
+            // So that there is something left to do for every kill that is to come.
+            let written = written(&options.dir);
+            Moment::Output(written + draw((all as u64).saturating_sub(written) / left + 1))
+        };
+        if let Some(ended) = processes.wait_until(&moment, &options.dir)? {
             tally.recoveries += 1;
             if ended.iter().all(ExitStatus::success) {
                 return Ok(());
@@ -115,23 +133,13 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
                 processes.said()
             ));
         }
-        if !killing {
-            processes.kill_all();
-            return Err(format!("the job did not end within {HUNG:?}\n{}", processes.said()));
-        }
         let victim = usize::try_from(draw(processes.children.len() as u64)).unwrap_or(0);
         let recovered = processes.said().contains("recovered to epoch");
         processes.kill(victim)?;
         tally.kills += 1;
         tally.early += u32::from(!recovered);
         tally.recoveries += u32::from(recovered);
-        let Some(ended) = processes.wait_all(HUNG)? else {
-            processes.kill_all();
-            return Err(format!(
-                "a process went on for {HUNG:?} after process {victim} was killed\n{}",
-                processes.said()
-            ));
-        };
+        let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
         for (process, status) in ended.iter().enumerate() {
             let fine = process == victim
                 || status.success()
@@ -218,8 +226,8 @@ impl Processes {
         }
     }
 
-    /// How all of them ended; none when one still runs after this time.
-    fn wait_all(&mut self, at_most: Duration) -> Result<Option<Vec<ExitStatus>>, String> {
+    /// How all of them ended; none when the moment came before. An error when neither happens.
+    fn wait_until(&mut self, moment: &Moment, dir: &Path) -> Result<Option<Vec<ExitStatus>>, String> {
         let started = Instant::now();
         loop {
             let mut ended = Vec::new();
@@ -229,8 +237,17 @@ impl Processes {
             if ended.len() == self.children.len() {
                 return Ok(Some(ended));
             }
-            if started.elapsed() >= at_most {
+            let has_come = match moment {
+                Moment::Early(after) => started.elapsed() >= *after,
+                Moment::Output(bytes) => written(dir) >= *bytes,
+                Moment::Never => false,
+            };
+            if has_come {
                 return Ok(None);
+            }
+            if started.elapsed() >= HUNG {
+                self.kill_all();
+                return Err(format!("a process went on for {HUNG:?}\n{}", self.said()));
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -241,6 +258,15 @@ impl Drop for Processes {
     fn drop(&mut self) {
         self.kill_all();
     }
+}
+
+/// Bytes of output that are there.
+fn written(dir: &Path) -> u64 {
+    let files = ["rows", "digits"]
+        .into_iter()
+        .filter_map(|name| fs::read_dir(dir.join("out").join(name)).ok())
+        .flatten();
+    files.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
 
 /// All files of rows below the output, by name.
