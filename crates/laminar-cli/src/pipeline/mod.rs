@@ -23,8 +23,8 @@
 pub mod committed;
 pub mod dead_letter;
 pub mod live;
-mod ownership;
-mod stages;
+pub mod ownership;
+pub mod stages;
 #[cfg(test)]
 mod tests;
 
