@@ -49,6 +49,7 @@ impl Bench {
             on_error: OnError::Stop,
             follow: false,
             batch_len: 64,
+            parsers: Some(3),
         };
         Self { dir, settings }
     }
