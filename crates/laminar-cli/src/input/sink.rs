@@ -73,6 +73,10 @@ pub enum OnBad {
     Keep,
 }
 
+/// A key at which parsers panic, for the test of what happens then.
+#[cfg(test)]
+pub const PANICS: &str = "a parser panics at this key";
+
 /// Collects what a parser finds in one batch.
 pub struct Sink {
     plan: Arc<Plan>,
@@ -140,6 +144,8 @@ impl Sink {
 
     /// Takes one good record.
     pub fn record(&mut self, key: &[u8], values: &[FieldValue<'_>]) -> Result<(), Reason> {
+        #[cfg(test)]
+        assert_ne!(key, PANICS.as_bytes());
         if key.len() > KEY_LEN_MAX {
             return Err(format!("the key has {} bytes; the limit is {KEY_LEN_MAX}", key.len()).into());
         }

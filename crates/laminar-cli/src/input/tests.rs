@@ -182,6 +182,43 @@ fn a_record_may_have_16_mib_and_not_one_byte_more() {
     assert!(error.contains("line 3 (byte 8)") && error.contains("A quote may not be closed"), "{error}");
 }
 
+/// A source that reads a file in batches of one line.
+fn source_of(path: &Path) -> Source {
+    let plan = Plan::parse(&[]).unwrap();
+    let mut job = Job::new(Format::Ndjson, "k", &plan, &[path.to_str().unwrap().to_owned()]);
+    extend(&mut job, None, false).unwrap();
+    Source::new(job, path.parent().unwrap().to_owned(), None, 1)
+}
+
+#[test]
+fn input_that_is_truncated_while_it_is_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.ndjson");
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":2}\n{\"k\":3}\n").unwrap();
+    let mut source = source_of(&path);
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::Batch { .. }));
+    std::fs::write(&path, "{\"k\":1}\n{\"k").unwrap();
+    let error = source.next(Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("a.ndjson was truncated while it was read"), "{error}");
+    assert!(error.contains("expected at least 24 bytes, found 11"), "{error}");
+}
+
+#[test]
+fn a_last_record_that_grows_while_it_is_read_is_read_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.ndjson");
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":").unwrap();
+    let mut source = source_of(&path);
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::Batch { .. }));
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":2}\n").unwrap();
+    let Next::Batch { batch, end, lines } = source.next(Vec::new()).unwrap() else { panic!("a batch") };
+    assert_eq!((&batch.bytes[..], batch.line, end.offset, lines), (&b"{\"k\":2}\n"[..], 2, 16, 1));
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::End));
+    // So that a restart agrees.
+    let job = Job::load(dir.path()).unwrap().unwrap();
+    assert_eq!(job.steps[0].to, Some(16));
+}
+
 #[test]
 fn formats_are_recognised() {
     assert_eq!(Format::from_extension(Path::new("a/b.JSONL")), Some(Format::Ndjson));

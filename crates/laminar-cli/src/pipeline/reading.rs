@@ -90,10 +90,11 @@ impl<'a> Reading<'a> {
     {
         let mut senders = Vec::new();
         let mut started = Started { turns: Vec::new(), threads: Vec::new() };
-        for _ in 0..self.setup.parsers.max(1) {
+        for index in 0..self.setup.parsers.max(1) {
             let (raw_sender, raw_receiver) = sync_channel(BATCHES_WAITING);
             let (turn_sender, turn_receiver) = sync_channel(BATCHES_WAITING);
-            match spawn(scope, "laminar-parse", move || self.parse(&raw_receiver, &turn_sender)) {
+            let name = format!("laminar-parse-{index}");
+            match spawn(scope, &name, move || self.parse(&raw_receiver, &turn_sender)) {
                 Ok(thread) => started.threads.push(thread),
                 Err(error) if started.threads.is_empty() => return Err(not_started(&error)),
                 Err(_) => break,
@@ -180,9 +181,100 @@ fn panicked(setup: &Setup, batch: &Batch) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agg::Plan;
+    use crate::engine::Router;
+    use crate::input::Format;
+    use crate::input::plan::extend;
+    use crate::input::sink::OnBad;
+    use crate::job::Job;
 
     #[test]
     fn parsers_are_limited_by_cpus() {
         assert_eq!([0, 1, 2, 8, 9, 192].map(parsers_for), [1, 1, 2, 8, 8, 8]);
+    }
+
+    /// A directory with a file, and what is needed to read it in batches of one record.
+    fn desk(text: &str) -> (tempfile::TempDir, Source, Setup) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ndjson");
+        std::fs::write(&path, text).unwrap();
+        let plan = Plan::parse(&["last:v".to_owned()]).unwrap();
+        let mut job = Job::new(Format::Ndjson, "k", &plan, &[path.to_str().unwrap().to_owned()]);
+        extend(&mut job, None, false).unwrap();
+        let source = Source::new(job.clone(), dir.path().to_owned(), None, 1);
+        let setup = Setup {
+            plan: Arc::new(plan),
+            format: Format::Ndjson,
+            key: "k".to_owned(),
+            router: Router::new(1, |_| 0),
+            on_bad: OnBad::Stop,
+            epoch: Duration::ZERO,
+            parsers: 8,
+            job,
+        };
+        (dir, source, setup)
+    }
+
+    fn pools() -> Pools {
+        Pools { buffers: Pool::new(), parts: Pool::new() }
+    }
+
+    /// With long records the channels alone would hold as many of them as there are places.
+    #[test]
+    fn bytes_in_flight_are_bounded_and_the_order_is_kept() {
+        let (most, long) = (5_000, "x".repeat(2_000));
+        let text: String = (0..200).map(|i| format!("{{\"k\":{i},\"v\":\"{long}\"}}\n")).collect();
+        let (_dir, source, setup) = desk(&text);
+        let (live, stop, pools, budget) =
+            (Live::default(), AtomicBool::new(false), pools(), Budget::new(most));
+        thread::scope(|scope| {
+            let reading = Reading { setup: &setup, live: &live, stop: &stop, pools: &pools };
+            let started = reading.start(scope, source, Arc::clone(&budget)).unwrap();
+            let mut seen = 0;
+            for turns in started.turns.iter().cycle() {
+                // What a batch is parsed to comes on top of the batch itself, and is no longer than it here.
+                assert!(budget.used() <= 2 * most, "{}", budget.used());
+                match turns.recv().unwrap() {
+                    Turn::Batch { parsed, read } => {
+                        assert_eq!((parsed.records, read.batch.line), (1, seen + 1));
+                        seen += 1;
+                    }
+                    Turn::End { finished } => {
+                        assert!(finished);
+                        break;
+                    }
+                    Turn::Idle | Turn::Failed(_) => panic!("nothing of that kind"),
+                }
+            }
+            assert_eq!((seen, budget.used()), (200, 0));
+        });
+    }
+
+    #[test]
+    fn a_reader_that_waits_for_room_stops_when_it_is_told_to() {
+        let (_dir, source, setup) = desk("{\"k\":1,\"v\":1}\n");
+        let (live, stop, pools, budget) = (Live::default(), AtomicBool::new(false), pools(), Budget::new(1));
+        let held = budget.take(1, || false).unwrap();
+        thread::scope(|scope| {
+            let reading = Reading { setup: &setup, live: &live, stop: &stop, pools: &pools };
+            let started = reading.start(scope, source, Arc::clone(&budget)).unwrap();
+            stop.store(true, Ordering::Release);
+            assert!(matches!(started.turns[0].recv().unwrap(), Turn::End { finished: false }));
+        });
+        drop(held);
+    }
+
+    #[test]
+    fn a_reader_whose_results_nobody_takes_ends() {
+        let text = "{\"k\":1,\"v\":1}\n".repeat(500);
+        let (_dir, source, setup) = desk(&text);
+        let (live, stop, pools, budget) = (Live::default(), AtomicBool::new(false), pools(), Budget::new(50));
+        thread::scope(|scope| {
+            let reading = Reading { setup: &setup, live: &live, stop: &stop, pools: &pools };
+            let started = reading.start(scope, source, Arc::clone(&budget)).unwrap();
+            drop(started.turns);
+            started.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+        assert_eq!(budget.used(), 0);
     }
 }
