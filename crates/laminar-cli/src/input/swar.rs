@@ -21,12 +21,12 @@ pub const fn eight(byte: u8) -> u64 {
 /// The high bit of every byte that equals the one in `wanted`, which is from [`eight`]; of no other.
 pub fn equal(word: u64, wanted: u64) -> u64 {
     let difference = word ^ wanted;
-    !((difference & LOW) + LOW | difference) & HIGH
+    !(((difference & LOW) + LOW) | difference) & HIGH
 }
 
 /// The high bit of every byte below 0x20; of no other.
 pub fn control(word: u64) -> u64 {
-    !((word & LOW) + eight(0x60) | word) & HIGH
+    !(((word & LOW) + eight(0x60)) | word) & HIGH
 }
 
 /// Place of the first byte that has its high bit.
