@@ -8,6 +8,7 @@ use crate::floor::{self, Floor};
 use crate::keys::{PAYLOAD, key, mix, value};
 use crate::lifecycle::child::settings;
 use crate::place::clear;
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
@@ -28,7 +29,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
 }
 
 fn shares(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
-    eprintln!("checkpoint: {keys} keys");
+    progress!("checkpoint: {keys} keys");
     let mut table = Table::new(
         "checkpoint",
         format!("Checkpoints of a store of {keys} keys, 16 B / 100 B, on 1 core"),

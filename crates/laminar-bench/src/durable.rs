@@ -1,6 +1,7 @@
 //! From put to durable: rates, bytes and latency of the whole pipeline, beside what the device does
 //! for a program that only writes and syncs.
 
+mod peers;
 mod raw;
 
 use std::path::Path;
@@ -11,8 +12,10 @@ use std::time::{Duration, Instant};
 use laminar_storage::{CoreStore, Epoch, Opened, Settings, Stats, Store};
 
 use crate::keys::{PAYLOAD, Spread, Stamp, key};
-use crate::machine::{Nanos, cores as cpus, histogram};
+use crate::machine::{Nanos, cores as cpus, cpu_time, histogram};
 use crate::place::{Place, clear};
+use crate::plot::{self, Bar, Distribution, Of};
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
@@ -38,11 +41,19 @@ impl Policy {
     }
 }
 
+/// The column of processor time, of all threads of the process.
+const CPU: &str = "CPU / put";
+
+/// Processor time of each put.
+fn cpu_of(time: Duration, puts: f64) -> Cell {
+    Cell::Nanos(time.as_nanos() as f64 / puts)
+}
+
 /// Operations between two looks at the clock.
 const LOOK: usize = 64;
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
-    eprintln!("durable");
+    progress!("durable");
     let mut rates = Table::new(
         "durable",
         "Puts until the last epoch is durable, 16 B / 100 B",
@@ -55,37 +66,115 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
             "logged / put",
             "puts / sync",
             "syncs/s",
+            CPU,
         ],
     );
-    let mut latency = Table::new(
+    let latency = Table::new(
         "seal_to_durable",
         "From the seal of the last core until durable",
-        &["epoch", "cores", "p50", "p99", "longest", "/ raw, best"],
+        &["epoch", "cores", "p50", "p99", "p99.9", "longest", "/ raw, best"],
     );
+    let mut latency = Latencies { table: latency, drawn: Vec::new() };
     for (name, syncs) in [("every 1024 puts", raw::BATCH), ("every put", raw::ONE)] {
         for reused in [true, false] {
-            for threads in [1, 2] {
+            for threads in [1, 2, 4, raw::WIDEST] {
                 raw::rate(run, name, syncs, threads, reused, &mut rates)?;
             }
         }
     }
-    for cores in [1, 2, 4] {
+    for cores in [1, 2, 4, 8] {
         measure(run, &run.place, cores, &mut rates, Some(&mut latency))?;
     }
     with_checkpoints(run, &mut rates)?;
     if let Some(place) = memory_place(run) {
         measure(run, &place, 1, &mut rates, None)?;
     }
+    peers::all(run, &mut rates, &mut latency)?;
     rates.note(format!(
         "one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share",
         cpus()
     ));
     rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note(
+        "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",
+    );
     rates.note("log bytes include frames, barriers and headers, not what is written ahead; unless said otherwise no checkpoint is made");
+    draw(run, &rates, &latency)?;
     report.add(rates);
+    let mut latency = latency.table;
     latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50");
     report.add(latency);
     Ok(())
+}
+
+/// The latencies of the table, and those of them that are drawn.
+struct Latencies {
+    table: Table,
+    /// Those of one core or thread, with the puts of an epoch or batch.
+    drawn: Vec<(usize, Distribution)>,
+}
+
+impl Latencies {
+    fn row(&mut self, name: String, cores: usize, puts: usize, latencies: Nanos, raw: Option<&Nanos>) {
+        let p50 = latencies.value_at_quantile(0.5) as f64;
+        self.table.row(vec![
+            Cell::text(&name),
+            Cell::Count(cores as u64),
+            Cell::Nanos(p50),
+            Cell::Nanos(latencies.value_at_quantile(0.99) as f64),
+            Cell::Nanos(latencies.value_at_quantile(0.999) as f64),
+            Cell::Nanos(latencies.max() as f64),
+            raw.map_or(Cell::None, |raw| Cell::Number(p50 / raw.value_at_quantile(0.5) as f64, 2)),
+        ]);
+        if cores == 1 {
+            // Only ours have a yardstick of their own.
+            let name = if raw.is_some() { format!("laminar, {name}") } else { name };
+            self.drawn.push((puts, Distribution { name, latencies }));
+        }
+    }
+}
+
+/// How the rows end that have no device, so that nothing in them is durable.
+const NO_DEVICE: &str = ", in memory (no device)";
+
+/// A batch is more than a put of every core.
+const ONE_BY_ONE: f64 = 1.5;
+
+fn draw(run: &Run, rates: &Table, latency: &Latencies) -> Result<(), Error> {
+    let Some(dir) = &run.beside_json else { return Ok(()) };
+    for (puts, title) in [(1, "one put"), (1024, "1024 puts")] {
+        let drawn: Vec<_> =
+            latency.drawn.iter().filter(|(of, _)| *of == puts).map(|(_, one)| one.clone()).collect();
+        let title = format!("Until {title} is durable, one core: ours from the seal, others put and synced");
+        plot::distributions(&dir.join(format!("durable-latency-{puts}.svg")), &title, &drawn)?;
+    }
+    let bars = bars(rates);
+    for (file, title, one_by_one) in [
+        ("durable-batches.svg", "Durable puts a second, many in an epoch or batch", false),
+        ("durable-one-by-one.svg", "Durable puts a second, each waited for", true),
+    ] {
+        let drawn: Vec<_> =
+            bars.iter().filter(|(of, _)| *of == one_by_one).map(|(_, bar)| bar.clone()).collect();
+        plot::bars(&dir.join(file), title, "puts/s", &drawn)?;
+    }
+    Ok(())
+}
+
+/// The rates that mean something for durability, and whether each put was waited for.
+fn bars(rates: &Table) -> Vec<(bool, Bar)> {
+    // What is logged only we tell.
+    let ours: Vec<_> = rates.figures(["logged / put"]).into_iter().map(|(name, _)| name).collect();
+    let rows = rates.figures(["cores", "puts/s", "puts / sync"]).into_iter();
+    let bar = |(name, [cores, rate, puts]): (String, [f64; 3])| {
+        let (of, whose) = match &name {
+            name if ours.contains(name) => (Of::Ours, "laminar, "),
+            name if name.starts_with("raw") => (Of::Floor, ""),
+            _ => (Of::Others, ""),
+        };
+        let on = if cores > 1.0 { format!(", {cores} cores or threads") } else { String::new() };
+        (puts / cores <= ONE_BY_ONE, Bar { name: format!("{whose}{name}{on}"), value: rate, of })
+    };
+    rows.filter(|(name, _)| !name.ends_with(NO_DEVICE)).map(bar).collect()
 }
 
 fn settings() -> Settings {
@@ -95,7 +184,7 @@ fn settings() -> Settings {
 /// A place without a device, which shows what the pipeline itself costs.
 fn memory_place(_: &Run) -> Option<Place> {
     let shared = Path::new("/dev/shm");
-    shared.is_dir().then(|| Place::new(Some(shared)).ok()).flatten()
+    shared.is_dir().then(|| Place::new(shared).ok()).flatten()
 }
 
 /// All workloads on one store.
@@ -104,7 +193,7 @@ fn measure(
     place: &Place,
     count: usize,
     rates: &mut Table,
-    latency: Option<&mut Table>,
+    latency: Option<&mut Latencies>,
 ) -> Result<(), Error> {
     let dir = place.fresh("durable")?;
     run.pins.background()?;
@@ -113,7 +202,7 @@ fn measure(
     let puts = run.ops_or(2_000_000, 10_000_000) / count;
     let all: Vec<u32> = (0..keys as u32).collect();
     drive(run, &store, &mut cores, &all, Policy::Every(Duration::from_millis(10)))?;
-    let on = if latency.is_some() { "" } else { ", in memory (no device)" };
+    let on = if latency.is_some() { "" } else { NO_DEVICE };
 
     let few = puts / 20;
     let waited = run.size(1000, 10_000) / count;
@@ -131,12 +220,12 @@ fn measure(
         let done = drive(run, &store, &mut cores, &numbers, policy)?;
         rates.row(done.cells(name, count));
     }
-    if let Some(table) = latency {
+    if let Some(latency) = latency {
         for puts in [1, 1024] {
             let (histogram, bytes) = seal_to_durable(run, &store, &mut cores, keys, puts)?;
             let raw = raw::latency(run, count, bytes)?;
-            table.row(latency_row(&format!("{puts} puts per core"), count, &histogram, Some(&raw)));
-            table.row(latency_row(&format!("raw pwrite + fdatasync of {bytes} B each"), count, &raw, None));
+            latency.row(format!("{puts} puts per core"), count, puts, histogram, Some(&raw));
+            latency.row(raw_name(bytes), count, puts, raw, None);
         }
     }
     drop(cores);
@@ -169,6 +258,7 @@ fn with_checkpoints(run: &Run, rates: &mut Table) -> Result<(), Error> {
 struct Done {
     puts: u64,
     time: Duration,
+    cpu: Duration,
     before: Stats,
     after: Stats,
 }
@@ -188,6 +278,7 @@ impl Done {
             Cell::Number((self.after.changes_logged - self.before.changes_logged) as f64 / puts, 3),
             Cell::Number(puts / syncs, 0),
             Cell::Number(syncs / seconds, 0),
+            cpu_of(self.cpu, puts),
         ]
     }
 }
@@ -222,7 +313,7 @@ fn drive(
             })
             .collect();
         meet.wait();
-        let started = Instant::now();
+        let started = (Instant::now(), cpu_time());
         meet.wait();
         for thread in threads {
             thread.join().map_err(|_| "a core's thread panicked")??;
@@ -230,8 +321,8 @@ fn drive(
         Ok::<_, Error>(started)
     })?;
     store.wait_durable(Epoch(last.load(Ordering::Relaxed)))?;
-    let time = started.elapsed();
-    Ok(Done { puts: (numbers.len() * count) as u64, time, before, after: store.stats() })
+    let (time, cpu) = (started.0.elapsed(), cpu_time().saturating_sub(started.1));
+    Ok(Done { puts: (numbers.len() * count) as u64, time, cpu, before, after: store.stats() })
 }
 
 fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) -> Result<(), Error> {
@@ -296,14 +387,6 @@ fn seal_to_durable(
     Ok((histogram, bytes as usize / rounds / cores.len()))
 }
 
-fn latency_row(name: &str, cores: usize, histogram: &Nanos, raw: Option<&Nanos>) -> Vec<Cell> {
-    let p50 = histogram.value_at_quantile(0.5) as f64;
-    vec![
-        Cell::text(name),
-        Cell::Count(cores as u64),
-        Cell::Nanos(p50),
-        Cell::Nanos(histogram.value_at_quantile(0.99) as f64),
-        Cell::Nanos(histogram.max() as f64),
-        raw.map_or(Cell::None, |raw| Cell::Number(p50 / raw.value_at_quantile(0.5) as f64, 2)),
-    ]
+fn raw_name(bytes: usize) -> String {
+    format!("raw pwrite + fdatasync of {bytes} B each")
 }

@@ -20,10 +20,11 @@ use self::truth::{Plan, Truth};
 use crate::bytes::disk_bytes;
 use crate::keys::{PAYLOAD, mix};
 use crate::place::clear;
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
-use crate::{Error, Run, machine};
+use crate::{Error, Run, interrupt, machine};
 
-#[derive(Args, Clone, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Options {
     /// Cores of the store that is filled and killed
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -38,7 +39,7 @@ pub struct Options {
 
 pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Error> {
     let plan = Plan { keys: run.keys_or(1_000_000, 5_000_000), cores: options.cores.max(1) };
-    eprintln!("lifecycle: {} keys on {} cores", plan.keys, plan.cores);
+    progress!("lifecycle: {} keys on {} cores", plan.keys, plan.cores);
     let dir = run.place.fresh("lifecycle")?;
     let mut told = Table::new(
         "lifecycle",
@@ -97,12 +98,12 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
 /// Runs the child, notes what it tells, kills it, and returns the last epoch it was promised.
 fn until_killed(run: &Run, plan: Plan, dir: &Path, table: &mut Table) -> Result<u64, Error> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("lifecycle-child").arg("--store").arg(dir);
+    command.args(run.program.before).arg("lifecycle-child").arg("--store").arg(dir);
     command.args(["--keys", &plan.keys.to_string(), "--cores", &plan.cores.to_string()]);
     if run.pins.wanted() {
         command.arg("--pin");
     }
-    let mut child = Killed(command.stdout(Stdio::piped()).spawn()?);
+    let mut child = Killed::new(command.stdout(Stdio::piped()).spawn()?);
     let Some(out) = child.0.stdout.take() else { return Err("the child has no output".into()) };
     let pid = Pid::from_child(&child.0);
     let (mut acknowledged, mut killer) = (0, None);
@@ -135,7 +136,14 @@ fn until_killed(run: &Run, plan: Plan, dir: &Path, table: &mut Table) -> Result<
 }
 
 /// A child that is not left behind.
-pub struct Killed(pub Child);
+pub struct Killed(pub Child, #[expect(dead_code, reason = "it is there to be dropped")] interrupt::Killed);
+
+impl Killed {
+    pub fn new(child: Child) -> Self {
+        let on_signal = interrupt::Killed::new(child.id());
+        Self(child, on_signal)
+    }
+}
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -200,7 +208,7 @@ fn reopen(
     }
     *point = Some(landed);
     if let Some(first) = first {
-        eprintln!("lifecycle: opened with {cores} cores: {first}");
+        progress!("lifecycle: opened with {cores} cores: {first}");
     }
     table.row(vec![
         Cell::text(format!("{cores} cores")),

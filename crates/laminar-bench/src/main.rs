@@ -1,235 +1,39 @@
-//! Measurements of laminar-storage, each with yardsticks measured in the same run.
-//!
-//! `laminar-bench all --quick` takes minutes; without `--quick` the sizes are those of the record.
-//! Absolute figures belong to the machine; what counts are ratios between rows of one run.
-#![allow(clippy::cast_possible_truncation, reason = "numbers of keys and nanoseconds, not data of a disk")]
+//! `laminar-bench`: the measurements as a program of their own, which can be built with other stores beside ours.
 
-mod bytes;
-mod checkpoint;
-mod durable;
-mod floor;
-mod keys;
-mod lifecycle;
-mod machine;
-mod objective;
-mod peers;
-mod place;
-mod plot;
-mod recovery;
-mod ring0;
-mod scaling;
-mod space;
-mod stalls;
-mod table;
-
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-
-use crate::machine::Pins;
-use crate::place::Place;
-use crate::table::{Cell, Report, Table};
-
-/// Whatever stops a run.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+use clap::Parser;
+use laminar_bench::{Bench, Program};
 
 #[derive(Parser)]
 #[command(version, about = "Measures laminar-storage")]
 struct Cli {
-    #[command(subcommand)]
-    what: What,
     #[command(flatten)]
-    common: Common,
-}
-
-#[derive(Args, Clone)]
-struct Common {
-    /// Small sizes: about a minute per subcommand
-    #[arg(long, global = true)]
-    quick: bool,
-    /// Keep hot threads on the first CPUs and background threads on the last one
-    #[arg(long, global = true)]
-    pin: bool,
-    /// Directory for the files of the run; a directory of its own is made in it and removed
-    #[arg(long, global = true, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Also writes the figures to FILE, and plots into its directory
-    #[arg(long, global = true, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Keys of the state, in place of the usual number
-    #[arg(long, global = true, value_name = "N")]
-    keys: Option<u64>,
-    /// Operations per row, in place of the usual number
-    #[arg(long, global = true, value_name = "N")]
-    ops: Option<usize>,
-    /// Program that measures the published predecessor for `peers`, built from crates/laminar-bench/predecessor
+    bench: Bench,
+    /// Program that measures a version of the published predecessor for `peers` and `durable`, built from
+    /// crates/laminar-bench/predecessor; repeat it for the other version
     #[arg(long, global = true, value_name = "BINARY")]
-    predecessor: Option<PathBuf>,
-}
-
-#[derive(Subcommand, Clone)]
-enum What {
-    /// Latency of single operations on a core, while Ring 1 writes the log
-    Ring0,
-    /// Means of single operations by number of keys, and by bytes of keys and values
-    Scaling,
-    /// Puts per second until durable, log bytes per put, latency from seal to durable
-    Durable,
-    /// Fill, checkpoint, change 1 %, checkpoint, kill -9, reopen, compare every key
-    Lifecycle(lifecycle::Options),
-    /// Time and bytes of checkpoints after 0.1, 1, 10 and 100 % of the keys changed
-    Checkpoint,
-    /// Time to open a store from its log alone, and from checkpoint and log
-    Recovery,
-    /// Kill a store with a recovery objective again and again: what opening was estimated to take, and took
-    Objective(objective::Options),
-    /// Checkpoint and opening of other stores beside ours; with --features peers, or peer-rocksdb
-    Peers,
-    /// Latency of puts without and with checkpoints beside them
-    Stalls,
-    /// Bytes written by, and left on the disk after, a thousand checkpoints
-    Space(space::Options),
-    /// Every measurement above, one after the other, in one run
-    All,
-    /// The process that is killed
-    #[command(hide = true)]
-    LifecycleChild(lifecycle::child::Options),
-    /// The process that is killed
-    #[command(hide = true)]
-    ObjectiveChild(objective::ChildOptions),
-}
-
-/// What a measurement is given.
-pub struct Run {
-    pub quick: bool,
-    pub pins: Pins,
-    pub place: Place,
-    pub keys: Option<u64>,
-    pub ops: Option<usize>,
-    /// The program that measures the published predecessor, if that is wanted.
-    pub predecessor: Option<PathBuf>,
-    /// Directory of the file that the figures go to, if they go to one: what else is worth keeping goes there too.
-    pub beside_json: Option<PathBuf>,
-}
-
-impl Run {
-    /// One of two sizes.
-    pub fn size<T>(&self, quick: T, full: T) -> T {
-        if self.quick { quick } else { full }
-    }
-
-    pub fn keys_or(&self, quick: u64, full: u64) -> u64 {
-        self.keys.unwrap_or(self.size(quick, full))
-    }
-
-    pub fn ops_or(&self, quick: usize, full: usize) -> usize {
-        self.ops.unwrap_or(self.size(quick, full))
-    }
+    predecessor: Vec<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match &cli.what {
-        What::LifecycleChild(options) => lifecycle::child::run(options).map(|()| 0),
-        What::ObjectiveChild(options) => objective::child(options).map(|()| 0),
-        what => measure(what, &cli.common),
-    };
-    match done {
+    let Cli { bench, predecessor } = Cli::parse();
+    let program =
+        Program { name: "laminar-bench", before: &[], dir: "target/bench-data", predecessors: predecessor };
+    match laminar_bench::run(&bench, &program) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(differences) => {
             eprintln!("laminar-bench: {differences} differences");
             ExitCode::from(1)
         }
         Err(error) => {
+            let closed = error.downcast_ref::<std::io::Error>();
+            if closed.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+                return ExitCode::SUCCESS;
+            }
             eprintln!("laminar-bench: {error}");
             ExitCode::from(2)
         }
     }
-}
-
-fn measure(what: &What, common: &Common) -> Result<u64, Error> {
-    let run = Run {
-        quick: common.quick,
-        pins: Pins::new(common.pin)?,
-        place: Place::new(common.dir.as_deref())?,
-        keys: common.keys,
-        ops: common.ops,
-        predecessor: common.predecessor.clone(),
-        beside_json: common.json.as_deref().and_then(Path::parent).map(Path::to_path_buf),
-    };
-    let mut about = machine::about(common.quick, common.pin);
-    about["file_system"] = run.place.file_system.into();
-    println!("laminar-bench {}", env!("CARGO_PKG_VERSION"));
-    for (name, value) in about.as_object().into_iter().flatten() {
-        println!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-    }
-    if cfg!(debug_assertions) {
-        println!("  !! a debug build: these figures say nothing about speed");
-    }
-    let mut report = Report::default();
-    report.add(calibration(&run));
-    let parts = if let What::All = what { What::every() } else { vec![what.clone()] };
-    for part in &parts {
-        part.measure(&run, &mut report)?;
-    }
-    if let Some(path) = &common.json {
-        std::fs::write(path, format!("{:#}\n", report.json(&about)))?;
-    }
-    Ok(report.differences)
-}
-
-impl What {
-    /// What `all` consists of.
-    fn every() -> Vec<Self> {
-        vec![
-            Self::Ring0,
-            Self::Scaling,
-            Self::Durable,
-            Self::Lifecycle(lifecycle::Options::default()),
-            Self::Checkpoint,
-            Self::Recovery,
-            Self::Objective(objective::Options::default()),
-            Self::Peers,
-            Self::Stalls,
-            Self::Space(space::Options::default()),
-        ]
-    }
-
-    fn measure(&self, run: &Run, report: &mut Report) -> Result<(), Error> {
-        match self {
-            Self::Ring0 => ring0::run(run, report),
-            Self::Scaling => scaling::run(run, report),
-            Self::Durable => durable::run(run, report),
-            Self::Lifecycle(options) => lifecycle::run(run, options, report),
-            Self::Checkpoint => checkpoint::run(run, report),
-            Self::Recovery => recovery::run(run, report),
-            Self::Objective(options) => objective::run(run, options, report),
-            Self::Peers => peers::run(run, report),
-            Self::Stalls => stalls::run(run, report),
-            Self::Space(options) => space::run(run, options, report),
-            // One is its parts, the others are processes of measurements.
-            Self::All | Self::LifecycleChild(_) | Self::ObjectiveChild(_) => Ok(()),
-        }
-    }
-}
-
-/// What the clock costs and how often the machine stops a thread that does nothing.
-fn calibration(run: &Run) -> Table {
-    let mut table = Table::new(
-        "calibration",
-        "Calibration: the clock, and gaps an idle loop sees",
-        &["", "clock reading", "gaps/s > 1 µs", "> 10 µs", "> 100 µs", "longest"],
-    );
-    let gaps = machine::idle_gaps(Duration::from_secs(run.size(1, 5)));
-    table.row(vec![
-        Cell::text("idle loop"),
-        Cell::Nanos(machine::clock_cost()),
-        Cell::Number(gaps.per_second_over_1us, 0),
-        Cell::Number(gaps.per_second_over_10us, 0),
-        Cell::Number(gaps.per_second_over_100us, 0),
-        Cell::time(gaps.longest),
-    ]);
-    table
 }

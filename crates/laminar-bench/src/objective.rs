@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::keys::{Random, Stamp, key, mix};
 use crate::lifecycle::Killed;
 use crate::place::clear;
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
@@ -25,7 +26,7 @@ const OBJECTIVE_MS: u64 = 1000;
 const KILLS: u64 = 10;
 const RATE: u64 = 1_000_000;
 
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Longest time an opening may take, in milliseconds
     #[arg(long, default_value_t = OBJECTIVE_MS, value_name = "MS")]
@@ -44,7 +45,7 @@ impl Default for Options {
     }
 }
 
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 pub struct ChildOptions {
     #[arg(long)]
     store: PathBuf,
@@ -80,7 +81,7 @@ struct Told {
 
 pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(200_000, 1_000_000);
-    eprintln!("objective: {} ms, {keys} keys, {} kills", options.objective, options.kills);
+    progress!("objective: {} ms, {keys} keys, {} kills", options.objective, options.kills);
     let dir = run.place.fresh("objective")?;
     let mut table = Table::new(
         "objective",
@@ -138,10 +139,10 @@ pub fn run(run: &Run, options: &Options, report: &mut Report) -> Result<(), Erro
 /// Runs the child until it is killed, between half a second and two and a half seconds after its start.
 fn until_killed(run: &Run, options: &Options, keys: u64, dir: &Path, kill: u64) -> Result<Told, Error> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("objective-child").arg("--store").arg(dir);
+    command.args(run.program.before).arg("objective-child").arg("--store").arg(dir);
     command.args(["--keys", &keys.to_string(), "--objective", &options.objective.to_string()]);
     command.args(["--rate", &options.rate.to_string()]);
-    let mut child = Killed(command.stdout(Stdio::piped()).spawn()?);
+    let mut child = Killed::new(command.stdout(Stdio::piped()).spawn()?);
     let Some(out) = child.0.stdout.take() else { return Err("the child has no output".into()) };
     let pid = Pid::from_child(&child.0);
     let (mut told, mut killer) = (Told::default(), None);

@@ -3,15 +3,15 @@
 
 mod floor;
 #[cfg(feature = "peers")]
-mod lmdb;
+pub mod lmdb;
 #[cfg(feature = "peers")]
-mod others;
+pub mod others;
 mod ours;
-mod predecessor;
+pub mod predecessor;
 #[cfg(feature = "peers")]
 mod redis;
 #[cfg(feature = "peer-rocksdb")]
-mod rocks;
+pub mod rocks;
 mod stall;
 
 use std::path::Path;
@@ -22,6 +22,7 @@ use self::stall::{Stall, Writer};
 use crate::bytes::{disk_bytes, written_bytes};
 use crate::keys::{CHANGED_ONE_IN, PAYLOAD, changed};
 use crate::place::clear;
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
@@ -92,7 +93,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
 }
 
 fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
-    eprintln!("peers: {keys} keys");
+    progress!("peers: {keys} keys");
     let checkpoints = Table::new(
         "peer-checkpoints",
         format!("A checkpoint after one in {CHANGED_ONE_IN} of {keys} keys changed, 16 B / 100 B"),
@@ -128,7 +129,7 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     }
     #[cfg(feature = "peer-rocksdb")]
     rows.add::<rocks::Rocks>()?;
-    if let Some(program) = &run.predecessor {
+    for program in &run.program.predecessors {
         rows.add_predecessor(program)?;
     }
     let Rows { mut checkpoints, mut openings, .. } = rows;
@@ -141,10 +142,14 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
     if !cfg!(feature = "peers") {
         checkpoints
-            .note("other stores: --features peers (LMDB, redb, fjall, Redis), --features peer-rocksdb");
+            .note("other stores: laminar-bench of the repository, built with --features peers (LMDB, redb, fjall, Redis) or peer-rocksdb");
     }
     checkpoints.note("Redis is a server beside the program: every put waits for its answer over a socket, and reading all asks it for batches; only its snapshots make anything durable there, or its append-only file, which then grows; told to look after its snapshot's end 500 times a second; not measured where there is no redis-server");
-    checkpoints.note(if run.predecessor.is_some() { predecessor::NOTE } else { predecessor::NOT_MEASURED });
+    checkpoints.note(if run.program.predecessors.is_empty() {
+        predecessor::NOT_MEASURED
+    } else {
+        predecessor::NOTE
+    });
     report.add(checkpoints);
     report.add(openings);
     Ok(())

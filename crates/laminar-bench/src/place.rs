@@ -6,21 +6,25 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::Error;
+use crate::interrupt::Removed;
 
 /// A directory of a run's own, removed with it.
 #[derive(Debug)]
 pub struct Place {
     dir: TempDir,
+    // Forgotten when the directory is gone, and not before.
+    _on_signal: Removed,
     /// What figures of this place can say about durability.
     pub file_system: &'static str,
 }
 
 impl Place {
-    /// Inside `wanted`, or under `target/` of the current directory.
-    pub fn new(wanted: Option<&Path>) -> Result<Self, Error> {
-        let parent = wanted.map_or_else(|| PathBuf::from("target/bench-data"), Path::to_path_buf);
-        fs::create_dir_all(&parent)?;
-        let dir = tempfile::Builder::new().prefix("laminar-bench-").tempdir_in(&parent)?;
+    /// Inside `parent`, which is made if need be.
+    pub fn new(parent: &Path) -> Result<Self, Error> {
+        let made = fs::create_dir_all(parent)
+            .and_then(|()| tempfile::Builder::new().prefix("laminar-bench-").tempdir_in(parent));
+        let dir = made.map_err(|e| format!("could not make a directory in {}: {e}", parent.display()))?;
+        let on_signal = Removed::new(dir.path());
         let kind = rustix::fs::statfs(dir.path())?.f_type;
         let file_system = match kind {
             0x0102_1994 => "tmpfs (no device: figures of durability mean nothing)",
@@ -30,7 +34,7 @@ impl Place {
             0x794C_7630 => "overlay",
             _ => "other",
         };
-        Ok(Self { dir, file_system })
+        Ok(Self { dir, _on_signal: on_signal, file_system })
     }
 
     /// A new directory that does not exist yet.

@@ -13,6 +13,7 @@ use laminar_storage::{Epoch, Opened, RecoveryReport, Router, StateReader, Store}
 use crate::keys::{KEY, PAYLOAD, key, value};
 use crate::lifecycle::child::settings;
 use crate::place::clear;
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run, machine};
 
@@ -23,7 +24,7 @@ const SEAL_EVERY: u64 = 1024;
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let sizes = run.keys.map_or_else(|| run.size(vec![1_000_000], vec![1_000_000, 5_000_000]), |n| vec![n]);
     for keys in sizes {
-        eprintln!("recovery: {keys} keys");
+        progress!("recovery: {keys} keys");
         let mut table = Table::new(
             "recovery",
             format!("Opening a store of {keys} keys, 16 B / 100 B: median of {}", repeats(run)),

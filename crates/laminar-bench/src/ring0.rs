@@ -15,6 +15,8 @@ use laminar_storage::{CoreStore, Opened, Settings, Store, StoreError};
 use self::drive::{Driver, Outcome, Seals};
 use crate::keys::{KEY, PAYLOAD, Spread, Stamp, VALUE, key};
 use crate::place::clear;
+use crate::plot::{self, Distribution};
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run, machine};
 
@@ -43,6 +45,49 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     growth(run, report)
 }
 
+/// The rows of a table, and those of them that are drawn.
+struct Rows {
+    table: Table,
+    drawn: Vec<Distribution>,
+}
+
+impl Rows {
+    fn new(table: Table) -> Self {
+        Self { table, drawn: Vec::new() }
+    }
+
+    fn row(&mut self, outcome: &Outcome) {
+        self.table.row(outcome.cells());
+        self.drawn.extend(outcome.distribution());
+    }
+
+    /// Draws the rows of these names.
+    fn draw(&self, run: &Run, file: &str, title: &str, names: &[&str]) -> Result<(), Error> {
+        let Some(dir) = &run.beside_json else { return Ok(()) };
+        let drawn: Vec<_> = names
+            .iter()
+            .filter_map(|name| self.drawn.iter().find(|one| one.name == *name).cloned())
+            .collect();
+        plot::distributions(&dir.join(file), title, &drawn)
+    }
+}
+
+/// What is durable when it has ended, and is drawn beside what is not.
+const WAITED: &str = "put, uniform, until it is durable, one by one";
+
+const DRAWN: &[&str] = &[
+    "put, uniform, sealed every 10 ms",
+    WAITED,
+    "update, uniform",
+    "get, uniform",
+    "hashbrown, in-place overwrite, uniform",
+    "hashbrown, a new Box per put, uniform",
+    "hashbrown, get, uniform",
+    "raw memory, 116 B written, uniform",
+];
+
+const GROWN: &[&str] = &["insert, sealed every 10 ms", "hashbrown, insert"];
+
 fn settings() -> Settings {
     // Checkpoints are measured elsewhere.
     Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() }
@@ -52,14 +97,14 @@ fn settings() -> Settings {
 fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(1_000_000, 1_000_000);
     let count = run.ops_or(2_000_000, 10_000_000);
-    eprintln!("ring0: {keys} keys, {count} operations per row");
+    progress!("ring0: {keys} keys, {count} operations per row");
     let title = format!("Ring 0: {count} operations on {keys} keys, 16 B / 100 B, one core");
-    let mut table = Table::new("ring0", title, COLUMNS);
+    let mut rows = Rows::new(Table::new("ring0", title, COLUMNS));
     let gaps = idle(run);
     let uniform = Spread::Uniform.draw(keys, count, 1);
     let zipf = Spread::Zipf.draw(keys, count, 2);
-    table.row(gaps_row(&gaps));
-    yardsticks::run(keys, &uniform, &zipf, &mut table)?;
+    rows.table.row(gaps_row(&gaps));
+    yardsticks::run(keys, &uniform, &zipf, &mut rows)?;
 
     let dir = run.place.fresh("ring0")?;
     let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
@@ -87,14 +132,17 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
             let mut stamp = Stamp::new();
             let name = format!("put, {}, {}", spread.name(), seals.name());
             let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
-            table.row(driver.both(&name, core, drawn, seals, put)?.cells());
+            rows.row(&driver.both(&name, core, drawn, seals, put)?);
         }
     }
     let mut stamp = Stamp::new();
     let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
-    let unpaced = driver.unpaced(core, &uniform, Seals::Every(Duration::from_millis(10)), put)?;
-    table.row(Outcome::untimed("put, uniform, sealed every 10 ms, unpaced", unpaced).cells());
-    table.row(batches(&mut driver, core, &uniform)?.cells());
+    let (unpaced, durable) = driver.unpaced(core, &uniform, Seals::Every(Duration::from_millis(10)), put)?;
+    rows.row(&Outcome::untimed("put, uniform, sealed every 10 ms, unpaced", unpaced));
+    rows.row(&Outcome::untimed("the same, until all of it is durable", durable));
+    let few = &uniform[..uniform.len().min(run.size(1000, 10_000))];
+    rows.row(&waited(&mut driver, &store, core, few)?);
+    rows.row(&batches(&mut driver, core, &uniform)?);
     memory.row(memory_row("after overwriting", core, keys));
 
     driver.changes = false;
@@ -102,20 +150,29 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
         std::hint::black_box(core.get(&key(number)).map(|value| value[0]));
         Ok(())
     };
-    table.row(driver.both("get, uniform", core, &uniform, Seals::Never, get)?.cells());
-    table.row(driver.both("get, zipf 0.99", core, &zipf, Seals::Never, get)?.cells());
-    table.row(batches_read(core, &uniform).cells());
+    rows.row(&driver.both("get, uniform", core, &uniform, Seals::Never, get)?);
+    rows.row(&driver.both("get, zipf 0.99", core, &zipf, Seals::Never, get)?);
+    rows.row(&batches_read(core, &uniform));
     driver.changes = true;
     let update = |core: &mut CoreStore, number, _| core.update(&key(number), add_one);
-    table.row(driver.both("update, uniform", core, &uniform, Seals::Never, update)?.cells());
+    rows.row(&driver.both("update, uniform", core, &uniform, Seals::Never, update)?);
     // Each key once: all are there.
     let (first, second) = permuted(keys);
     let delete = |core: &mut CoreStore, number, _| core.delete(&key(number)).map(drop);
-    table.row(driver.halves("delete, all keys", core, &first, &second, delete)?.cells());
+    rows.row(&driver.halves("delete, all keys", core, &first, &second, delete)?);
     memory.row(memory_row("after deleting all (per key there was)", core, keys));
 
+    rows.draw(
+        run,
+        "ring0-latency.svg",
+        "Ring 0: single operations, timed; not durable unless it says so",
+        DRAWN,
+    )?;
+    let mut table = rows.table;
     table.note("mean: whole time / operations, no clock in between. timed: two clock readings around each operation, their cost is in the calibration");
     table.note("put, update, delete: Ring 1 drains into the real log at the same time; unless 'unpaced', bursts of 16 384 with Ring 1 catching up in between, which is not counted; sealing is not counted either");
+    table.note("a put is not durable yet when it returns: what it takes until then is in the rows that say 'durable', and in the tables of `durable`");
+    table.note("raw memory: key and value written to, or a byte read from, a place of 128 bytes that is known, in 4 KiB pages unless the system gives larger ones; no key is compared");
     table.note("hashbrown: no log, no second thread at work, memory in 4 KiB pages; in-place needs values of one length; same keys, same order, same hash-table load");
     table.note("the idle loop ran just before, with nothing else of this process running; gaps beyond its rate are ours");
     report.add(table);
@@ -129,10 +186,10 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
 /// Inserts into a growing state: the worst single put counts.
 fn growth(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(1_000_000, 5_000_000);
-    eprintln!("ring0: growing to {keys} keys");
-    let mut table = Table::new("growth", format!("Growing from 0 to {keys} keys"), COLUMNS);
-    table.row(gaps_row(&idle(run)));
-    table.row(yardsticks::growth(keys)?);
+    progress!("ring0: growing to {keys} keys");
+    let mut rows = Rows::new(Table::new("growth", format!("Growing from 0 to {keys} keys"), COLUMNS));
+    rows.table.row(gaps_row(&idle(run)));
+    rows.row(&yardsticks::growth(keys)?);
     let dir = run.place.fresh("growth")?;
     run.pins.background()?;
     let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
@@ -144,7 +201,14 @@ fn growth(run: &Run, report: &mut Report) -> Result<(), Error> {
     let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
     let seals = Seals::Every(Duration::from_millis(10));
     let (histogram, time) = driver.timed(core, &numbers, seals, put)?;
-    table.row(Outcome::timed("insert, sealed every 10 ms", histogram, time).cells());
+    rows.row(&Outcome::timed("insert, sealed every 10 ms", histogram, time));
+    rows.draw(
+        run,
+        "growth-latency.svg",
+        "Ring 0: inserts into a growing state, timed; not durable yet",
+        GROWN,
+    )?;
+    let mut table = rows.table;
     table.note("every put timed; in bursts of 16 384, Ring 1 catching up in between; a gap of the machine shows here too");
     report.add(table);
     drop(cores);
@@ -157,6 +221,21 @@ fn fill(driver: &mut Driver<'_>, core: &mut CoreStore, keys: u64) -> Result<(), 
     let mut stamp = Stamp::new();
     let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
     driver.untimed(core, &numbers, Seals::Every(Duration::from_millis(10)), put).map(drop)
+}
+
+/// Each put is sealed, and the next one is not begun before it is durable.
+fn waited(
+    driver: &mut Driver<'_>,
+    store: &Store,
+    core: &mut CoreStore,
+    numbers: &[u32],
+) -> Result<Outcome, Error> {
+    let mut stamp = Stamp::new();
+    let put = |core: &mut CoreStore, number, at| {
+        core.put(&key(number), stamp.at(at))?;
+        store.wait_durable(core.seal_epoch()?)
+    };
+    driver.both(WAITED, core, numbers, Seals::Never, put)
 }
 
 fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Result<Outcome, Error> {

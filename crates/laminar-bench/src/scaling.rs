@@ -18,6 +18,7 @@ const COLUMNS: &[&str] = &[
     "state",
     "put",
     "put, p99.9",
+    "put, until durable",
     "get",
     "get_batch",
     "hashbrown, overwrite",
@@ -60,9 +61,10 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     measure::<16, 8>(run, keys, &mut table)?;
     measure::<16, 1000>(run, keys, &mut table)?;
     table.note("means without a clock in between; p99.9 with two readings of it around each put; puts in bursts of 16 384, Ring 1 catching up in between, which is not counted");
+    table.note("put, until durable: as many puts without pauses, sealed as often, until the last of them is durable, over their number");
     table.note(format!("get_batch: of {READ_BATCH} keys, per key; hashbrown: nothing is durable, values in the table itself, memory in 4 KiB pages"));
     table.note(
-        "memory: given by the system for records and index, after 10 million overwrites (2 million with --quick) in random order; ratio of what is used of it",
+        "memory: given by the system for records and index, after 15 million overwrites (3 million with --quick) in random order; ratio of what is used of it",
     );
     report.add(table);
     draw(run, &means)
@@ -119,6 +121,7 @@ fn measure<const K: usize, const V: usize>(run: &Run, keys: u64, table: &mut Tab
     driver.untimed(core, &all, SEALS, &mut put)?;
     let mean = driver.untimed(core, &drawn, SEALS, &mut put)?;
     let (histogram, _) = driver.timed(core, &drawn, SEALS, &mut put)?;
+    let (_, durable) = driver.unpaced(core, &drawn, SEALS, &mut put)?;
     let (get, get_batch) = reads::<K>(core, &drawn);
     let means = Means { put: mean, get, get_batch, table_put, table_get };
     let memory = core.memory();
@@ -127,6 +130,7 @@ fn measure<const K: usize, const V: usize>(run: &Run, keys: u64, table: &mut Tab
         Cell::text(format!("{} keys, {K} B / {V} B", Cell::Count(keys).shown())),
         Cell::Nanos(means.put),
         Cell::Nanos(histogram.value_at_quantile(0.999) as f64),
+        Cell::Nanos(durable),
         Cell::Nanos(means.get),
         Cell::Nanos(means.get_batch),
         Cell::Nanos(means.table_put),

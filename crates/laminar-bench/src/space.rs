@@ -15,10 +15,11 @@ use crate::bytes::disk_bytes;
 use crate::keys::{PAYLOAD, Spread, key, value};
 use crate::place::clear;
 use crate::plot::{self, Line};
+use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
-#[derive(Args, Clone, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Options {
     /// Checkpoints to take
     #[arg(long, value_name = "N")]
@@ -115,7 +116,7 @@ fn settings() -> Settings {
 /// Runs a workload from an empty store, and notes what there is after every checkpoint.
 fn take(run: &Run, workload: Workload, keys: u64, checkpoints: u32) -> Result<Vec<After>, Error> {
     let dir = run.place.fresh(workload.name())?;
-    eprintln!("space: {}, {keys} keys, {checkpoints} checkpoints", workload.name());
+    progress!("space: {}, {keys} keys, {checkpoints} checkpoints", workload.name());
     let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
     let core = cores.first_mut().ok_or("no core")?;
     let mut changes = Changes::new(workload, keys, checkpoints);

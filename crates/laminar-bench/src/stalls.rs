@@ -10,6 +10,7 @@ use laminar_storage::{CheckpointReceipt, CoreStore, Opened, Settings, Store};
 use crate::keys::{PAYLOAD, Random, Spread, Stamp, changed, key};
 use crate::machine::{self, Nanos};
 use crate::place::clear;
+use crate::progress::progress;
 use crate::ring0::drive::{Driver, Outcome, Seals};
 use crate::ring0::{COLUMNS, gaps_row};
 use crate::table::{Cell, Report, Table};
@@ -68,7 +69,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
 fn puts(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(200_000, 1_000_000);
     let count = run.ops_or(1_000_000, 10_000_000);
-    eprintln!("stalls: {keys} keys, {count} puts without and with checkpoints, in {TURNS} turns each");
+    progress!("stalls: {keys} keys, {count} puts without and with checkpoints, in {TURNS} turns each");
     let dir = run.place.fresh("stalls")?;
     run.pins.background()?;
     let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
@@ -176,7 +177,7 @@ const ENOUGH_MERGES: u64 = 3;
 
 fn commits(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(500_000, 5_000_000);
-    eprintln!("stalls: group commit beside checkpoints of {keys} keys");
+    progress!("stalls: group commit beside checkpoints of {keys} keys");
     let dir = run.place.fresh("stalls-commits")?;
     run.pins.background()?;
     let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };

@@ -1,6 +1,10 @@
 //! Tables on the terminal, and the same figures as JSON.
 
+use std::io::{self, Write};
+
 use serde_json::{Map, Value, json};
+
+use crate::progress::progress;
 
 /// One figure.
 #[derive(Clone, Debug)]
@@ -39,6 +43,14 @@ impl Cell {
         }
     }
 
+    fn figure(&self) -> Option<f64> {
+        match self {
+            Self::Count(n) | Self::Bytes(n) => Some(*n as f64),
+            Self::Nanos(n) | Self::Number(n, _) => Some(*n),
+            Self::Text(_) | Self::None => None,
+        }
+    }
+
     fn json(&self) -> Value {
         match self {
             Self::Text(text) => json!(text),
@@ -61,7 +73,7 @@ fn grouped(n: u64) -> String {
     out
 }
 
-fn shown_nanos(n: f64) -> String {
+pub fn shown_nanos(n: f64) -> String {
     match n {
         n if n < 1e3 => format!("{n:.0} ns"),
         n if n < 1e6 => format!("{:.2} µs", n / 1e3),
@@ -95,7 +107,7 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<Cell>) {
-        eprintln!("  {}: {}", self.id, cells.iter().map(Cell::shown).collect::<Vec<_>>().join("  "));
+        progress!("  {}: {}", self.id, cells.iter().map(Cell::shown).collect::<Vec<_>>().join("  "));
         self.rows.push(cells);
     }
 
@@ -104,8 +116,21 @@ impl Table {
         self.notes.push(note.into());
     }
 
-    fn print(&self) {
-        println!("\n## {}", self.title);
+    /// Name, and the figures of columns, of each row that has all of them.
+    pub fn figures<const N: usize>(&self, columns: [&str; N]) -> Vec<(String, [f64; N])> {
+        let places = columns.map(|wanted| self.columns.iter().position(|name| *name == wanted));
+        let figures = |row: &Vec<Cell>| {
+            let mut figures = [0.0; N];
+            for (figure, place) in figures.iter_mut().zip(places) {
+                *figure = row.get(place?)?.figure()?;
+            }
+            Some((row.first()?.shown(), figures))
+        };
+        self.rows.iter().filter_map(figures).collect()
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "\n## {}", self.title)?;
         let shown: Vec<Vec<String>> =
             self.rows.iter().map(|row| row.iter().map(Cell::shown).collect()).collect();
         let width = |column: usize| {
@@ -114,24 +139,23 @@ impl Table {
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let mut out = String::new();
+            let mut line = String::new();
             for (column, (cell, width)) in cells.zip(&widths).enumerate() {
                 let pad = " ".repeat(width.saturating_sub(cell.chars().count()));
                 // The first column is the name of the row.
                 let (left, right) = if column == 0 { ("", pad.as_str()) } else { (pad.as_str(), "") };
-                out.push_str(&format!("| {left}{cell}{right} "));
+                line.push_str(&format!("| {left}{cell}{right} "));
             }
-            println!("{out}|");
+            line + "|"
         };
-        line(&mut self.columns.iter().copied());
+        writeln!(out, "{}", line(&mut self.columns.iter().copied()))?;
         let rules: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
-        line(&mut rules.iter().map(String::as_str));
+        writeln!(out, "{}", line(&mut rules.iter().map(String::as_str)))?;
         for row in &shown {
-            line(&mut row.iter().map(String::as_str));
+            writeln!(out, "{}", line(&mut row.iter().map(String::as_str)))?;
         }
-        for note in &self.notes {
-            println!("- {note}");
-        }
+        self.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))?;
+        out.flush()
     }
 
     fn json(&self) -> Value {
@@ -161,13 +185,22 @@ pub struct Report {
     tables: Vec<Table>,
     /// Comparisons that came out different.
     pub differences: u64,
+    /// Why something could not be printed.
+    not_printed: Option<io::Error>,
 }
 
 impl Report {
     /// Keeps the table, and prints it.
     pub fn add(&mut self, table: Table) {
-        table.print();
+        if self.not_printed.is_none() {
+            self.not_printed = table.print(&mut io::stdout().lock()).err();
+        }
         self.tables.push(table);
+    }
+
+    /// Whether everything so far was.
+    pub fn printed(&mut self) -> io::Result<()> {
+        self.not_printed.take().map_or(Ok(()), Err)
     }
 
     pub fn json(&self, about: &Value) -> Value {
@@ -176,5 +209,19 @@ impl Report {
             "differences": self.differences,
             "tables": self.tables.iter().map(Table::json).collect::<Vec<_>>(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_those_of_rows_that_have_them() {
+        let mut table = Table::new("id", "title", &["name", "cores", "puts/s"]);
+        table.row(vec![Cell::text("all"), Cell::Count(2), Cell::Number(7.5, 1)]);
+        table.row(vec![Cell::text("not all"), Cell::None, Cell::Number(7.5, 1)]);
+        assert_eq!(table.figures(["puts/s", "cores"]), [("all".to_owned(), [7.5, 2.0])]);
+        assert!(table.figures(["no such column"]).is_empty());
     }
 }

@@ -19,7 +19,7 @@ Examples:
   laminar top 10 --by sum:amount
   laminar export --format csv --output totals.csv
 
-All but demo, generate and diff work on a state directory: --state DIR, otherwise ./laminar-state;
+All but demo, generate, bench and diff work on a state directory: --state DIR, otherwise ./laminar-state;
 fork makes a new one and must be told where. diff takes two directories. Each job needs its own.
 
 Exit codes: 0 done (or stopped cleanly by Ctrl-C), 1 failure or damage, 2 wrong usage, 130 a job
@@ -51,6 +51,20 @@ durable. The new file is for another job, with another --state.
 
 Exit codes: 0 all input read (or stopped cleanly by a first Ctrl-C or SIGTERM; --json says
 \"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).";
+
+const BENCH_HELP: &str = "\
+Examples:
+  laminar bench --quick                   everything, in some minutes
+  laminar bench durable                   puts until they are on the disk, beside raw writes
+  laminar bench ring0 --json ring0.json   latency of single operations; figures and plots in files
+
+Files of a run go to a directory of its own in the current one, or in --dir DIR, which should be
+on the disk that is to be measured, with room for some 20 GB (4 GB with --quick). It is gone at
+the end, and after Ctrl-C. Figures of a busy machine are those of a busy machine. Other stores
+beside this one: laminar-bench in the repository.
+
+Exit codes: 0 measured, 1 a failure, or a comparison found a difference, 2 wrong usage,
+130 ended by Ctrl-C.";
 
 /// A crash-safe keyed aggregation over files, and tools to look at its state.
 #[derive(Debug, Parser)]
@@ -88,6 +102,9 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Kill a job again and again, and compare its result with the truth; under 30 seconds
     Demo(DemoArgs),
+    /// Measure the store on this machine, beside the least that must be done: latency, throughput, checkpoints, opening
+    #[command(after_help = BENCH_HELP)]
+    Bench(laminar_bench::Bench),
 }
 
 #[derive(Debug, Args)]

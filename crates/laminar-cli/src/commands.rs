@@ -15,7 +15,7 @@ use crate::opening::Watched;
 use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{demo, diff, generate, inspect, output, query, savepoint, signals, summary, verify};
+use crate::{bench, demo, diff, generate, inspect, output, query, savepoint, signals, summary, verify};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -41,6 +41,10 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Demo(args) => {
             drop(out);
             demo::run(args)
+        }
+        Command::Bench(args) => {
+            drop(out);
+            bench::run(args)
         }
     }
 }

@@ -3,6 +3,7 @@
 mod agg;
 mod args;
 mod belonging;
+mod bench;
 mod commands;
 mod demo;
 mod diff;

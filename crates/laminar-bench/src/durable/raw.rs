@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::Instant;
 
-use crate::machine::{Nanos, histogram};
+use crate::machine::{Nanos, cpu_time, histogram};
 use crate::place::clear;
 use crate::table::{Cell, Table};
 use crate::{Error, Run};
 
 /// Bytes of a put in the log, about.
-const PUT: usize = 127;
+pub const PUT: usize = 127;
+/// The most files that are written and synced at the same time, each by a thread of its own.
+pub const WIDEST: usize = 8;
 /// Bytes of a file that is written again and again.
 const REUSED: usize = 64 << 20;
 
@@ -38,13 +40,13 @@ pub fn rate(
     let files = (0..threads).map(|n| file(&dir, n, reused)).collect::<Result<Vec<_>, _>>()?;
     let bytes = vec![0x5A; puts * PUT];
     let rounds = rounds(run);
-    let started = Instant::now();
+    let (started, cpu) = (Instant::now(), cpu_time());
     std::thread::scope(|scope| {
         let threads: Vec<_> =
             files.iter().map(|file| scope.spawn(|| append(file, &bytes, rounds, reused))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
     })?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     let done = (puts * rounds * threads) as f64;
     let kind = if reused { "reused" } else { "extending" };
     table.row(vec![
@@ -56,6 +58,7 @@ pub fn rate(
         Cell::None,
         Cell::Number(puts as f64, 0),
         Cell::Number((rounds * threads) as f64 / seconds, 0),
+        super::cpu_of(cpu, done),
     ]);
     drop(files);
     clear(&dir)

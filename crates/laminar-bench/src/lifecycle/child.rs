@@ -15,8 +15,9 @@ use super::truth::{FILL, Plan};
 use crate::Error;
 use crate::keys::{key, value};
 use crate::machine::{self, Pins};
+use crate::progress::progress;
 
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Debug)]
 pub struct Options {
     #[arg(long)]
     pub store: PathBuf,
@@ -65,7 +66,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
                     let done = work(core, plan, owned, filled, meet, stop);
                     if let Err(error) = &done {
                         // Nobody must wait for this thread at a meeting for ever.
-                        eprintln!("laminar-bench: a core of the child: {error}");
+                        progress!("laminar-bench: a core of the child: {error}");
                         std::process::exit(2);
                     }
                     done
@@ -74,7 +75,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
             .collect();
         let done = lead(&store, &meet, filled, changed);
         if let Err(error) = &done {
-            eprintln!("laminar-bench: the child: {error}");
+            progress!("laminar-bench: the child: {error}");
             std::process::exit(2);
         }
         stop.store(true, Ordering::Relaxed);

@@ -14,9 +14,9 @@ use redis::{Client, Connection, Pipeline};
 
 use super::Peer;
 use super::stall::{Stall, Writer};
-use crate::Error;
 use crate::bytes::written_bytes_of;
 use crate::keys::{key, value};
+use crate::{Error, interrupt};
 
 const PROGRAM: &str = "redis-server";
 
@@ -36,6 +36,7 @@ pub fn is_there() -> bool {
 
 /// A server with a directory of its own. It goes away with this.
 struct Server {
+    _on_signal: interrupt::Killed,
     process: Child,
     client: Client,
     connection: RefCell<Connection>,
@@ -58,11 +59,12 @@ impl Server {
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()?;
+        let on_signal = interrupt::Killed::new(process.id());
         let mut waiting = Waiting { process: Some(process), log: dir.join("log") };
         let client = Client::open(format!("unix://{}", socket.display()))?;
         let connection = waiting.until_it_answers(&client)?;
         let process = waiting.process.take().ok_or("no server")?;
-        Ok(Self { process, client, connection: RefCell::new(connection) })
+        Ok(Self { _on_signal: on_signal, process, client, connection: RefCell::new(connection) })
     }
 
     fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use laminar_storage::{CoreStore, Store};
 use super::Operation;
 use crate::Error;
 use crate::machine::{Nanos, histogram};
+use crate::plot::Distribution;
 use crate::table::Cell;
 
 /// Operations between two pauses: a quarter of the default ring.
@@ -65,9 +66,15 @@ impl Outcome {
         Self { mean: Some(mean), ..Self::timed(name, histogram, time) }
     }
 
-    pub fn cells(self) -> Vec<Cell> {
-        let mut cells = vec![Cell::Text(self.name), self.mean.map_or(Cell::None, Cell::Nanos)];
-        let Some((histogram, time)) = self.timed else {
+    /// What can be drawn of it.
+    pub fn distribution(&self) -> Option<Distribution> {
+        let (latencies, _) = self.timed.as_ref()?;
+        Some(Distribution { name: self.name.clone(), latencies: latencies.clone() })
+    }
+
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = vec![Cell::text(&self.name), self.mean.map_or(Cell::None, Cell::Nanos)];
+        let Some((histogram, time)) = &self.timed else {
             cells.extend(std::iter::repeat_n(Cell::None, 8));
             return cells;
         };
@@ -80,6 +87,10 @@ impl Outcome {
         cells.extend([Cell::Nanos(histogram.max() as f64), over(10_000), over(100_000)]);
         cells
     }
+}
+
+fn each(time: Duration, operations: usize) -> f64 {
+    time.as_nanos() as f64 / operations as f64
 }
 
 /// Drives one core.
@@ -149,7 +160,7 @@ impl<'a> Driver<'a> {
             self.catch_up(if self.changes { burst.len() } else { 0 });
         }
         self.end(core)?;
-        Ok(time.as_nanos() as f64 / numbers.len() as f64)
+        Ok(each(time, numbers.len()))
     }
 
     /// Every operation by itself; also the time of all together.
@@ -179,14 +190,15 @@ impl<'a> Driver<'a> {
         Ok((histogram, time))
     }
 
-    /// The mean without pauses: waiting for room in the ring is part of it.
+    /// The means without pauses, until the last was put and until it is durable: waiting for room in the ring is part
+    /// of both.
     pub fn unpaced(
         &mut self,
         core: &mut CoreStore,
         numbers: &[u32],
         seals: Seals,
         mut operation: impl Operation,
-    ) -> Result<f64, Error> {
+    ) -> Result<(f64, f64), Error> {
         let started = Instant::now();
         for part in numbers.chunks(seals.step()) {
             for number in part {
@@ -195,10 +207,11 @@ impl<'a> Driver<'a> {
             }
             self.seal(core, seals)?;
         }
-        let mean = started.elapsed().as_nanos() as f64 / numbers.len() as f64;
-        self.catch_up(numbers.len());
+        let put = started.elapsed();
         self.end(core)?;
-        Ok(mean)
+        let durable = started.elapsed();
+        self.catch_up(numbers.len());
+        Ok((each(put, numbers.len()), each(durable, numbers.len())))
     }
 
     fn seal(&mut self, core: &mut CoreStore, seals: Seals) -> Result<(), Error> {

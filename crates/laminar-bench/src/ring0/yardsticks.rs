@@ -1,19 +1,20 @@
-//! What people would write without a store: a hash table in memory, of which nothing survives.
+//! What people would write without a store: a hash table in memory, of which nothing survives. And memory itself.
 
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
+use super::Rows;
 use super::drive::Outcome;
 use crate::Error;
-use crate::keys::{KEY, Stamp, VALUE, key};
+use crate::keys::{KEY, PAYLOAD, Stamp, VALUE, key};
 use crate::machine::{Nanos, histogram};
-use crate::table::{Cell, Table};
 
 type InPlace = HashMap<[u8; KEY], [u8; VALUE]>;
 type Boxed = HashMap<[u8; KEY], Box<[u8]>>;
 
-pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], table: &mut Table) -> Result<(), Error> {
+pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<(), Error> {
+    memory(keys, uniform, rows)?;
     let mut stamp = Stamp::new();
     let mut map: InPlace = (0..keys).map(|number| (key(number), *stamp.at(number))).collect();
     let mut overwrite = |number, at| {
@@ -21,35 +22,55 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], table: &mut Table) -> Resul
             *value = *stamp.at(at);
         }
     };
-    table.row(measure("hashbrown, in-place overwrite, uniform", uniform, &mut overwrite)?);
-    table.row(measure("hashbrown, in-place overwrite, zipf 0.99", zipf, &mut overwrite)?);
+    rows.row(&measure("hashbrown, in-place overwrite, uniform", uniform, &mut overwrite)?);
+    rows.row(&measure("hashbrown, in-place overwrite, zipf 0.99", zipf, &mut overwrite)?);
     let mut get = |number, _| {
         std::hint::black_box(map.get(&key(number)).map(|value| value[0]));
     };
-    table.row(measure("hashbrown, get, uniform", uniform, &mut get)?);
-    table.row(measure("hashbrown, get, zipf 0.99", zipf, &mut get)?);
+    rows.row(&measure("hashbrown, get, uniform", uniform, &mut get)?);
+    rows.row(&measure("hashbrown, get, zipf 0.99", zipf, &mut get)?);
     drop(map);
 
     let mut stamp = Stamp::new();
     let mut map: Boxed =
         (0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))).collect();
     let mut insert = |number, at| drop(map.insert(key(number), Box::from(stamp.at(at).as_slice())));
-    table.row(measure("hashbrown, a new Box per put, uniform", uniform, &mut insert)?);
-    table.row(measure("hashbrown, a new Box per put, zipf 0.99", zipf, &mut insert)?);
+    rows.row(&measure("hashbrown, a new Box per put, uniform", uniform, &mut insert)?);
+    rows.row(&measure("hashbrown, a new Box per put, zipf 0.99", zipf, &mut insert)?);
+    Ok(())
+}
+
+/// A place in memory of the size of a record, of which there are as many as keys. No key is looked for.
+type Place = [u8; 128];
+
+/// The floor: the bytes of key and value are copied to a place that is known, or eight are read from there.
+fn memory(keys: u64, uniform: &[u32], rows: &mut Rows) -> Result<(), Error> {
+    let mut places: Vec<Place> = vec![[1; 128]; keys as usize];
+    let mut stamp = Stamp::new();
+    let mut write = |number: u64, at| {
+        let place = &mut places[number as usize];
+        place[..KEY].copy_from_slice(&key(number));
+        place[KEY..PAYLOAD].copy_from_slice(stamp.at(at));
+    };
+    rows.row(&measure("raw memory, 116 B written, uniform", uniform, &mut write)?);
+    let mut read = |number: u64, _| {
+        std::hint::black_box(places[number as usize][KEY]);
+    };
+    rows.row(&measure("raw memory, read, uniform", uniform, &mut read)?);
     Ok(())
 }
 
 /// Growing a table that was not told how large it will be.
-pub fn growth(keys: u64) -> Result<Vec<Cell>, Error> {
+pub fn growth(keys: u64) -> Result<Outcome, Error> {
     let mut map = InPlace::new();
     let mut stamp = Stamp::new();
     let (histogram, time) = timed((0..keys).map(|number| number as u32), &mut |number, at| {
         map.insert(key(number), *stamp.at(at));
     })?;
-    Ok(Outcome::timed("hashbrown, insert", histogram, time).cells())
+    Ok(Outcome::timed("hashbrown, insert", histogram, time))
 }
 
-fn measure(name: &str, numbers: &[u32], operation: &mut impl FnMut(u64, u64)) -> Result<Vec<Cell>, Error> {
+fn measure(name: &str, numbers: &[u32], operation: &mut impl FnMut(u64, u64)) -> Result<Outcome, Error> {
     // Once for the caches and pages.
     numbers.iter().take(numbers.len() / 10).for_each(|number| operation(u64::from(*number), 0));
     let started = Instant::now();
@@ -58,7 +79,7 @@ fn measure(name: &str, numbers: &[u32], operation: &mut impl FnMut(u64, u64)) ->
     }
     let mean = started.elapsed().as_nanos() as f64 / numbers.len() as f64;
     let (histogram, time) = timed(numbers.iter().copied(), operation)?;
-    Ok(Outcome::both(name, mean, histogram, time).cells())
+    Ok(Outcome::both(name, mean, histogram, time))
 }
 
 fn timed(

@@ -24,6 +24,7 @@ fn reference(name: &str, cores: u16, settings: Settings, script: Vec<Do>) -> Ref
         settings,
         manager: ManagerOptions::default(),
         router: None,
+        part: false,
         script,
     };
     Reference { scenario, killed }

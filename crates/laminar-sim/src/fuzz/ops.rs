@@ -44,6 +44,7 @@ pub(super) fn ops(data: &[u8]) {
         settings: small_settings(),
         manager: ManagerOptions::default(),
         router: None,
+        part: false,
         script: script(&mut input),
     };
     let disk = SimDisk::new(1);

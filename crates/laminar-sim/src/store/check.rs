@@ -34,11 +34,28 @@ pub fn open(disk: &SimDisk, cores: u16, settings: &Settings) -> Result<Opened, S
 }
 
 impl StoreScenario {
-    /// Opens the store as this scenario wants it.
-    pub(super) fn open_on(&self, vfs: Arc<dyn Vfs>, cores: u16) -> Result<Opened, StoreError> {
+    /// Opens the store as this scenario wants it; as a part of a whole to what is acknowledged, and with other cores than it has
+    /// only once it has landed there.
+    pub(super) fn open_on(
+        &self,
+        vfs: &Arc<dyn Vfs>,
+        cores: u16,
+        model: &Model,
+    ) -> Result<Opened, StoreError> {
         keep_helper();
-        let builder = Store::builder(DIR).cores(usize::from(cores)).settings(self.settings.clone());
-        builder.manager_options(self.manager.clone()).router(self.router()).vfs(vfs).open()
+        let builder = |cores| {
+            let builder = Store::builder(DIR).cores(usize::from(cores)).settings(self.settings.clone());
+            builder.manager_options(self.manager.clone()).router(self.router()).vfs(Arc::clone(vfs))
+        };
+        if !self.part {
+            return builder(cores).open();
+        }
+        let land = |cores| builder(cores).open_as_part(|_| Ok(model.acked()));
+        let before = u16::try_from(model.core_count()).unwrap_or(cores);
+        if before != cores {
+            drop(land(before)?);
+        }
+        land(cores)
     }
 }
 

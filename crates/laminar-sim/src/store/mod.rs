@@ -53,8 +53,10 @@ pub enum Do {
     SealAll,
     /// Closes this many epochs of a core at once.
     Jump(usize, u64),
-    /// Waits until everything that all cores have closed is durable.
+    /// Waits until everything that all cores have closed is durable. In a part of a whole it is settled then.
     Ack,
+    /// As `Ack`, in a part of a whole, where another part does not have it: nothing is settled.
+    Wait,
     /// Lets Ring 1 find nothing to do.
     Idle,
     /// Makes a checkpoint.
@@ -96,6 +98,8 @@ pub struct StoreScenario {
     pub manager: ManagerOptions,
     /// Which core has a key, unless it is the library's choice.
     pub router: Option<fn(&[u8], usize) -> usize>,
+    /// Whether the store is a part of a whole, which has of every epoch only what was acknowledged here: every opening lands on that.
+    pub part: bool,
     /// What is done.
     pub script: Vec<Do>,
 }
@@ -203,6 +207,8 @@ impl<'a> Live<'a> {
     pub fn open(&mut self, cores: u16) -> Result<(), String> {
         self.close()?;
         let seen = look_for(&self.log.vfs(self.disk), self.disk, self.log.model())?;
+        // A reader of a part sees what is durable in it, and knows nothing of the others.
+        let seen = seen.filter(|_| !self.scenario.part);
         self.open_with(cores, |found| seen.map_or(Ok(()), |seen| same_as_reader(&seen, found)))
     }
 
@@ -218,9 +224,13 @@ impl<'a> Live<'a> {
     ) -> Result<(), String> {
         let scenario = self.scenario;
         let vfs = self.log.vfs(self.disk);
-        let opened = scenario.open_on(vfs, cores).map_err(|e| format!("open: {e}"))?;
+        let acked = self.log.model().acked();
+        let opened = scenario.open_on(&vfs, cores, self.log.model()).map_err(|e| format!("open: {e}"))?;
         let (found, layout) = recovered_routed(&opened, &scenario.router())?;
         self.log.model().check_recovered(&found)?;
+        if scenario.part && found.epoch != acked {
+            return Err(format!("WRONG: agreed on {acked}, but it is {}", found.epoch));
+        }
         also(&found)?;
         let Opened { store, cores, .. } = opened;
         let next = cores.first().map_or(Epoch::ZERO, CoreStore::epoch);
@@ -272,6 +282,7 @@ impl<'a> Live<'a> {
             Do::SealAll => (0..self.cores.len()).try_for_each(|core| self.seal_to(core, 1)),
             Do::Jump(core, epochs) => self.seal_to(own(core), epochs),
             Do::Ack => self.ack(),
+            Do::Wait => text(self.store()?.wait_durable(self.log.model().sealed_by_all())),
             Do::Idle => text(self.store()?.wait_durable(self.log.model().acked())),
             Do::Checkpoint => self.checkpoint(),
             Do::Savepoint(n) => self.savepoint(n),
@@ -388,6 +399,9 @@ impl<'a> Live<'a> {
                 if store.durable_epoch() < epoch {
                     return Err(format!("WRONG: waited for {epoch}, {} is durable", store.durable_epoch()));
                 }
+                if self.scenario.part {
+                    text(store.settle(epoch))?;
+                }
                 self.log.note(self.disk, |model| model.ack(epoch));
                 Ok(())
             }
@@ -429,8 +443,12 @@ impl<'a> Live<'a> {
         let store = self.store()?;
         match store.checkpoint() {
             Ok(receipt) => {
-                if receipt.epoch < self.log.model().acked() {
+                let acked = self.log.model().acked();
+                if receipt.epoch < acked {
                     return Err(format!("LOST: a checkpoint of {}", receipt.epoch));
+                }
+                if self.scenario.part && receipt.epoch > acked {
+                    return Err(format!("WRONG: a checkpoint of {}, which is not settled", receipt.epoch));
                 }
                 Ok(())
             }
@@ -450,7 +468,9 @@ impl<'a> Live<'a> {
         if receipt.durable_epoch != sealed {
             return Err(format!("LOST: closed at {}, {sealed} was sealed", receipt.durable_epoch));
         }
-        self.log.note(self.disk, |model| model.ack(sealed));
+        if !self.scenario.part {
+            self.log.note(self.disk, |model| model.ack(sealed));
+        }
         Ok(())
     }
 
@@ -531,8 +551,14 @@ impl Scenario for StoreScenario {
         if let Some(seen) = look_for(&vfs, disk, log.model())? {
             log.model().check_recovered(&seen_by(&seen))?;
         }
-        let cores = self.cores_to_recover(log.model());
-        match self.open_on(vfs, cores) {
+        // A part is laid out anew only once it has landed, for which there is no room.
+        let as_it_is = StoreScenario { recover_cores: None, ..self.clone() };
+        let cores = if self.part {
+            as_it_is.cores_to_recover(log.model())
+        } else {
+            self.cores_to_recover(log.model())
+        };
+        match self.open_on(&vfs, cores, log.model()) {
             Ok(mut opened) => {
                 log.model().check_recovered(&recovered_routed(&opened, &self.router())?.0)?;
                 refuses_changes(&mut opened)

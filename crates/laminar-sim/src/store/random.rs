@@ -52,6 +52,7 @@ pub fn random_scenario(seed: u64) -> StoreScenario {
         settings,
         manager: ManagerOptions::default(),
         router: None,
+        part: false,
         script: script(&mut dice, cores),
     }
 }

@@ -21,6 +21,7 @@ fn scenario(name: &str, cores: u16, script: Vec<Do>) -> StoreScenario {
         settings: small_settings(),
         manager: ManagerOptions::default(),
         router: None,
+        part: false,
         script,
     }
 }
@@ -45,6 +46,7 @@ pub fn store_scenarios() -> Vec<StoreScenario> {
     all.extend(checkpointing());
     all.extend(as_if_large());
     all.extend(several_layouts());
+    all.extend(parts());
     all.extend(failing());
     all.extend(RANDOM_SEEDS.map(random_scenario));
     all
@@ -116,6 +118,35 @@ fn as_if_large() -> Vec<StoreScenario> {
         large("store-ranges-reshard", 2, usize::MAX, ranges(&[Do::Open(3), Do::Open(1)])),
         resharded(2),
         large("store-spilling", 2, 700, ranges(&[Do::Open(0)])),
+    ]
+}
+
+/// Stores that are parts of a whole, of which other parts may have less.
+fn parts() -> Vec<StoreScenario> {
+    let part = |name, cores, script| StoreScenario { part: true, ..scenario(name, cores, script) };
+    let behind = [
+        epoch(0, 30),
+        vec![Do::Put(0, 6, 40), Do::Delete(1), Do::Offset(0, 50), Do::SealAll, Do::Wait, Do::Checkpoint],
+        vec![Do::Put(2, 4, 60), Do::SealAll, Do::Wait, Do::Open(0)],
+        epoch(3, 30),
+        vec![Do::Checkpoint, Do::Put(1, 5, 50), Do::SealAll, Do::Wait],
+    ];
+    let behind = behind.concat();
+    let rolls = (0..9).flat_map(|n| [Do::Put(n, n + 4, 300), Do::SealAll, Do::Wait]);
+    let rolls =
+        [epoch(0, 300), vec![Do::Checkpoint], rolls.collect(), vec![Do::Checkpoint, Do::Ack, Do::Checkpoint]];
+    vec![
+        part("store-part", 2, behind.clone()),
+        part("store-part-rolls", 1, rolls.concat()),
+        StoreScenario { recover_cores: Some(3), ..part("store-part-recover-resharded", 2, behind.clone()) },
+        StoreScenario {
+            recover_checkpoint: true,
+            ..part(
+                "store-part-never-agreed",
+                2,
+                [vec![Do::Put(0, 6, 40), Do::SealAll, Do::Wait, Do::Checkpoint], behind].concat(),
+            )
+        },
     ]
 }
 

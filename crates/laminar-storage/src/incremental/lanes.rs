@@ -121,7 +121,7 @@ impl IncrementalCheckpointManager {
                 .zip(parts)
                 .map(|(core, (changes, chain))| {
                     let counted = changes.memory();
-                    let staged = Staged::default();
+                    let staged = Staged::within(shared.worth_spilling);
                     Lane { core, changes, staged, chain, counted, shared: &shared, threads, writing: None }
                 })
                 .collect();

@@ -9,12 +9,14 @@ use super::overlay::CoreChanges;
 /// Changes that are made together.
 pub(super) const TOGETHER: usize = 64;
 
-/// Bytes of keys and values beyond which no more are waited for: they are to stay in the processor's cache.
+/// Bytes of keys and values beyond which no more are ever waited for: they are to stay in the processor's cache.
 const BYTES: usize = 64 << 10;
 
 /// A few changes in a row, not made yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Staged {
+    /// Bytes of keys and values beyond which no more are waited for.
+    at_most: usize,
     /// Key, value, key, value, …
     bytes: Vec<u8>,
     /// The lengths of each key and, unless it is deleted, its value.
@@ -22,12 +24,17 @@ pub(super) struct Staged {
 }
 
 impl Staged {
+    /// None yet. `budget` is what they may take of memory: changes that wait are seen by nobody who counts it.
+    pub(super) fn within(budget: usize) -> Self {
+        Self { at_most: budget.min(BYTES), bytes: Vec::new(), lens: Vec::new() }
+    }
+
     /// Adds a change. Says whether it is time to make them.
     pub(super) fn push(&mut self, key: &[u8], value: Option<&[u8]>) -> bool {
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value.unwrap_or_default());
         self.lens.push((key.len(), value.map(<[u8]>::len)));
-        self.lens.len() >= TOGETHER || self.bytes.len() >= BYTES
+        self.lens.len() >= TOGETHER || self.bytes.len() >= self.at_most
     }
 
     /// Makes the changes, in their order, and is empty afterwards.
@@ -65,17 +72,18 @@ mod tests {
                     9 => prop::collection::vec(any::<u8>(), 0..20),
                     1 => prop::collection::vec(any::<u8>(), BYTES..BYTES + 2),
                 ]),
-            ), 0..200)
+            ), 0..200),
+            budget in prop_oneof![Just(usize::MAX), 0_usize..100],
         ) {
             let (mut single, mut together, mut staged) =
-                (CoreChanges::default(), CoreChanges::default(), Staged::default());
+                (CoreChanges::default(), CoreChanges::default(), Staged::within(budget));
             let (mut waiting, mut waiting_bytes) = (0, 0);
             for (key, value) in &changes {
                 single.put(key, value.as_deref());
                 waiting += 1;
                 waiting_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
                 let is_time = staged.push(key, value.as_deref());
-                prop_assert_eq!(is_time, waiting == TOGETHER || waiting_bytes >= BYTES);
+                prop_assert_eq!(is_time, waiting == TOGETHER || waiting_bytes >= budget.min(BYTES));
                 if is_time {
                     staged.make(&mut together);
                     (waiting, waiting_bytes) = (0, 0);

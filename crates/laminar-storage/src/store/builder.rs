@@ -12,6 +12,7 @@ use super::settings::Settings;
 use super::{Opened, open};
 use crate::error::Detail;
 use crate::format::MAX_CORES;
+use crate::ids::Epoch;
 use crate::incremental::savepoint::resolved;
 use crate::incremental::{CheckpointConfig, ManagerOptions};
 use crate::per_core_wal::PerCoreWalConfig;
@@ -184,7 +185,54 @@ impl StoreBuilder {
     /// and `StateFull` when the state does not fit. Nothing acknowledged is lost then; apart from a
     /// re-sharding that was already published, nothing was changed.
     pub fn open(self) -> Result<Opened, StoreError> {
-        open::open(&self)
+        open::open(&self, None)
+    }
+
+    /// Opens a store that is one part of a larger whole, several processes for example, which recovers as one: to an
+    /// epoch that all parts have.
+    ///
+    /// `agree` is told the epoch that this part recovers to by itself, before anything is loaded or changed, and says which
+    /// one all of them land on, at most this one. What is later is discarded, for good and durably, before the store is
+    /// handed out. `agree` is called once, while the directory is locked; an error of it ends the opening.
+    ///
+    /// So that this is possible, the store only takes as acknowledged, and only puts into checkpoints, epochs that
+    /// [`crate::Store::settle`] named: those that are durable on all parts. Its own durable epoch,
+    /// [`crate::Store::durable_epoch`], may be discarded by the next opening as long as it is not settled. A part is always
+    /// opened this way: [`Self::open`] would take everything that is durable here for acknowledged.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path();
+    /// use laminar_storage::{Epoch, Store};
+    /// let opened = Store::builder(path).open_as_part(|found| Ok(found))?;
+    /// let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    /// core.put(b"key", b"first")?;
+    /// let first = core.seal_epoch()?;
+    /// core.put(b"key", b"second")?;
+    /// let second = core.seal_epoch()?;
+    /// store.wait_durable(second)?;
+    /// store.settle(first)?;                // all parts have this one
+    /// drop((store, core));
+    ///
+    /// // Another part has only the first epoch.
+    /// let others_have = first;
+    /// let opened = Store::builder(path).open_as_part(|found| Ok(found.min(others_have)))?;
+    /// assert_eq!(opened.report.recovery_point, first);
+    /// assert_eq!(opened.cores[0].get(b"key"), Some(b"first".as_slice()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::open`], and what `agree` returns. `InvalidInput` when the number of cores is another one than before and
+    /// something is to be discarded: that takes two openings, the first with as many cores as before. Also when the epoch agreed on is later than this part has,
+    /// or earlier than a checkpoint of it; `Corruption` when it is earlier than one that was settled, as far as this part's
+    /// log testifies to that: another part has lost something then.
+    pub fn open_as_part(
+        self,
+        mut agree: impl FnMut(Epoch) -> Result<Epoch, StoreError>,
+    ) -> Result<Opened, StoreError> {
+        open::open(&self, Some(&mut agree))
     }
 
     pub(crate) fn validate(&self) -> Result<(), StoreError> {

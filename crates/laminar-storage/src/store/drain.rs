@@ -13,6 +13,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::error::StoreError;
+use super::settled::Settled;
 use super::stats::Counters;
 use crate::format::record::Record;
 use crate::ids::{Epoch, SegmentNumber};
@@ -64,6 +65,8 @@ pub(crate) struct Drain {
     durable: Epoch,
     /// For whoever wants the device too.
     commits: Arc<Commits>,
+    /// In a part of a whole: what is durable on all parts, which alone counts as acknowledged.
+    settled: Option<Arc<Settled>>,
     newest: HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
     superseded: Vec<bool>,
 }
@@ -74,9 +77,10 @@ impl Drain {
         writers: Vec<CoreWalWriter>,
         durable: Epoch,
         commits: Arc<Commits>,
+        settled: Option<Arc<Settled>>,
     ) -> Self {
         let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
-        Self { lanes, writers, durable, commits, newest: HashMap::default(), superseded: Vec::new() }
+        Self { lanes, writers, durable, commits, settled, newest: HashMap::default(), superseded: Vec::new() }
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -102,14 +106,25 @@ impl Drain {
                 self.commits.commit(|| sync_writers(&mut self.writers))?;
             }
             self.durable = sealed;
+            let acknowledged = self.acknowledged();
             for writer in &mut self.writers {
-                writer.acknowledge(sealed);
+                writer.acknowledge(acknowledged);
             }
             counters.syncs.add(1);
             turn.worked = true;
             turn.durable = Some(sealed);
         }
         Ok(turn)
+    }
+
+    /// What the log testifies to: epochs that no opening will discard.
+    fn acknowledged(&self) -> Epoch {
+        self.settled.as_ref().map_or(self.durable, |settled| settled.epoch().min(self.durable))
+    }
+
+    /// Which epochs are settled, if the store is a part of a whole.
+    pub(crate) fn settled(&self) -> Option<&Arc<Settled>> {
+        self.settled.as_ref()
     }
 
     /// Is there something in a ring?
@@ -137,8 +152,9 @@ impl Drain {
     pub(crate) fn end(&mut self) -> Result<(), StoreError> {
         self.confirm()?;
         sync_writers(&mut self.writers)?;
-        if let Some(writer) = self.writers.first().filter(|_| self.durable > Epoch::ZERO) {
-            leave_evidence(writer, self.durable);
+        let acknowledged = self.acknowledged();
+        if let Some(writer) = self.writers.first().filter(|_| acknowledged > Epoch::ZERO) {
+            leave_evidence(writer, acknowledged);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod reader;
 mod rebuild;
 mod router;
 mod settings;
+mod settled;
 mod shared;
 mod sleeper;
 mod stats;
@@ -145,7 +146,7 @@ impl Store {
         self.shared.durable.on_durable(Arc::new(callback));
     }
 
-    /// Makes a checkpoint of the durable epoch now, on the calling thread, and cuts the log as far as
+    /// Makes a checkpoint of the durable epoch (in a part of a whole, of the newest settled one) now, on the calling thread, and cuts the log as far as
     /// the checkpoint before allows. The cores are not held up. When nothing became durable since the
     /// newest checkpoint, returns that one.
     ///
@@ -201,6 +202,16 @@ impl Store {
         own_files: &[(&str, &[u8])],
     ) -> Result<SavepointReceipt, StoreError> {
         self.shared.savepoint(dir.as_ref(), own_files)
+    }
+
+    /// In a store that is a part of a whole ([`StoreBuilder::open_as_part`]): says that everything up to `epoch` is durable on
+    /// all parts. From now on it may be put into checkpoints, and no opening discards it; the log testifies to that from
+    /// the next durable epoch on. Earlier epochs than before change nothing.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the store is no part, or `epoch` is not durable here.
+    pub fn settle(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.shared.settle(epoch)
     }
 
     /// Is the store in order?

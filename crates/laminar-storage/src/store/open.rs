@@ -15,6 +15,7 @@ use super::error::StoreError;
 use super::fork::Fork;
 use super::objective::Recovered;
 use super::rebuild::{Rebuilt, rebuild, wants_rebuild};
+use super::settled::Settled;
 use super::shared::{Shared, Standing};
 use super::{Opened, Store};
 use crate::error::{Detail, io_detail};
@@ -137,8 +138,47 @@ struct Loaded {
     replaying: Duration,
 }
 
-/// Opens a store.
-pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
+/// Says to which epoch all parts of a whole recover, given what this one has.
+pub(crate) type Agree<'a> = &'a mut dyn FnMut(Epoch) -> Result<Epoch, StoreError>;
+
+/// The epoch that a part lands on: agreed once, and kept to however often the state is looked for.
+struct Agreement<'a> {
+    agree: Option<Agree<'a>>,
+    agreed: Option<Epoch>,
+    /// What this part has by itself.
+    found: Option<Epoch>,
+}
+
+impl Agreement<'_> {
+    fn lower(&mut self, located: &mut Located, layout: &Layout) -> Result<(), LoadFailure> {
+        let Some(agree) = &mut self.agree else { return Ok(()) };
+        self.found = Some(located.plan.point);
+        let agreed = match self.agreed {
+            Some(agreed) => agreed,
+            None => *self.agreed.insert(agree(located.plan.point).map_err(LoadFailure::Store)?),
+        };
+        Ok(located.plan.land_on(&layout.wal, agreed)?)
+    }
+
+    /// What is laid out anew is a checkpoint, beside which the log still holds what was discarded, and says to reach there: not
+    /// before that is gone.
+    fn check_rebuild(&self, located: &Located, layout: &Layout, wanted: u16) -> Result<(), StoreError> {
+        let Some(found) = self.found.filter(|found| *found > located.plan.point) else { return Ok(()) };
+        let written = located.plan.survey.core_count();
+        Err(StoreError::invalid(
+            Detail::new(format!(
+                "this part has epoch {found} and lands on {}, and cannot be laid out for {wanted} cores in the same opening",
+                located.plan.point
+            ))
+            .at_path(&layout.dir)
+            .in_epoch(located.plan.point)
+            .remedy(format!("Open it with {written} cores, then again with {wanted}; nothing was changed.")),
+        ))
+    }
+}
+
+/// Opens a store; as a part of a whole if there is somebody to agree with.
+pub(crate) fn open(builder: &StoreBuilder, agree: Option<Agree<'_>>) -> Result<Opened, StoreError> {
     builder.validate()?;
     let vfs = builder.vfs_ref();
     let layout = Layout::of(builder.path());
@@ -155,15 +195,21 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let started = Instant::now();
     let fork = Fork::begin(builder, &layout)?;
     let watch = builder.watch();
+    let is_part = agree.is_some();
+    let mut agreement = Agreement { agree, agreed: None, found: None };
     let mut rebuilt = None;
     let (located, loaded, time) = loop {
         let looked = Instant::now();
         let load =
-            |located: &Located| {
+            |located: &mut Located| {
+                agreement.lower(located, &layout)?;
                 if let Some(fork) = &fork {
                     fork.check_unused(located, &layout)?;
                 }
                 if wants_rebuild(located, builder.core_count()) {
+                    agreement
+                        .check_rebuild(located, &layout, builder.core_count())
+                        .map_err(LoadFailure::Store)?;
                     if rebuilt.is_some() {
                         // The checkpoint that was made just now is damaged, and the one before is laid out for other cores.
                         let detail = Detail::new(
@@ -205,7 +251,7 @@ pub(crate) fn open(builder: &StoreBuilder) -> Result<Opened, StoreError> {
     let found = Instant::now();
     let report = describe(builder, &located, &loaded, rebuilt.as_ref())?;
     let measured = measured(&located, &loaded, time);
-    let (store, cores) = begin(builder, &layout, &located, loaded, measured, locks)?;
+    let (store, cores) = begin(builder, &layout, &located, loaded, measured, locks, is_part)?;
     let phases = PhaseTimes { recover: found - started, survey: located.surveying, begin: found.elapsed() };
     store.shared.began_in(phases.begin);
     watch.done(report.keys);
@@ -406,6 +452,7 @@ fn begin(
     loaded: Vec<Loaded>,
     measured: Recovered,
     locks: Locks,
+    is_part: bool,
 ) -> Result<(Store, Vec<CoreStore>), StoreError> {
     let point = located.plan.point;
     let commits = Arc::new(Commits::new(builder.settings_ref().recovery_objective().is_some()));
@@ -431,7 +478,8 @@ fn begin(
         drains.push(core.drain);
         halves.push((core.state, core.offsets));
     }
-    let drain = Drain::new(drains, writers, point, commits);
+    let settled = is_part.then(|| Arc::new(Settled::starting_at(point)));
+    let drain = Drain::new(drains, writers, point, commits, settled);
     let inline = !builder.vfs_ref().parallel();
     let settings = builder.settings_ref().clone();
     let shared = match begun {

@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::checkpointer::{CheckpointReceipt, Checkpointer};
-use super::drain::{Drain, DurableCut};
+use super::drain::Drain;
 use super::durable::Durable;
 use super::error::StoreError;
 use super::objective::{Estimator, Missed, Recovered};
 use super::settings::Settings;
+use super::settled::{Cuts, Settled};
 use super::sleeper::Sleeper;
 use super::stats::{Counters, Stats};
 use crate::error::Detail;
@@ -33,7 +34,9 @@ pub(crate) struct Shared {
     /// Ring 1 and the checkpoints; gone once the store is closed. Without space for a log there are no checkpoints, and
     /// the store is poisoned.
     drain: Mutex<Option<Drain>>,
-    cut: Mutex<DurableCut>,
+    cuts: Mutex<Cuts>,
+    /// In a part of a whole: what is durable on all parts.
+    settled: Option<Arc<Settled>>,
     checkpointer: Mutex<Option<Checkpointer>>,
     checkpoint_failure: Mutex<Option<StoreError>>,
     /// Per core: the last epoch it sealed, once it is dropped.
@@ -103,13 +106,14 @@ impl Shared {
             counters.checkpoint_next.set(id.next().0);
             counters.checkpoint_epoch.set(epoch.0);
         }
-        let (cut, cores) = (drain.cut(), drain.cores());
+        let (cut, cores, settled) = (drain.cut(), drain.cores(), drain.settled().cloned());
         let estimator = Estimator::new(settings.recovery_objective(), recovered, bytes);
         Self {
             settings,
             durable: Durable::starting_at(cut.epoch),
             counters,
-            cut: Mutex::new(cut),
+            cuts: Mutex::new(Cuts::starting_at(cut)),
+            settled,
             drain: Mutex::new(Some(drain)),
             checkpointer: Mutex::new(checkpointer),
             checkpoint_failure: Mutex::new(None),
@@ -158,7 +162,7 @@ impl Shared {
             if let Ok(turn) = &turn
                 && turn.durable.is_some()
             {
-                *lock(&self.cut) = drain.cut();
+                lock(&self.cuts).add(drain.cut(), self.settled_epoch());
                 self.counters.wal_bytes.set(drain.wal_bytes());
             }
             turn
@@ -355,7 +359,7 @@ impl Shared {
     fn checkpoint_with(&self, checkpointer: &mut Checkpointer) -> Result<CheckpointReceipt, StoreError> {
         // In this order, so that what is not in the checkpoint is never taken for being there.
         let bytes = self.counters.wal_bytes.get();
-        let cut = lock(&self.cut).clone();
+        let cut = lock(&self.cuts).usable(self.settled_epoch()).clone();
         let before = checkpointer.newest().map(|newest| newest.id);
         let result = checkpointer.checkpoint(&cut);
         self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
@@ -384,6 +388,33 @@ impl Shared {
             }
         }
         result
+    }
+
+    /// Up to here checkpoints may go; `None` where everything durable is for good.
+    fn settled_epoch(&self) -> Option<Epoch> {
+        self.settled.as_ref().map(|settled| settled.epoch())
+    }
+
+    /// Takes note that everything up to `epoch` is durable on all parts of the whole.
+    pub(crate) fn settle(&self, epoch: Epoch) -> Result<(), StoreError> {
+        let durable = self.durable.epoch();
+        let refused = |what: String, remedy: &'static str| {
+            Err(StoreError::invalid(Detail::new(what).in_epoch(durable).remedy(remedy)))
+        };
+        match &self.settled {
+            None => refused(
+                format!("epoch {epoch} cannot be settled: the store was not opened as a part of a whole"),
+                "Open it with StoreBuilder::open_as_part.",
+            ),
+            Some(_) if epoch > durable => refused(
+                format!("epoch {epoch} cannot be settled, only {durable} is durable here"),
+                "Settle what is durable on every part, this one included.",
+            ),
+            Some(settled) => {
+                settled.raise(epoch);
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn checkpoint_failure(&self) -> Option<StoreError> {

@@ -2,8 +2,8 @@
 //!
 //! Files are created with mode 0600 and directories with 0700, are closed on `exec`, and a symbolic
 //! link is never followed to a file, nor is anything but a regular file ever opened. Several files
-//! are made durable at the same time by a few threads that wait for work; a device answers to
-//! parallel flushes in less time than to the same flushes one after another.
+//! are made durable at the same time by a few threads that wait for work, where that is faster than one after
+//! another, which is found out on the way.
 
 use std::fmt::Debug;
 use std::fs::{File, TryLockError};
@@ -20,6 +20,7 @@ use crate::sabotage::{Sabotage, sabotaged};
 
 mod closer;
 mod pool;
+mod strategy;
 #[cfg(test)]
 mod tests;
 

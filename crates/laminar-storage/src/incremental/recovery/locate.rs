@@ -73,7 +73,7 @@ impl From<PerCoreWalError> for Failure {
     }
 }
 
-/// Finds the newest state that `load` can load. When a checkpoint is damaged, wherever that shows, the
+/// Finds the newest state that `load` can load; before it does, it may lower the recovery point. When a checkpoint is damaged, wherever that shows, the
 /// one before is tried: it is as good as the newest as long as the log reaches back to it, which the
 /// plan checks. When no checkpoint will do, the error of the newest is returned.
 pub(crate) fn locate<T, E>(
@@ -82,7 +82,7 @@ pub(crate) fn locate<T, E>(
     wal_dir: &Path,
     wanted: Wanted,
     watch: &Watch,
-    mut load: impl FnMut(&Located) -> Result<T, E>,
+    mut load: impl FnMut(&mut Located) -> Result<T, E>,
 ) -> Result<(Located, T), E>
 where
     E: From<IncrementalCheckpointError> + From<PerCoreWalError> + IsDamagedCheckpoint,
@@ -100,7 +100,7 @@ where
                     other => other,
                 })?;
             check_id(&dir, *id, reader.metadata())?;
-            let located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone(), watch)?;
+            let mut located = plan(vfs, wal_dir, wanted, Some(reader), skipped.clone(), watch)?;
             if let Some(begun_on) = located.was_made_beside() {
                 return Err(made_beside(&dir, &located, begun_on).into());
             }
@@ -109,7 +109,7 @@ where
                     Detail::new("there is a newer checkpoint, which is damaged, and no log behind this one");
                 return Err(IncrementalCheckpointError::corruption(detail.at_path(&dir)).into());
             }
-            let loaded = load(&located)?;
+            let loaded = load(&mut located)?;
             Ok((located, loaded))
         })();
         match attempt {
@@ -128,13 +128,14 @@ where
             }
         }
     }
-    let attempt = plan(vfs, wal_dir, wanted, None, skipped, watch).map_err(E::from).and_then(|located| {
-        if !located.covers_what_was_skipped() {
-            return Ok(None);
-        }
-        let loaded = load(&located)?;
-        Ok(Some((located, loaded)))
-    });
+    let attempt =
+        plan(vfs, wal_dir, wanted, None, skipped, watch).map_err(E::from).and_then(|mut located| {
+            if !located.covers_what_was_skipped() {
+                return Ok(None);
+            }
+            let loaded = load(&mut located)?;
+            Ok(Some((located, loaded)))
+        });
     match (attempt, first_error) {
         (Ok(Some(found)), _) => Ok(found),
         (_, Some(first)) => Err(first),
@@ -219,7 +220,7 @@ mod tests {
     fn located(disk: &SimDisk) -> Result<Located, Failure> {
         let vfs: Arc<dyn Vfs> = Arc::new(disk.clone());
         let (checkpoint_dir, wal_dir) = (Path::new("/c"), Path::new("/wal"));
-        let load = |_: &Located| Ok(());
+        let load = |_: &mut Located| Ok(());
         locate(&vfs, checkpoint_dir, wal_dir, Wanted::Acknowledged, &Watch::default(), load)
             .map(|(located, ())| located)
     }

@@ -332,6 +332,37 @@ impl Plan {
         ))
     }
 
+    /// Lands on an earlier epoch than the log reaches to: on what all parts of a whole have. What was acknowledged must be
+    /// in it, and so must the checkpoint, out of which nothing can be taken again.
+    pub(crate) fn land_on(&mut self, wal_dir: &Path, agreed: Epoch) -> Result<(), PerCoreWalError> {
+        if agreed == self.point {
+            return Ok(());
+        }
+        let refused = |what: String, remedy: &'static str| {
+            Err(PerCoreWalError::EpochMismatch(Box::new(
+                Detail::new(what).at_path(wal_dir).in_epoch(self.point).remedy(remedy),
+            )))
+        };
+        if agreed > self.point || self.mode == RecoveryMode::AllSynced {
+            return refused(
+                format!("epoch {agreed} was agreed on, but this part of the whole has epoch {}", self.point),
+                "Agree on an epoch that every part has, of logs that stores wrote; nothing was changed.",
+            );
+        }
+        let base = self.base.as_ref().map_or(Epoch::ZERO, |base| base.epoch);
+        if base > agreed {
+            return refused(
+                format!(
+                    "epoch {agreed} was agreed on, but a checkpoint holds epoch {base}, which was settled"
+                ),
+                "Another part of the whole lost epochs that all had: restore that part. Nothing was changed here.",
+            );
+        }
+        self.check_acknowledged(wal_dir, agreed)?;
+        self.point = agreed;
+        Ok(())
+    }
+
     /// No core's records may testify to an acknowledged epoch that another core cannot deliver.
     fn check_acknowledged(&self, wal_dir: &Path, point: Epoch) -> Result<(), PerCoreWalError> {
         let Some(witness) = self.survey.cores.iter().max_by_key(|log| log.acknowledged) else {

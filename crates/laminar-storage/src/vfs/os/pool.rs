@@ -1,8 +1,9 @@
 //! Threads that make several files durable at the same time.
 //!
 //! The calling thread syncs the last file itself and then takes whatever is still waiting, so a
-//! batch always ends, even when no thread could be started. Threads start when first needed, at
-//! most one less than the files of the largest batch seen, and end when the pool is dropped.
+//! batch always ends, even when no thread could be started. How many help it is found out by
+//! trying (`strategy`). Threads start when first needed, at most one less than the files of the largest batch seen, and
+//! end when the pool is dropped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,16 +12,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::VfsFile;
+use super::strategy::{Strategy, THREADS_MAX};
 use crate::sabotage::{Sabotage, sabotaged};
-
-/// More flushes than this at once do not make a device faster.
-const THREADS_MAX: usize = 16;
 
 /// The pool. Dropping it joins its threads.
 #[derive(Debug, Default)]
 pub(super) struct SyncPool {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    strategy: Strategy,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ struct Results {
 }
 
 /// A panic elsewhere leaves these plain values usable.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -88,7 +88,9 @@ impl SyncPool {
         if others.is_empty() {
             return vec![last.sync_data()];
         }
-        self.start_threads(others.len());
+        let attempt = self.strategy.begin(files.len());
+        let helpers = attempt.helpers();
+        self.start_threads(helpers);
         let batch = Arc::new(Batch {
             results: Mutex::new(Results {
                 per_file: files.iter().map(|_| None).collect(),
@@ -102,7 +104,7 @@ impl SyncPool {
             batch: Arc::clone(&batch),
         };
         locked(&self.shared.queue).jobs.extend(others.iter().enumerate().map(job));
-        self.shared.work.notify_all();
+        (0..helpers).for_each(|_| self.shared.work.notify_one());
         job((others.len(), last)).run();
         loop {
             let waiting = locked(&self.shared.queue).jobs.pop_front();

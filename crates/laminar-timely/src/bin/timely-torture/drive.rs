@@ -1,0 +1,309 @@
+//! Starting, killing, and comparing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use laminar_timely::EXIT_FAILED;
+
+use crate::model::{lines, mix};
+use crate::{ENDED, Options};
+
+/// The longest that anything may take before it counts as hung. Far more than it takes.
+const HUNG: Duration = Duration::from_secs(300);
+
+/// What a drive came to.
+#[derive(Debug, Default)]
+struct Tally {
+    kills: u32,
+    /// Kills before a process had said that it recovered.
+    early: u32,
+    recoveries: u32,
+    starts: u32,
+}
+
+pub fn drive(options: &Options) -> Result<(), String> {
+    let own = options.dir.as_os_str().is_empty();
+    let dir = if own {
+        std::env::temp_dir().join(format!("timely-torture-{}", std::process::id()))
+    } else {
+        options.dir.clone()
+    };
+    let options = Options { dir: dir.clone(), ..options.clone() };
+    let result = drive_in(&options);
+    if own && result.is_ok() {
+        let _ = fs::remove_dir_all(&dir);
+    }
+    result.map_err(|what| {
+        let again = repeat(&options);
+        format!("{what}\nDirectory: {}\nAgain (moments of kills differ): {again}", dir.display())
+    })
+}
+
+fn repeat(options: &Options) -> String {
+    let Options { processes, workers, kills, seed, epochs, events, keys, ahead, pause_us, stall_ms, .. } =
+        options;
+    let sizes: Vec<_> = options.sizes.iter().map(|(p, w)| format!("{p}x{w}")).collect();
+    let sizes = if sizes.is_empty() { String::new() } else { format!(" --sizes {}", sizes.join(",")) };
+    let mistake = &options.mistake;
+    let mistake = if mistake.is_empty() { String::new() } else { format!(" --mistake {mistake}") };
+    format!(
+        "timely-torture drive --processes {processes} --workers {workers}{sizes} --kills {kills} --seed {seed} --epochs {epochs} \
+         --events {events} --keys {keys} --ahead {ahead} --pause-us {pause_us} --stall-ms {stall_ms}{mistake}"
+    )
+}
+
+fn drive_in(options: &Options) -> Result<(), String> {
+    let io = |e: std::io::Error| format!("{}: {e}", options.dir.display());
+    fs::create_dir_all(&options.dir).map_err(io)?;
+    let sizes = [vec![(options.processes, options.workers)], options.sizes.clone()].concat();
+    let mut tally = Tally::default();
+    let mut random = options.seed;
+    for (stage, (processes, workers)) in sizes.iter().enumerate() {
+        let part = |whole: u64| whole * (stage as u64 + 1) / sizes.len() as u64;
+        let kills = u32::try_from(part(u64::from(options.kills))).unwrap_or(u32::MAX);
+        let stage = Options {
+            processes: *processes,
+            workers: *workers,
+            until: part(options.epochs),
+            ..options.clone()
+        };
+        run_stage(&stage, kills, &mut tally, &mut random)?;
+        println!("{processes} x {workers}: done up to epoch {}, {tally:?}", stage.until);
+    }
+    let found = compare(options)?;
+    if sizes.len() == 1 {
+        compare_uninterrupted(options)?;
+    }
+    let Tally { kills, early, recoveries, starts } = tally;
+    println!(
+        "{} kills ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
+         0 missing, 0 twice, 0 besides",
+        kills
+    );
+    Ok(())
+}
+
+/// Runs the job up to `options.until`, with kills on the way.
+fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
+    let mut alone = 0;
+    loop {
+        let mut processes = Processes::start(options, tally)?;
+        let mut draw = |below: u64| {
+            *random = mix(*random);
+            *random % below
+        };
+        let killing = tally.kills < kills;
+        let moment = if draw(3) == 0 { draw(150) } else { 150 + draw(1200) };
+        let wait = if killing { Duration::from_millis(moment) } else { HUNG };
+        if let Some(ended) = processes.wait_all(wait)? {
+            tally.recoveries += 1;
+            if ended.iter().all(ExitStatus::success) {
+                return Ok(());
+            }
+            // A port that another program took in between, or a machine that stood still for seconds.
+            if processes.not_connected(&ended) && alone < 5 {
+                alone += 1;
+                continue;
+            }
+            return Err(format!(
+                "the processes ended with {ended:?}, and nobody killed them\n{}",
+                processes.said()
+            ));
+        }
+        if !killing {
+            processes.kill_all();
+            return Err(format!("the job did not end within {HUNG:?}\n{}", processes.said()));
+        }
+        let victim = usize::try_from(draw(processes.children.len() as u64)).unwrap_or(0);
+        let recovered = processes.said().contains("recovered to epoch");
+        processes.kill(victim)?;
+        tally.kills += 1;
+        tally.early += u32::from(!recovered);
+        tally.recoveries += u32::from(recovered);
+        let Some(ended) = processes.wait_all(HUNG)? else {
+            processes.kill_all();
+            return Err(format!(
+                "a process went on for {HUNG:?} after process {victim} was killed\n{}",
+                processes.said()
+            ));
+        };
+        for (process, status) in ended.iter().enumerate() {
+            let fine = process == victim
+                || status.success()
+                || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
+            if !fine {
+                return Err(format!("process {process} ended with {status}\n{}", processes.said()));
+            }
+        }
+    }
+}
+
+/// The processes of one run.
+struct Processes {
+    children: Vec<Child>,
+    logs: Vec<PathBuf>,
+}
+
+impl Processes {
+    fn start(options: &Options, tally: &mut Tally) -> Result<Self, String> {
+        let failed = |e: std::io::Error| format!("a process could not be started: {e}");
+        let program = std::env::current_exe().map_err(failed)?;
+        // Free now; whoever takes one in between makes a process end, which is noticed.
+        let listeners: Result<Vec<_>, _> =
+            (0..options.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
+        let addresses: Result<Vec<_>, _> =
+            listeners.map_err(failed)?.iter().map(TcpListener::local_addr).collect();
+        let addresses: Vec<_> = addresses.map_err(failed)?.iter().map(ToString::to_string).collect();
+        let mut all = Self { children: Vec::new(), logs: Vec::new() };
+        for process in 0..options.processes {
+            let log = options.dir.join(format!("process-{process}.log"));
+            let file = File::create(&log).map_err(failed)?;
+            let numbers = [
+                ("--process", process as u64),
+                ("--processes", options.processes as u64),
+                ("--workers", options.workers as u64),
+                ("--seed", options.seed),
+                ("--events", options.events),
+                ("--keys", options.keys),
+                ("--ahead", options.ahead),
+                ("--until", options.until),
+                ("--stall-ms", options.stall_ms),
+                ("--pause-us", options.pause_us),
+            ];
+            let mut command = Command::new(&program);
+            command.arg("worker").arg("--dir").arg(&options.dir).args(["--addresses", &addresses.join(",")]);
+            command.args(numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]));
+            if !options.mistake.is_empty() {
+                command.args(["--mistake", &options.mistake]);
+            }
+            let errors = file.try_clone().map_err(failed)?;
+            command.stdin(Stdio::null()).stdout(file).stderr(errors);
+            all.children.push(command.spawn().map_err(failed)?);
+            all.logs.push(log);
+            tally.starts += 1;
+        }
+        Ok(all)
+    }
+
+    fn said(&self) -> String {
+        let read = |log: &PathBuf| fs::read_to_string(log).unwrap_or_default();
+        self.logs
+            .iter()
+            .zip(0..)
+            .map(|(log, process)| format!("-- process {process} --\n{}", read(log)))
+            .collect()
+    }
+
+    /// Did they only not find each other?
+    fn not_connected(&self, ended: &[ExitStatus]) -> bool {
+        let said = self.said();
+        let unreached = said.contains("could not be reached in time") || said.contains("could not listen");
+        unreached && ended.iter().any(|status| status.code() == Some(i32::from(ENDED)))
+    }
+
+    fn kill(&mut self, process: usize) -> Result<(), String> {
+        let child = self.children.get_mut(process).ok_or("no such process")?;
+        child.kill().map_err(|e| format!("process {process} could not be killed: {e}"))
+    }
+
+    fn kill_all(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// How all of them ended; none when one still runs after this time.
+    fn wait_all(&mut self, at_most: Duration) -> Result<Option<Vec<ExitStatus>>, String> {
+        let started = Instant::now();
+        loop {
+            let mut ended = Vec::new();
+            for child in &mut self.children {
+                ended.extend(child.try_wait().map_err(|e| e.to_string())?);
+            }
+            if ended.len() == self.children.len() {
+                return Ok(Some(ended));
+            }
+            if started.elapsed() >= at_most {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+/// All files of rows below the output, by name.
+fn outputs(dir: &Path) -> Result<BTreeMap<String, String>, String> {
+    let mut files = BTreeMap::new();
+    for name in ["rows", "digits"] {
+        let dir = dir.join("out").join(name);
+        for entry in fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))? {
+            let path = entry.map_err(|e| e.to_string())?.path();
+            if path.extension().is_some_and(|extension| extension == "rows") {
+                let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+                files.insert(format!("{name}/{}", path.file_name().unwrap_or_default().display()), text);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Compares all lines with those of the model; returns how many there are.
+fn compare(options: &Options) -> Result<usize, String> {
+    let files = outputs(&options.dir)?;
+    let mut found: Vec<_> = files.values().flat_map(|text| text.split_inclusive('\n')).collect();
+    found.sort_unstable();
+    let expected = lines(options.seed, options.epochs, options.events, options.keys);
+    let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
+    expected.iter().for_each(|line| *counts.entry(line).or_default() -= 1);
+    found.iter().for_each(|line| *counts.entry(line).or_default() += 1);
+    let missing: i64 = counts.values().filter(|count| **count < 0).sum();
+    let known: std::collections::BTreeSet<_> = expected.iter().map(String::as_str).collect();
+    let more = counts.iter().filter(|(_, count)| **count > 0);
+    let (twice, besides): (Vec<_>, Vec<_>) = more.partition(|(line, _)| known.contains(**line));
+    if missing == 0 && twice.is_empty() && besides.is_empty() {
+        return Ok(found.len());
+    }
+    let example = |lines: &[(&&str, &i64)]| lines.first().map(|(line, _)| line.trim_end().to_owned());
+    Err(format!(
+        "{} lines missing, {} twice (such as {:?}), {} besides (such as {:?}), of {}",
+        -missing,
+        twice.len(),
+        example(&twice),
+        besides.len(),
+        example(&besides),
+        expected.len()
+    ))
+}
+
+/// Runs the job once more, elsewhere and without kills: every file must have the same bytes.
+fn compare_uninterrupted(options: &Options) -> Result<(), String> {
+    let dir = options.dir.join("uninterrupted");
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let quiet = Options {
+        dir: dir.clone(),
+        until: options.epochs,
+        pause_us: 0,
+        mistake: String::new(),
+        ..options.clone()
+    };
+    run_stage(&quiet, 0, &mut Tally::default(), &mut 0)?;
+    let (killed, quiet) = (outputs(&options.dir)?, outputs(&dir)?);
+    let differ: Vec<_> =
+        quiet.iter().filter(|(name, text)| killed.get(*name) != Some(text)).map(|(name, _)| name).collect();
+    if differ.is_empty() && killed.len() == quiet.len() {
+        return Ok(());
+    }
+    Err(format!("these files differ from those of a run without kills: {differ:?}"))
+}

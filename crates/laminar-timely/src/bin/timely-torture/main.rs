@@ -1,0 +1,124 @@
+//! Kills processes of a job again and again, and compares its output with what must come out.
+//!
+//! ```text
+//! timely-torture drive --processes 2 --workers 1 --kills 20 --seed 7
+//! ```
+//! starts the job, kills one process at a random moment (start-up and recovery included), waits until the others have ended,
+//! and starts all of them again, until the job is done. Then every row must be there once: those of a model, computed by other
+//! code. `timely-torture worker` is one process of that job.
+#![allow(clippy::print_stdout, reason = "a command that reports")]
+
+mod cache;
+mod drive;
+mod model;
+mod work;
+
+use std::process::ExitCode;
+
+/// Exit code of a worker whose job could not begin.
+const ENDED: u8 = 85;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let options = match Options::parse(arguments) {
+        Ok(options) => options,
+        Err(what) => {
+            eprintln!(
+                "{what}\nUsage: timely-torture drive|worker [--OPTION VALUE]...; see the beginning of its source"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    let result = match command.as_str() {
+        "drive" => drive::drive(&options),
+        "worker" => work::work(&options),
+        other => Err(format!("unknown command {other:?}, must be drive or worker")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            eprintln!("timely-torture: {what}");
+            if command == "worker" { ExitCode::from(ENDED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// What both commands take; a driver hands on what its workers need.
+#[derive(Clone, Debug)]
+struct Options {
+    dir: std::path::PathBuf,
+    processes: usize,
+    workers: usize,
+    /// Sizes of later runs: the job is stopped in order in between.
+    sizes: Vec<(usize, usize)>,
+    kills: u32,
+    seed: u64,
+    epochs: u64,
+    events: u64,
+    keys: u64,
+    ahead: u64,
+    /// A deliberate mistake.
+    mistake: String,
+    process: usize,
+    addresses: Vec<String>,
+    /// Where this run ends, in epochs of the whole job.
+    until: u64,
+    stall_ms: u64,
+    /// Microseconds between epochs of a worker, so that there is something to kill.
+    pause_us: u64,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self {
+            dir: std::path::PathBuf::new(),
+            processes: 2,
+            workers: 1,
+            sizes: Vec::new(),
+            kills: 10,
+            seed: 1,
+            epochs: 200,
+            events: 500,
+            keys: 300,
+            ahead: 16,
+            mistake: String::new(),
+            process: 0,
+            addresses: Vec::new(),
+            until: 0,
+            stall_ms: 20_000,
+            pause_us: 0,
+        };
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+            let number = || value.parse::<u64>().map_err(|e| format!("{name} {value}: {e}"));
+            let count = || value.parse::<usize>().map_err(|e| format!("{name} {value}: {e}"));
+            match name.as_str() {
+                "--dir" => options.dir = value.clone().into(),
+                "--processes" => options.processes = count()?,
+                "--workers" => options.workers = count()?,
+                "--sizes" => options.sizes = value.split(',').map(size).collect::<Result<_, _>>()?,
+                "--kills" => options.kills = value.parse().map_err(|e| format!("{name} {value}: {e}"))?,
+                "--seed" => options.seed = number()?,
+                "--epochs" => options.epochs = number()?,
+                "--events" => options.events = number()?,
+                "--keys" => options.keys = number()?,
+                "--ahead" => options.ahead = number()?,
+                "--mistake" => options.mistake.clone_from(&value),
+                "--process" => options.process = count()?,
+                "--addresses" => options.addresses = value.split(',').map(str::to_owned).collect(),
+                "--until" => options.until = number()?,
+                "--stall-ms" => options.stall_ms = number()?,
+                "--pause-us" => options.pause_us = number()?,
+                _ => return Err(format!("unknown option {name}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// `2x1`: processes and workers.
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let parsed = text.split_once('x').and_then(|(p, w)| Some((p.parse().ok()?, w.parse().ok()?)));
+    parsed.ok_or_else(|| format!("{text:?} is no size such as 2x1"))
+}

@@ -1,0 +1,58 @@
+//! The events of the job, and what must come out: computed one after the other, with nothing of the library.
+
+use std::collections::BTreeMap;
+
+/// The source has so many partitions, whatever the size of the job.
+pub const PARTITIONS: u64 = 4;
+
+/// What mixes bits, so that events look random and are the same in every run.
+pub fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// An event: its key and its value.
+pub fn event(seed: u64, partition: u64, offset: u64, keys: u64) -> (u64, u64) {
+    let bits = mix(seed ^ mix(partition << 48 | offset));
+    (bits % keys, bits >> 40)
+}
+
+/// What a line says of a key: how many values it had so far, and their sum.
+pub fn line(key: u64, count: u64, sum: u64) -> String {
+    format!("{key} {count} {sum}\n")
+}
+
+/// What a line says when a second operator has counted how often keys changed: by the last digit of the count.
+pub fn digit_line(digit: u64, times: u64) -> String {
+    format!("digit {digit} {times}\n")
+}
+
+/// Every line that the job must have written, sorted. In each epoch, `events` of every partition.
+pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut totals: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let mut digits: BTreeMap<u64, u64> = BTreeMap::new();
+    for epoch in 0..epochs {
+        let mut changed = BTreeMap::new();
+        for partition in 0..PARTITIONS {
+            for offset in epoch * events..(epoch + 1) * events {
+                let (key, value) = event(seed, partition, offset, keys);
+                let total = totals.entry(key).or_default();
+                *total = (total.0 + 1, total.1 + value);
+                changed.insert(key, *total);
+            }
+        }
+        let mut changed_digits = BTreeMap::new();
+        for (key, (count, sum)) in changed {
+            lines.push(line(key, count, sum));
+            let times = digits.entry(count % 10).or_default();
+            *times += 1;
+            changed_digits.insert(count % 10, *times);
+        }
+        lines.extend(changed_digits.into_iter().map(|(digit, times)| digit_line(digit, times)));
+    }
+    lines.sort_unstable();
+    lines
+}

@@ -1,0 +1,108 @@
+//! One process of the job.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use laminar_storage::Settings;
+use laminar_timely::timely::dataflow::operators::vec::Map;
+use laminar_timely::{Cluster, Config, Error, FileSink, Job, Mistakes, OtherSize, run};
+
+use crate::Options;
+use crate::cache::Cache;
+use crate::model::{PARTITIONS, digit_line, event, line, mix};
+
+const JOB: &str = "torture";
+
+pub fn work(options: &Options) -> Result<(), String> {
+    let cluster = Cluster {
+        process: options.process,
+        workers: options.workers,
+        addresses: if options.processes > 1 { options.addresses.clone() } else { Vec::new() },
+    };
+    let mistakes = Mistakes {
+        acknowledge_before_sync: options.mistake == "acknowledge-before-sync",
+        forget_waiting_rows: options.mistake == "forget-waiting-rows",
+        wake_nobody: options.mistake == "wake-nobody",
+    };
+    let settings = Settings {
+        // Small, so that there are checkpoints, segments and truncation within a few seconds.
+        checkpoint_interval_ms: 50,
+        segment_bytes: 256 << 10,
+        preallocate_bytes: 0,
+        ..Settings::default()
+    };
+    let seed = mix(options.seed ^ options.process as u64);
+    let config = Config::new(options.dir.join("state"), JOB)
+        .settings(settings)
+        .max_ahead_epochs(options.ahead)
+        // A kill during start-up leaves the others waiting for so long.
+        .connect_timeout(Duration::from_secs(3))
+        .stall_timeout(Some(Duration::from_millis(options.stall_ms)))
+        .other_size(OtherSize::Rescale)
+        .vfs(Arc::new(Cache::new(seed, 8000)))
+        .mistakes(mistakes);
+    let options = options.clone();
+    run(&cluster, &config, move |job| program(job, &options)).map_err(|error| error.to_string())
+}
+
+fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
+    let out = |name: &str| options.dir.join("out").join(name);
+    let mut input = job.dataflow(|flow| {
+        let (input, events) = flow.input::<(u64, u64)>("events")?;
+        let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
+            *total = (total.0 + 1, total.1 + value);
+        })?;
+        let digits = totals.clone().map(|(_, (count, _))| (count % 10, 1_u64));
+        let digits = flow.reduce(digits, "digits", |one, other| one + other)?;
+        let rows = out("rows");
+        flow.sink(totals, "rows", |part| {
+            FileSink::open(&rows, JOB, part, |(key, (count, sum)), out| {
+                out.extend_from_slice(line(*key, *count, *sum).as_bytes());
+            })
+        })?;
+        let rows = out("digits");
+        flow.sink(digits, "digit rows", |part| {
+            FileSink::open(&rows, JOB, part, |(digit, times), out| {
+                out.extend_from_slice(digit_line(*digit, *times).as_bytes());
+            })
+        })?;
+        Ok(input)
+    })?;
+    let source = |partition: u64| format!("events/{partition}");
+    // All partitions are in the same epoch, whoever read them.
+    let begin = job.source_offset(&source(0)).unwrap_or(0) / options.events;
+    for partition in 1..PARTITIONS {
+        let other = job.source_offset(&source(partition)).unwrap_or(0) / options.events;
+        if other != begin {
+            let what = format!("partition {partition} goes on at epoch {other}, partition 0 at {begin}");
+            return Err(Error::program(what, "This is what the test looks for."));
+        }
+    }
+    announce(&options.dir, job, begin);
+    let mine: Vec<_> =
+        (0..PARTITIONS).filter(|partition| *partition % job.peers() as u64 == job.index() as u64).collect();
+    for epoch in begin..options.until {
+        if mine.is_empty() {
+            break;
+        }
+        for partition in &mine {
+            for offset in epoch * options.events..(epoch + 1) * options.events {
+                input.send(event(options.seed, *partition, offset, options.keys));
+            }
+            input.set_source_offset(&source(*partition), (epoch + 1) * options.events);
+        }
+        input.seal()?;
+        if options.pause_us > 0 {
+            input.idle(Duration::from_micros(options.pause_us));
+        }
+    }
+    input.finish()
+}
+
+/// Says for the driver that the recovery is over.
+fn announce(dir: &Path, job: &Job, begin: u64) {
+    if job.index() == 0 {
+        println!("{}: recovered to epoch {}, input goes on at {begin}", dir.display(), job.recovery_point());
+    }
+}

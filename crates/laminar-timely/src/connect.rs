@@ -1,0 +1,273 @@
+//! How the processes of a job find each other.
+//!
+//! Timely's own way has no end when a process is missing, and knows nothing of whom it talks to. Here both sides say which
+//! job they belong to, how large it is and which process they are, before anything else, and there is a time limit.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use laminar_storage::error::Detail;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::config::Cluster;
+use crate::error::Error;
+
+const MAGIC: [u8; 8] = *b"lamtime1";
+const HELLO_LEN: usize = 28;
+const PAUSE: Duration = Duration::from_millis(20);
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// What a process says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hello {
+    job: u64,
+    process: u32,
+    processes: u32,
+    workers: u32,
+}
+
+impl Hello {
+    fn encode(self) -> [u8; HELLO_LEN] {
+        let mut bytes = [0; HELLO_LEN];
+        let fields: [&[u8]; 5] = [
+            &MAGIC,
+            &self.job.to_le_bytes(),
+            &self.process.to_le_bytes(),
+            &self.processes.to_le_bytes(),
+            &self.workers.to_le_bytes(),
+        ];
+        for (byte, value) in bytes.iter_mut().zip(fields.concat()) {
+            *byte = value;
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8; HELLO_LEN]) -> Option<Self> {
+        let rest = bytes.strip_prefix(&MAGIC)?;
+        let (job, rest) = rest.split_first_chunk()?;
+        let (process, rest) = rest.split_first_chunk()?;
+        let (processes, rest) = rest.split_first_chunk()?;
+        let (workers, _) = rest.split_first_chunk()?;
+        Some(Self {
+            job: u64::from_le_bytes(*job),
+            process: u32::from_le_bytes(*process),
+            processes: u32::from_le_bytes(*processes),
+            workers: u32::from_le_bytes(*workers),
+        })
+    }
+
+    /// Says hello and hears the other one.
+    fn exchange(self, stream: &mut TcpStream) -> io::Result<Option<Self>> {
+        stream.set_nonblocking(false)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.write_all(&self.encode())?;
+        let mut bytes = [0; HELLO_LEN];
+        stream.read_exact(&mut bytes)?;
+        stream.set_read_timeout(None)?;
+        Ok(Self::decode(&bytes))
+    }
+
+    /// Is the other one of the same job?
+    fn fits(self, other: Self) -> bool {
+        Self { process: 0, ..self } == Self { process: 0, ..other }
+    }
+}
+
+/// Connects this process with all others; one stream for each of them, none for itself.
+pub(crate) fn connect(
+    cluster: &Cluster,
+    job: &str,
+    timeout: Duration,
+) -> Result<Vec<Option<TcpStream>>, Error> {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let hello = Hello {
+        job: xxh3_64(job.as_bytes()),
+        process: number(cluster.process),
+        processes: number(cluster.processes()),
+        workers: number(cluster.workers),
+    };
+    let own = cluster.addresses.get(cluster.process).map_or("", String::as_str);
+    let deadline = Instant::now() + timeout;
+    let listener =
+        TcpListener::bind(own).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    let listener =
+        listener.map_err(|e| {
+            Error::connect(Detail::new(format!("could not listen on {own}: {e}")).caused_by(e).remedy(
+                "The address of each process must be one of its own machine, with a port that is free.",
+            ))
+        })?;
+    thread::scope(|scope| {
+        let lower = cluster.addresses.iter().take(cluster.process).enumerate();
+        let calls: Vec<_> =
+            lower.map(|(peer, at)| scope.spawn(move || call(hello, peer, at, deadline))).collect();
+        let higher = answer(hello, cluster, &listener, deadline);
+        let mut streams = Vec::new();
+        for call in calls {
+            let called = call.join().map_err(|_| {
+                Error::worker(
+                    Detail::new("a thread that connects panicked").remedy("Report this; start again."),
+                )
+            })?;
+            streams.push(Some(called?));
+        }
+        streams.push(None);
+        streams.extend(higher?.into_iter().map(Some));
+        Ok(streams)
+    })
+}
+
+/// Calls a process of a lower number until it answers.
+fn call(hello: Hello, peer: usize, address: &str, deadline: Instant) -> Result<TcpStream, Error> {
+    let mut last = String::from("it does not answer");
+    while Instant::now() < deadline {
+        let called = resolve(address).and_then(|at| TcpStream::connect_timeout(&at, ANSWER));
+        let heard = called.and_then(|mut stream| Ok((hello.exchange(&mut stream)?, stream)));
+        match heard {
+            Ok((Some(other), stream)) if hello.fits(other) && other.process as usize == peer => {
+                return Ok(stream);
+            }
+            // A port that nobody listens on may connect to itself.
+            Ok((Some(other), _)) if other == hello => {}
+            Ok((Some(other), _)) => return Err(stranger(hello, other, address)),
+            Ok((None, _)) => last = "what answers is no process of such a job".to_owned(),
+            Err(e) => last = e.to_string(),
+        }
+        thread::sleep(PAUSE);
+    }
+    Err(missing(&format!("process {peer} at {address}"), &last))
+}
+
+/// Waits until all processes of higher numbers have called.
+fn answer(
+    hello: Hello,
+    cluster: &Cluster,
+    listener: &TcpListener,
+    deadline: Instant,
+) -> Result<Vec<TcpStream>, Error> {
+    let first = cluster.process + 1;
+    let mut streams: Vec<Option<TcpStream>> = (first..cluster.processes()).map(|_| None).collect();
+    while streams.iter().any(Option::is_none) {
+        match listener.accept() {
+            Ok((mut stream, from)) => match hello.exchange(&mut stream) {
+                Ok(Some(other)) if hello.fits(other) => {
+                    let place =
+                        (other.process as usize).checked_sub(first).and_then(|at| streams.get_mut(at));
+                    // Whoever calls again has given up the first call.
+                    if let Some(place) = place {
+                        *place = Some(stream);
+                    }
+                }
+                Ok(Some(other)) if other != hello => return Err(stranger(hello, other, &from.to_string())),
+                other => tracing::warn!(%from, ?other, "what called is no process of this job"),
+            },
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(e) => tracing::warn!(error = %e, "a call could not be taken"),
+        }
+        if Instant::now() >= deadline {
+            let absent = streams.iter().zip(first..).filter(|(stream, _)| stream.is_none());
+            let absent: Vec<_> = absent.map(|(_, process)| process.to_string()).collect();
+            return Err(missing(&format!("process {}", absent.join(", process ")), "it did not call"));
+        }
+    }
+    Ok(streams.into_iter().flatten().collect())
+}
+
+fn resolve(address: &str) -> io::Result<std::net::SocketAddr> {
+    let found = address.to_socket_addrs()?.next();
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}
+
+fn missing(who: &str, why: &str) -> Error {
+    Error::connect(
+        Detail::new(format!("{who} could not be reached in time: {why}"))
+            .remedy("Start all processes of the job, with the same list of addresses."),
+    )
+}
+
+fn stranger(hello: Hello, other: Hello, address: &str) -> Error {
+    let what = if hello.job == other.job {
+        format!(
+            "process {} at {address} belongs to a job of {} processes with {} workers each, this one to {} with {}",
+            other.process, other.processes, other.workers, hello.processes, hello.workers
+        )
+    } else {
+        format!("what is at {address} belongs to another job")
+    };
+    Error::connect(
+        Detail::new(what).remedy("Start all processes with the same job, workers and list of addresses."),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+    use super::*;
+
+    /// Addresses that are free now.
+    fn addresses(count: usize) -> Vec<String> {
+        let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+    }
+
+    #[test]
+    fn three_processes_find_each_other_in_any_order() {
+        let addresses = addresses(3);
+        let starts = |process| {
+            let addresses = addresses.clone();
+            thread::spawn(move || {
+                let cluster = Cluster { process, workers: 2, addresses };
+                connect(&cluster, "job", Duration::from_secs(60)).unwrap()
+            })
+        };
+        let mut threads: Vec<_> = [2, 0, 1].map(|process| (process, starts(process))).into();
+        threads.sort_by_key(|(process, _)| *process);
+        let streams: Vec<_> = threads.into_iter().map(|(_, thread)| thread.join().unwrap()).collect();
+        for (process, streams) in streams.iter().enumerate() {
+            let there: Vec<_> = streams.iter().map(Option::is_some).collect();
+            assert_eq!(there, [0, 1, 2].map(|peer| peer != process));
+        }
+        // Each stream ends where it says.
+        streams[0][2].as_ref().unwrap().write_all(b"x").unwrap();
+        let mut byte = [0];
+        streams[2][0].as_ref().unwrap().read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    #[test]
+    fn a_process_that_is_missing_is_named() {
+        let cluster = Cluster { process: 0, workers: 1, addresses: addresses(2) };
+        let error = connect(&cluster, "job", Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("process 1"), "{error}");
+        let cluster = Cluster { process: 1, ..cluster };
+        let error = connect(&cluster, "job", Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("process 0"), "{error}");
+    }
+
+    #[test]
+    fn processes_of_another_job_or_size_are_refused() {
+        let addresses = addresses(2);
+        for (job, workers) in [("another", 1), ("job", 2)] {
+            let start = |process, job: &'static str, workers| {
+                let cluster = Cluster { process, workers, addresses: addresses.clone() };
+                thread::spawn(move || connect(&cluster, job, Duration::from_secs(5)))
+            };
+            let (one, two) = (start(0, "job", 1), start(1, job, workers));
+            let errors = [one.join().unwrap(), two.join().unwrap()];
+            assert!(errors.iter().any(Result::is_err));
+            let refused = errors.iter().filter_map(|error| error.as_ref().err());
+            assert!(
+                refused.map(ToString::to_string).any(|e| e.contains("another job") || e.contains("workers"))
+            );
+        }
+    }
+
+    #[test]
+    fn a_hello_comes_back() {
+        let hello = Hello { job: 1, process: 2, processes: 3, workers: 4 };
+        assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+        assert_eq!(Hello::decode(&[0; HELLO_LEN]), None);
+    }
+}

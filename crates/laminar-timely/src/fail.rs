@@ -1,0 +1,111 @@
+//! Fail-stop: a process whose part of the job cannot go on ends at once, as a whole.
+//!
+//! Nothing else is safe. A worker that goes away quietly closes its inputs, and the others take that for the end of its
+//! data; a panic of one thread leaves its siblings waiting for ever. The other processes notice that the connection is
+//! gone and end too; whoever supervises them starts all of them again, and they recover together.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use laminar_storage::{Health, Store};
+
+/// Exit code of a process that ended itself because its part of the job could not go on.
+pub const EXIT_FAILED: i32 = 86;
+
+/// The watchdog looks this often. It counts its own looks and not the time that passes, so that a process that was
+/// stopped and goes on is not taken for one that makes no progress.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Ends the process.
+pub(crate) fn fail_stop(what: &dyn Display) -> ! {
+    tracing::error!(%what, "the process ends");
+    eprintln!(
+        "laminar-timely: {what}\nThe process ends, so that no other takes its silence for an end of its data."
+    );
+    std::process::exit(EXIT_FAILED)
+}
+
+/// From now on any panic of any thread ends the process, after it was reported as usual.
+pub(crate) fn panics_end_the_process() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        fail_stop(&"a thread panicked");
+    }));
+}
+
+/// What the watchdog looks at.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    /// Grows with everything that became durable or was committed, on any worker.
+    progress: AtomicU64,
+    /// Workers that wait for progress.
+    waiting: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Pulse {
+    /// Something became durable or committed.
+    pub(crate) fn beat(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A worker waits for progress while the guard lives.
+    pub(crate) fn waits(self: &Arc<Self>) -> Waits {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(Arc::clone(self))
+    }
+
+    /// The job is done.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Watches on a thread of its own, until the job is done.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        stall: Option<Duration>,
+        store: StoreSlot,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let pulse = Arc::clone(self);
+        thread::Builder::new().name("laminar-watchdog".into()).spawn(move || pulse.run(stall, &store))
+    }
+
+    fn run(&self, stall: Option<Duration>, store: &StoreSlot) {
+        let (mut seen, mut looks) = (0, 0_u32);
+        while !self.ended.load(Ordering::Relaxed) {
+            thread::sleep(LOOK);
+            if let Some(store) = store.get()
+                && let Health::Poisoned(cause) = store.health()
+            {
+                fail_stop(&cause);
+            }
+            let now = self.progress.load(Ordering::Relaxed);
+            let waits = self.waiting.load(Ordering::Relaxed) > 0;
+            looks = if waits && now == seen { looks.saturating_add(1) } else { 0 };
+            seen = now;
+            if let Some(stall) = stall.filter(|stall| LOOK * looks >= *stall) {
+                fail_stop(&format!(
+                    "nothing became durable for {stall:?} while workers wait for it: another process hangs, the connection \
+                     to it is cut, or the device does not answer. Look at the other processes, then start all of them again."
+                ));
+            }
+        }
+    }
+}
+
+/// A worker waits for progress as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Waits(Arc<Pulse>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where the store of a process is, once it is opened.
+pub(crate) type StoreSlot = Arc<std::sync::OnceLock<Arc<Store>>>;

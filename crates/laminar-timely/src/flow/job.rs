@@ -1,0 +1,285 @@
+//! What the program's code sees on a worker.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use laminar_storage::Epoch;
+use laminar_storage::error::Detail;
+use timely::dataflow::operators::Input;
+use timely::dataflow::{InputHandle, Scope, StreamVec};
+use timely::worker::Worker;
+
+use super::durable::{durable, settle};
+use super::gather::gather;
+use super::input::{EpochInput, Gate, InputParts, Pace};
+use super::start::Process;
+use crate::error::Error;
+use crate::layout::Generation;
+use crate::ledger::{Kind, Ledger, OperatorId, split_key};
+
+/// Where a job goes on, the same on all workers.
+#[derive(Clone, Debug)]
+pub(super) struct Recovered {
+    pub(super) point: Epoch,
+    pub(super) first: Epoch,
+    pub(super) generation: Generation,
+    pub(super) offsets: BTreeMap<String, u64>,
+}
+
+/// Keys of rows that wait for their sink, by operator.
+pub(super) type Waiting = BTreeMap<OperatorId, Vec<Vec<u8>>>;
+
+/// A job on one worker: what was recovered, and the dataflow. Given to what [`crate::run`] runs.
+pub struct Job {
+    worker: Worker,
+    process: Arc<Process>,
+    recovered: Recovered,
+    ledger: Rc<RefCell<Ledger>>,
+    gate: Rc<Gate>,
+    pace: Option<Rc<RefCell<Pace>>>,
+    waiting: Rc<RefCell<Waiting>>,
+    threads: Rc<RefCell<Vec<JoinHandle<()>>>>,
+}
+
+impl Job {
+    pub(super) fn new(
+        worker: &Worker,
+        process: &Arc<Process>,
+        ledger: Ledger,
+        recovered: Recovered,
+    ) -> Result<Self, Error> {
+        let mut waiting = Waiting::new();
+        for (key, _) in &ledger.core {
+            if let Some((Kind::Waiting, operator, _)) = split_key(key) {
+                waiting.entry(operator).or_default().push(key.to_vec());
+            }
+        }
+        waiting.values_mut().for_each(|keys| keys.sort_unstable());
+        Ok(Self {
+            worker: worker.clone(),
+            process: Arc::clone(process),
+            recovered,
+            ledger: Rc::new(RefCell::new(ledger)),
+            gate: Rc::default(),
+            pace: None,
+            waiting: Rc::new(RefCell::new(waiting)),
+            threads: Rc::default(),
+        })
+    }
+
+    /// This worker among all workers of all processes, from 0.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.worker.index()
+    }
+
+    /// How many workers there are, in all processes.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.worker.peers()
+    }
+
+    /// The epoch that the state was recovered to, on all workers; 0 for a new job.
+    #[must_use]
+    pub fn recovery_point(&self) -> Epoch {
+        self.recovered.point
+    }
+
+    /// The first epoch of this run. It is above every epoch that any process ever used, whether or not that one survived, so
+    /// that nothing of an earlier run can be taken for something of this one.
+    #[must_use]
+    pub fn resume_epoch(&self) -> Epoch {
+        self.recovered.first
+    }
+
+    /// Where to go on reading `source`: the offset that was sealed with the recovered state, whichever worker read it.
+    #[must_use]
+    pub fn source_offset(&self, source: &str) -> Option<u64> {
+        self.recovered.offsets.get(source).copied()
+    }
+
+    /// All source offsets of the recovered state.
+    #[must_use]
+    pub fn source_offsets(&self) -> &BTreeMap<String, u64> {
+        &self.recovered.offsets
+    }
+
+    /// Everything up to this epoch is durable on all workers and committed by all sinks of all workers.
+    #[must_use]
+    pub fn committed_epoch(&self) -> Epoch {
+        let last = self.ledger.borrow().last();
+        self.gate.passed().map_or(last.unwrap_or_default(), |passed| Epoch(passed.0.saturating_sub(1)))
+    }
+
+    /// Works on the dataflow for a moment.
+    pub fn idle(&mut self, at_most: Duration) {
+        if let Some(pace) = &self.pace {
+            pace.borrow().check();
+        }
+        self.worker.step_or_park(Some(at_most));
+    }
+
+    /// Builds the dataflow of the job; once, and the same one on all workers.
+    ///
+    /// # Errors
+    /// What `build` returns; `Config` when it is called again.
+    pub fn dataflow<R>(
+        &mut self,
+        build: impl for<'scope> FnOnce(&mut Flow<'scope>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        if self.pace.is_some() {
+            return Err(Error::config(
+                Detail::new("the dataflow of the job is built twice")
+                    .remedy("Build all of it in one call: everything in it shares one log and one seal."),
+            ));
+        }
+        let (first, mut worker) = (self.recovered.first, self.worker.clone());
+        let (built, pace) = worker.dataflow::<u64, _, _>(|scope| {
+            let mut control = InputHandle::new();
+            let stream: StreamVec<u64, ()> = scope.input_from(&mut control);
+            control.advance_to(first.0);
+            let pace = Rc::new(RefCell::new(Pace::new(control, first)));
+            let durable = durable(stream, &self.ledger, &self.process);
+            self.gate.add(settle(durable.clone(), first, &self.process));
+            let parts = InputParts {
+                worker: self.worker.clone(),
+                process: Arc::clone(&self.process),
+                ledger: Rc::clone(&self.ledger),
+                gate: Rc::clone(&self.gate),
+                pace: Rc::clone(&pace),
+            };
+            let mut flow = Flow {
+                scope,
+                durable,
+                parts,
+                recovered: self.recovered.clone(),
+                names: BTreeSet::new(),
+                operators: BTreeSet::new(),
+                waiting: Rc::clone(&self.waiting),
+                threads: Rc::clone(&self.threads),
+            };
+            (build(&mut flow), pace)
+        });
+        // A dataflow without inputs ends at once.
+        pace.borrow_mut().follow();
+        self.pace = Some(pace);
+        built
+    }
+
+    /// Ends the job in order: all workers agree which epoch is the last, and stay until it is durable and committed
+    /// everywhere.
+    pub(super) fn complete(mut self) -> Result<(), Error> {
+        let before = Epoch(self.recovered.first.0.saturating_sub(1));
+        let last = match &self.pace {
+            None => before,
+            Some(pace) => {
+                let pace = pace.borrow();
+                if let Some(name) = pace.unfinished() {
+                    return Err(Error::program(
+                        format!("the program returned before the input {name:?} was finished"),
+                        "Finish every input, on every worker, also where it has nothing to send.",
+                    ));
+                }
+                pace.last
+            }
+        };
+        let all = gather(&mut self.worker, &self.process.pulse, &last.0)?;
+        let last = all.into_iter().max().map_or(before, Epoch);
+        self.ledger.borrow_mut().ends_with(last);
+        {
+            let _waits = self.process.pulse.waits();
+            while self.gate.passed().is_some() {
+                self.worker.step_or_park(Some(Duration::from_millis(100)));
+            }
+        }
+        for thread in self.threads.take() {
+            if thread.join().is_err() {
+                return Err(Error::worker(
+                    Detail::new("the thread of a sink panicked").remedy("Start again."),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job")
+            .field("worker", &self.index())
+            .field("recovered", &self.recovered)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The dataflow of a job while it is built: inputs, operators with state, sinks. Streams are timely's, so that all of its
+/// operators that keep no state go in between; epochs are timestamps.
+pub struct Flow<'scope> {
+    pub(super) scope: Scope<'scope, u64>,
+    /// Its frontier is the durable frontier.
+    pub(super) durable: StreamVec<'scope, u64, ()>,
+    pub(super) parts: InputParts,
+    pub(super) recovered: Recovered,
+    names: BTreeSet<String>,
+    operators: BTreeSet<OperatorId>,
+    pub(super) waiting: Rc<RefCell<Waiting>>,
+    pub(super) threads: Rc<RefCell<Vec<JoinHandle<()>>>>,
+}
+
+impl<'scope> Flow<'scope> {
+    /// Timely's scope, for operators without state.
+    #[must_use]
+    pub fn scope(&self) -> Scope<'scope, u64> {
+        self.scope
+    }
+
+    /// An input, on this worker, and the stream of its rows.
+    ///
+    /// # Errors
+    /// `Config` for a name that is used already.
+    pub fn input<D: Clone + 'static>(
+        &mut self,
+        name: &str,
+    ) -> Result<(EpochInput<D>, StreamVec<'scope, u64, D>), Error> {
+        self.claim(name)?;
+        let (handle, stream) = timely::dataflow::operators::vec::Input::new_input(&self.scope);
+        Ok((EpochInput::new(name, handle, self.parts.clone()), stream))
+    }
+
+    /// A stream without rows, whose frontier is the **durable frontier**: everything before it is synced on all workers of all
+    /// processes, and survives any crash of any of them.
+    #[must_use]
+    pub fn durable(&self) -> StreamVec<'scope, u64, ()> {
+        self.durable.clone()
+    }
+
+    /// A name for something with state, once in a job.
+    pub(super) fn claim(&mut self, name: &str) -> Result<OperatorId, Error> {
+        let refused = |what: String| {
+            Err(Error::config(
+                Detail::new(what).remedy("Give every input, operator and sink a name of its own."),
+            ))
+        };
+        if name.is_empty() {
+            return refused("a name is empty".to_owned());
+        }
+        if !self.names.insert(name.to_owned()) {
+            return refused(format!("the name {name:?} stands twice in the dataflow"));
+        }
+        let operator = OperatorId::of(name);
+        if !self.operators.insert(operator) {
+            return refused(format!("the name {name:?} is kept under the same number as another one"));
+        }
+        Ok(operator)
+    }
+}
+
+impl std::fmt::Debug for Flow<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flow").field("names", &self.names).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,252 @@
+//! Operators with state by key.
+//!
+//! Records go to the worker that owns their key: a hash of the key's bytes in the state, which any later size of the job can
+//! compute from the state alone. An operator works on an epoch when everything of it has come, from all workers.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::rc::Rc;
+
+use laminar_storage::Epoch;
+use timely::ExchangeData;
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::{Capability, Operator};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::job::Flow;
+use super::{epoch_of, or_end, upper};
+use crate::codec::Codec;
+use crate::error::Error;
+use crate::ledger::{Ledger, OperatorId, Seat, State};
+
+/// Which worker owns a key, modulo the number of workers.
+pub(crate) fn owner(encoded: &[u8]) -> u64 {
+    xxh3_64(encoded)
+}
+
+/// What can be a key: it goes to its owner over the network, and into the state.
+pub trait Key: Codec + ExchangeData + Clone + Ord + Hash {}
+impl<K: Codec + ExchangeData + Clone + Ord + Hash> Key for K {}
+
+impl<'scope> Flow<'scope> {
+    /// Keeps an `S` for every key, changed by every value, and gives out the key with its new `S` once per epoch in which it
+    /// changed, in the order of keys.
+    ///
+    /// Values that one worker sent come in the order they were sent, those of different workers in any: let `fold` not
+    /// depend on it.
+    ///
+    /// # Errors
+    /// `Config` for a name that is used already.
+    pub fn fold<K, V, S>(
+        &mut self,
+        stream: StreamVec<'scope, u64, (K, V)>,
+        name: &str,
+        fold: impl Fn(&mut S, V) + 'static,
+    ) -> Result<StreamVec<'scope, u64, (K, S)>, Error>
+    where
+        K: Key,
+        V: ExchangeData,
+        S: Codec + Default + Clone + 'static,
+    {
+        let (mut changed, mut bytes) = (HashMap::<K, S>::new(), Vec::new());
+        self.keyed(stream, name, move |rows, state, out| {
+            for (key, value) in rows.drain(..) {
+                let known = match changed.entry(key) {
+                    std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                    std::collections::hash_map::Entry::Vacant(entry) => {
+                        let stored = state.get(entry.key())?;
+                        entry.insert(stored.unwrap_or_default())
+                    }
+                };
+                fold(known, value);
+            }
+            out.extend(changed.drain());
+            out.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+            for (key, value) in &*out {
+                state.put(key, value, &mut bytes)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Combines all values of a key into one, and gives out the key with it once per epoch in which it changed, in the order
+    /// of keys. `combine` should not depend on the order of values.
+    ///
+    /// # Errors
+    /// `Config` for a name that is used already.
+    pub fn reduce<K, V>(
+        &mut self,
+        stream: StreamVec<'scope, u64, (K, V)>,
+        name: &str,
+        combine: impl Fn(V, V) -> V + 'static,
+    ) -> Result<StreamVec<'scope, u64, (K, V)>, Error>
+    where
+        K: Key,
+        V: Codec + ExchangeData + Clone,
+    {
+        let mut bytes = Vec::new();
+        self.keyed(stream, name, move |rows, state, out| {
+            let mut changed = BTreeMap::<K, V>::new();
+            for (key, value) in rows.drain(..) {
+                let before = match changed.remove(&key) {
+                    Some(known) => Some(known),
+                    None => state.get(&key)?,
+                };
+                let now = match before {
+                    Some(before) => combine(before, value),
+                    None => value,
+                };
+                changed.insert(key, now);
+            }
+            for (key, value) in changed {
+                state.put(&key, &value, &mut bytes)?;
+                out.push((key, value));
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives every value to `map` with what is kept for its key, which it may change or forget, and which is kept from then
+    /// on. Values that one worker sent come in the order they were sent, those of different workers in any.
+    ///
+    /// # Errors
+    /// `Config` for a name that is used already.
+    pub fn map_with_state<K, V, S, O>(
+        &mut self,
+        stream: StreamVec<'scope, u64, (K, V)>,
+        name: &str,
+        map: impl Fn(&K, V, &mut Option<S>, &mut Vec<O>) + 'static,
+    ) -> Result<StreamVec<'scope, u64, O>, Error>
+    where
+        K: Key,
+        V: ExchangeData,
+        S: Codec + 'static,
+        O: Clone + 'static,
+    {
+        let mut bytes = Vec::new();
+        self.keyed(stream, name, move |rows, state, out| {
+            let mut touched = BTreeMap::<K, Option<S>>::new();
+            for (key, value) in rows.drain(..) {
+                if !touched.contains_key(&key) {
+                    touched.insert(key.clone(), state.get(&key)?);
+                }
+                if let Some(kept) = touched.get_mut(&key) {
+                    map(&key, value, kept, out);
+                }
+            }
+            for (key, kept) in touched {
+                match kept {
+                    Some(kept) => state.put(&key, &kept, &mut bytes)?,
+                    None => state.delete(&key)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// An operator that is given all rows of an epoch and the state of its keys.
+    fn keyed<K, V, O, L>(
+        &mut self,
+        stream: StreamVec<'scope, u64, (K, V)>,
+        name: &str,
+        logic: L,
+    ) -> Result<StreamVec<'scope, u64, O>, Error>
+    where
+        K: Key,
+        V: ExchangeData,
+        O: Clone + 'static,
+        L: FnMut(&mut Vec<(K, V)>, &mut State<'_>, &mut Vec<O>) -> Result<(), Error> + 'static,
+    {
+        let operator = self.claim(name)?;
+        let (ledger, title, scope) = (Rc::clone(&self.parts.ledger), name.to_owned(), self.scope);
+        let mut encoded = Vec::new();
+        let route = Exchange::new(move |(key, _): &(K, V)| {
+            encoded.clear();
+            key.encode(&mut encoded);
+            owner(&encoded)
+        });
+        let first = self.recovered.first;
+        Ok(stream.unary_frontier::<CapacityContainerBuilder<Vec<O>>, _, _, _>(
+            route,
+            name,
+            move |capability, info| {
+                let activator = scope.activator_for(Rc::clone(&info.address));
+                let seat = ledger.borrow_mut().take_part(move || activator.activate());
+                let held = Some(capability.delayed(&first.0));
+                drop(capability);
+                let mut turn = Turn {
+                    operator,
+                    seat,
+                    ledger,
+                    logic,
+                    stash: BTreeMap::new(),
+                    next: first,
+                    held,
+                    key: Vec::new(),
+                    out: Vec::new(),
+                };
+                move |(input, frontier), output| {
+                    input.for_each_stamp(|capability, data| {
+                        let epoch = Epoch(epoch_of(&capability, &title));
+                        let stash = turn.stash.entry(epoch).or_default();
+                        data.for_each(|rows| stash.append(rows));
+                    });
+                    or_end(turn.go_on(upper(frontier), |held, out| {
+                        output.session(held).give_iterator(out.drain(..));
+                    }));
+                }
+            },
+        ))
+    }
+}
+
+/// A keyed operator between two turns.
+struct Turn<R, O, L> {
+    operator: OperatorId,
+    seat: Seat,
+    ledger: Rc<RefCell<Ledger>>,
+    logic: L,
+    stash: BTreeMap<Epoch, Vec<R>>,
+    /// The first epoch that it has not worked on.
+    next: Epoch,
+    held: Option<Capability<u64>>,
+    key: Vec<u8>,
+    out: Vec<O>,
+}
+
+impl<R, O, L> Turn<R, O, L>
+where
+    L: FnMut(&mut Vec<R>, &mut State<'_>, &mut Vec<O>) -> Result<(), Error>,
+{
+    /// Works on epochs of which everything has come, as far as the ledger lets it.
+    fn go_on(
+        &mut self,
+        before: Option<Epoch>,
+        mut give: impl FnMut(&Capability<u64>, &mut Vec<O>),
+    ) -> Result<(), Error> {
+        let mut ledger = self.ledger.borrow_mut();
+        let last = ledger.last();
+        let upper = before.or(last.map(Epoch::next)).unwrap_or_default();
+        while self.next < upper && ledger.may(self.seat, self.next) {
+            if let (Some(mut rows), Some(held)) = (self.stash.remove(&self.next), &self.held) {
+                let Ledger { core, .. } = &mut *ledger;
+                let mut state = State { core, operator: self.operator, key: &mut self.key };
+                (self.logic)(&mut rows, &mut state, &mut self.out)?;
+                give(held, &mut self.out);
+                self.out.clear();
+            }
+            ledger.done(self.seat, self.next)?;
+            self.next = self.next.next();
+            if let Some(held) = &mut self.held {
+                held.downgrade(&self.next.0);
+            }
+        }
+        if before.is_none() && last.is_some_and(|last| self.next > last) {
+            self.held = None;
+        }
+        Ok(())
+    }
+}

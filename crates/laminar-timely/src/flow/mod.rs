@@ -1,0 +1,57 @@
+//! Everything that touches Timely Dataflow's interface.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `execute` | connecting, starting the workers, ending as a whole |
+//! | `gather` | one message from every worker to all |
+//! | `start` | agreeing and opening the state, before the dataflow is built |
+//! | `job` | what the program's code sees on a worker |
+//! | `durable` | the operator whose output frontier is the durable frontier |
+//! | `input` | inputs that go from epoch to epoch, not too far ahead |
+//! | `keyed` | operators with state |
+//! | `sink` | rows that leave the job once they are durable |
+
+mod durable;
+mod execute;
+mod gather;
+mod input;
+mod job;
+mod keyed;
+mod sink;
+mod start;
+
+pub use execute::run;
+pub use input::EpochInput;
+pub use job::{Flow, Job};
+pub use keyed::Key;
+
+use laminar_storage::Epoch;
+use laminar_storage::error::Detail;
+use timely::dataflow::operators::InputCapability;
+use timely::progress::frontier::MutableAntichain;
+
+use crate::fail::fail_stop;
+
+/// The epoch that records came in.
+///
+/// Ends the process when they came without one: such records do not hold the frontier back, so that no epoch is theirs.
+fn epoch_of(capability: &InputCapability<u64>, operator: &str) -> u64 {
+    match capability.least() {
+        Some(epoch) => *epoch,
+        None => fail_stop(&format!(
+            "{}",
+            Detail::new(format!("records came to the operator {operator:?} without an epoch"))
+                .remedy("Send records only under capabilities of the epoch they belong to.")
+        )),
+    }
+}
+
+/// Everything before this epoch has come; `None` when everything has.
+fn upper(frontier: &MutableAntichain<u64>) -> Option<Epoch> {
+    frontier.frontier().iter().next().map(|epoch| Epoch(*epoch))
+}
+
+/// What an operator does with an error: its process cannot go on.
+fn or_end<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| fail_stop(&error))
+}

@@ -1,0 +1,218 @@
+//! From what is on the disks of all processes to a worker that can go on.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use laminar_storage::error::Detail;
+use laminar_storage::{CoreStore, Epoch, Opened, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use timely::scheduling::activate::SyncActivator;
+use timely::worker::Worker;
+
+use super::execute::lock;
+use super::gather::gather;
+use super::job::{Job, Recovered};
+use crate::config::{Cluster, Config};
+use crate::error::Error;
+use crate::fail::{Pulse, StoreSlot};
+use crate::layout::{Generation, Layout, Part, Size, Stage};
+use crate::ledger::Ledger;
+use crate::recover::{Decision, Has, Recoverable, agree, decide};
+
+/// What the workers of a process share.
+pub(super) struct Process {
+    pub(super) cluster: Cluster,
+    pub(super) config: Config,
+    pub(super) pulse: Arc<Pulse>,
+    store: StoreSlot,
+    /// Opened by the first worker, taken by each.
+    cores: Mutex<Vec<Option<CoreStore>>>,
+    /// The store's recovery point and generation.
+    landed: OnceLock<(Epoch, Generation)>,
+    /// What the store's logs have synced, of all workers of this process.
+    pub(super) durable: AtomicU64,
+    /// Called when that grows.
+    wakes: Mutex<Vec<SyncActivator>>,
+}
+
+impl Process {
+    pub(super) fn new(cluster: Cluster, config: Config, pulse: Arc<Pulse>) -> Self {
+        Self {
+            cluster,
+            config,
+            pulse,
+            store: StoreSlot::default(),
+            cores: Mutex::default(),
+            landed: OnceLock::new(),
+            durable: AtomicU64::new(0),
+            wakes: Mutex::default(),
+        }
+    }
+
+    pub(super) fn store_slot(&self) -> StoreSlot {
+        Arc::clone(&self.store)
+    }
+
+    /// Calls this whenever a later epoch is durable in this process.
+    pub(super) fn wake_when_durable(&self, activator: SyncActivator) {
+        lock(&self.wakes).push(activator);
+    }
+
+    /// Takes note that an epoch is durable on all processes, so that no opening discards it.
+    pub(super) fn settle(&self, epoch: Epoch) -> Result<(), Error> {
+        self.pulse.beat();
+        match self.store.get() {
+            Some(store) => Ok(store.settle(epoch)?),
+            None => Ok(()),
+        }
+    }
+
+    fn size(&self) -> Size {
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Size { processes: number(self.cluster.processes()), workers: number(self.cluster.workers) }
+    }
+
+    fn number(&self) -> u32 {
+        u32::try_from(self.cluster.process).unwrap_or(u32::MAX)
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::new(&self.config.dir, &self.config.vfs)
+    }
+
+    /// Hands out what was opened, and hears from now on when it is durable.
+    fn opened(self: &Arc<Self>, opened: Opened, generation: Generation) {
+        let point = opened.report.recovery_point;
+        self.durable.store(point.0, Ordering::Release);
+        let process = Arc::downgrade(self);
+        let wakes = !self.config.mistakes.wake_nobody;
+        opened.store.on_durable(move |epoch| {
+            let Some(process) = process.upgrade() else { return };
+            process.durable.fetch_max(epoch.0, Ordering::AcqRel);
+            if wakes {
+                for activator in lock(&process.wakes).iter() {
+                    // A worker that has ended needs no call.
+                    let _ = activator.activate();
+                }
+            }
+        });
+        *lock(&self.cores) = opened.cores.into_iter().map(Some).collect();
+        let _ = self.landed.set((point, generation));
+        let _ = self.store.set(Arc::new(opened.store));
+    }
+
+    fn take_core(&self, local: usize) -> Result<(CoreStore, Epoch, Generation), Error> {
+        let core = lock(&self.cores).get_mut(local).and_then(Option::take);
+        match (core, self.landed.get()) {
+            (Some(core), Some((point, generation))) => Ok((core, *point, *generation)),
+            _ => {
+                Err(Error::worker(Detail::new("the state of a worker was not opened").remedy("Report this.")))
+            }
+        }
+    }
+
+    /// Ends the store; what was sealed is durable.
+    pub(super) fn close(&self) -> Result<(), Error> {
+        match self.store.get() {
+            Some(store) => Ok(store.wait_durable(store.durable_epoch())?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a worker says last, before its dataflow is built.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stands {
+    /// The first epoch that was never used here.
+    first: u64,
+    offsets: BTreeMap<String, u64>,
+}
+
+/// Brings a worker to where it can go on. All workers of all processes call it.
+pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, Error> {
+    let local = worker.index() % process.cluster.workers;
+    let layout = process.layout();
+    let has = Has {
+        process: process.number(),
+        job: process.config.job.clone(),
+        size: process.size(),
+        parts: if local == 0 { layout.parts()? } else { Vec::new() },
+    };
+    let all = gather(worker, &process.pulse, &has)?;
+    match decide(&all, process.config.other_size)? {
+        Decision::Open { generation, begun } => open(worker, process, &layout, generation, begun)?,
+        Decision::Rescale { .. } => {
+            let what = "the state is that of another number of processes or workers";
+            return Err(Error::config(Detail::new(what).remedy("Start the job with the size that it had.")));
+        }
+    }
+    // A barrier: whoever is behind it knows that all have cut what was not agreed on, durably.
+    gather(worker, &process.pulse, &())?;
+    let (core, point, generation) = process.take_core(local)?;
+    let mine = Stands { first: core.epoch().0, offsets: core.source_offsets().clone() };
+    let all = gather(worker, &process.pulse, &mine)?;
+    let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
+    let mut offsets = BTreeMap::new();
+    for (source, offset) in all.into_iter().flat_map(|stands| stands.offsets) {
+        let known = offsets.entry(source).or_insert(offset);
+        *known = offset.max(*known);
+    }
+    let recovered = Recovered { point, first, generation, offsets };
+    Job::new(worker, process, Ledger::new(core, first)?, recovered)
+}
+
+/// Opens this process' part at the epoch that all have. The first worker does it, the others help to agree.
+fn open(
+    worker: &mut Worker,
+    process: &Arc<Process>,
+    layout: &Layout,
+    generation: Generation,
+    begun: bool,
+) -> Result<(), Error> {
+    let pulse = Arc::clone(&process.pulse);
+    if !worker.index().is_multiple_of(process.cluster.workers) {
+        return gather(worker, &pulse, &None::<Recoverable>).map(drop);
+    }
+    let number = process.number();
+    let own = |part: &Part| (part.generation, part.part) == (generation, number);
+    let stage = layout.parts()?.iter().find(|part| own(part)).map(|part| part.stage);
+    let new = !begun && stage != Some(Stage::Current);
+    let write =
+        |stage| layout.write(&Part::new(&process.config.job, generation, number, process.size(), stage));
+    if stage.is_none() {
+        // Whose it is stands there before anything else does.
+        write(Stage::Filling)?;
+    }
+    let dir = layout.store_dir(generation, number);
+    let builder = Store::builder(&dir).cores(process.cluster.workers);
+    let builder = builder.settings(process.config.settings.clone()).vfs(Arc::clone(&process.config.vfs));
+    let mut failure = None;
+    let opened = builder.open_as_part(|found| {
+        let agreed = (|| {
+            let own = Some(Recoverable { process: number, epoch: found.0, new });
+            let all = gather(worker, &pulse, &own)?;
+            let all: Vec<_> = all.into_iter().flatten().collect();
+            let agreed = agree(&all)?;
+            if new {
+                // Durable before anybody can seal anything: whoever seals knows that all have begun.
+                write(Stage::Current)?;
+            }
+            Ok(Epoch(agreed))
+        })();
+        agreed.map_err(|error: Error| {
+            let detail = error.detail().clone();
+            failure = Some(error);
+            StoreError::InvalidInput(Box::new(detail))
+        })
+    });
+    match (opened, failure) {
+        (Ok(opened), _) => {
+            tracing::info!(process = number, report = ?opened.report, "recovered");
+            process.opened(opened, generation);
+            Ok(())
+        }
+        (Err(_), Some(failure)) => Err(failure),
+        (Err(error), None) => Err(error.into()),
+    }
+}

@@ -1,0 +1,177 @@
+//! Where the state of a job is, and whose it is.
+//!
+//! ```text
+//! DIR/process-2.lock                     held by process 2 while it runs
+//!     generation-00000001/part-0002/     what process 2 keeps, as long as the job has the size of this generation
+//!         PART.json                      of which job, which size, and how far it got
+//!         store/                         its store, one core for each worker
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use laminar_storage::error::Detail;
+use laminar_storage::vfs::{FileKind, Vfs, create_dir_durably, read_small_file, replace_file_durably};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+const PART_FILE: &str = "PART.json";
+const FORMAT: u32 = 1;
+
+/// How many processes and workers keep a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Size {
+    pub(crate) processes: u32,
+    /// Of each process.
+    pub(crate) workers: u32,
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} processes with {} workers each", self.processes, self.workers)
+    }
+}
+
+/// Counts the sizes that a job has had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Generation(pub(crate) u32);
+
+/// How far a part got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    /// The state of the generation before is being distributed.
+    Filling,
+    /// This part has all of it, durably.
+    Ready,
+    /// All parts have: the generation before is not needed any more.
+    Current,
+}
+
+/// What a part says about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    format: u32,
+    pub(crate) job: String,
+    pub(crate) generation: Generation,
+    pub(crate) part: u32,
+    pub(crate) size: Size,
+    pub(crate) stage: Stage,
+}
+
+impl Part {
+    pub(crate) fn new(job: &str, generation: Generation, part: u32, size: Size, stage: Stage) -> Self {
+        Self { format: FORMAT, job: job.to_owned(), generation, part, size, stage }
+    }
+}
+
+/// The directory of a job, as one process sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    dir: PathBuf,
+    vfs: Arc<dyn Vfs>,
+}
+
+/// Held while a process runs.
+pub(crate) type ProcessLock = Box<dyn std::fmt::Debug + Send + Sync>;
+
+impl Layout {
+    pub(crate) fn new(dir: &Path, vfs: &Arc<dyn Vfs>) -> Self {
+        Self { dir: dir.to_path_buf(), vfs: Arc::clone(vfs) }
+    }
+
+    /// Keeps every other process of this number out. One that is just ending is waited for.
+    pub(crate) fn lock(&self, process: usize, patience: Duration) -> Result<ProcessLock, Error> {
+        create_dir_durably(self.vfs.as_ref(), &self.dir)
+            .map_err(|e| Error::io("could not create the job's directory", &self.dir, e))?;
+        let path = self.dir.join(format!("process-{process}.lock"));
+        let started = Instant::now();
+        loop {
+            match self.vfs.lock(&path) {
+                Ok(lock) => return Ok(lock),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && started.elapsed() < patience => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Error::config(
+                        Detail::new(format!("process {process} of this job is running already"))
+                            .at_path(path)
+                            .remedy("End it first, or give this process its own number."),
+                    ));
+                }
+                Err(e) => return Err(Error::io("could not lock the job's directory", &path, e)),
+            }
+        }
+    }
+
+    fn part_dir(&self, generation: Generation, part: u32) -> PathBuf {
+        self.dir.join(format!("generation-{:08}", generation.0)).join(format!("part-{part:04}"))
+    }
+
+    /// Where the store of a part is.
+    pub(crate) fn store_dir(&self, generation: Generation, part: u32) -> PathBuf {
+        self.part_dir(generation, part).join("store")
+    }
+
+    /// Writes what a part says about itself, durably.
+    pub(crate) fn write(&self, part: &Part) -> Result<(), Error> {
+        let dir = self.part_dir(part.generation, part.part);
+        let failed = |e| Error::io("could not write what the part is", &dir, e);
+        create_dir_durably(self.vfs.as_ref(), &dir).map_err(failed)?;
+        let bytes = serde_json::to_vec_pretty(part).map_err(|e| failed(e.into()))?;
+        replace_file_durably(self.vfs.as_ref(), &dir, PART_FILE, &bytes).map_err(failed)
+    }
+
+    /// All parts that are in this directory.
+    pub(crate) fn parts(&self) -> Result<Vec<Part>, Error> {
+        let mut parts = Vec::new();
+        for (generation, dir) in self.numbered(&self.dir, "generation-")? {
+            for (part, dir) in self.numbered(&dir, "part-")? {
+                parts.extend(self.read(Generation(generation), part, &dir)?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// One part; none where its creation was interrupted, before anything was in it.
+    fn read(&self, generation: Generation, number: u32, dir: &Path) -> Result<Option<Part>, Error> {
+        let path = dir.join(PART_FILE);
+        let failed = |e| Error::io("could not read what the part is", &path, e);
+        if self.vfs.kind(&path).map_err(failed)?.is_none() {
+            let store = self.store_dir(generation, number);
+            if self.vfs.kind(&store).map_err(failed)?.is_none() {
+                return Ok(None);
+            }
+            let detail = Detail::new("the part has a store, and does not say whose it is").at_path(path);
+            return Err(Error::disagreement(detail.remedy("Restore the file; nothing was changed.")));
+        }
+        let bytes = read_small_file(self.vfs.as_ref(), &path, 64 << 10).map_err(failed)?;
+        let senseless = |what: String| {
+            let remedy = "Restore the file, or use the version that wrote it; nothing was changed.";
+            Error::disagreement(Detail::new(what).at_path(&path).remedy(remedy))
+        };
+        let part: Part = serde_json::from_slice(&bytes)
+            .map_err(|e| senseless(format!("what the part says about itself makes no sense: {e}")))?;
+        if part.format != FORMAT || part.generation != generation || part.part != number {
+            return Err(senseless("the part is of another place or a later version".to_owned()));
+        }
+        Ok(Some(part))
+    }
+
+    /// Directories called `prefix` and a number.
+    fn numbered(&self, dir: &Path, prefix: &str) -> Result<Vec<(u32, PathBuf)>, Error> {
+        let entries =
+            self.vfs.read_dir(dir).map_err(|e| Error::io("could not list the job's directory", dir, e))?;
+        let numbered =
+            entries.into_iter().filter(|(_, kind)| *kind == FileKind::Dir).filter_map(|(name, _)| {
+                let number = name.strip_prefix(prefix)?.parse().ok()?;
+                Some((number, dir.join(name)))
+            });
+        Ok(numbered.collect())
+    }
+}

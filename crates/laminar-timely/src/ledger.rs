@@ -1,0 +1,224 @@
+//! One log and one seal per worker and epoch, for everything on the worker that has state.
+//!
+//! A worker's [`CoreStore`] takes changes of one epoch at a time. So its stateful operators go through the epochs in step:
+//! each may change the state in the current epoch only, and says when it is done with it. When all of them are, the epoch is
+//! sealed with the source offsets of the worker's inputs, once, and the next one begins.
+//! However many operators there are, an epoch is one barrier in one log and takes part in one sync.
+
+use std::collections::VecDeque;
+
+use laminar_storage::{CoreStore, Epoch};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::codec::Codec;
+use crate::error::Error;
+
+/// What a key of the store belongs to: its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The state of a key, of an operator.
+    State = 1,
+    /// Rows that wait for their sink.
+    Waiting = 2,
+    /// What an operator of one worker notes for itself.
+    Note = 3,
+}
+
+/// Tells operators apart, on disk: a hash of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct OperatorId(u32);
+
+impl OperatorId {
+    pub(crate) fn of(name: &str) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
+        Self(xxh3_64(name.as_bytes()) as u32)
+    }
+}
+
+/// Bytes of every key before what the operator puts there.
+pub(crate) const PREFIX_LEN: usize = 5;
+
+/// Begins a key.
+pub(crate) fn prefix(kind: Kind, operator: OperatorId, key: &mut Vec<u8>) {
+    key.clear();
+    key.push(kind as u8);
+    operator.0.encode(key);
+}
+
+/// What a key begins with, and the rest of it.
+pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, OperatorId, &[u8])> {
+    let (head, rest) = key.split_first_chunk::<PREFIX_LEN>()?;
+    let kind = match head[0] {
+        1 => Kind::State,
+        2 => Kind::Waiting,
+        3 => Kind::Note,
+        _ => return None,
+    };
+    let (_, operator) = head.split_first()?;
+    Some((kind, OperatorId(u32::decode_all(operator)?), rest))
+}
+
+/// Takes the oldest entry off a queue, if it is of `up_to` or before.
+pub(crate) fn pop_up_to<T>(queue: &mut VecDeque<(Epoch, T)>, up_to: Epoch) -> Option<(Epoch, T)> {
+    let due = queue.front().is_some_and(|(epoch, _)| *epoch <= up_to);
+    if due { queue.pop_front() } else { None }
+}
+
+/// Somebody who is asked before an epoch is sealed.
+struct Participant {
+    /// Done with everything up to this epoch.
+    done: Epoch,
+    /// Called when it waits and may go on.
+    wake: Box<dyn Fn()>,
+    waits: bool,
+}
+
+/// A participant, for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seat(usize);
+
+/// A worker's state and how far it is sealed.
+pub(crate) struct Ledger {
+    pub(crate) core: CoreStore,
+    /// Changes belong to this epoch; all before are sealed.
+    current: Epoch,
+    participants: Vec<Participant>,
+    /// Source offsets of epochs that are not sealed yet, oldest first.
+    offsets: VecDeque<(Epoch, Vec<(String, u64)>)>,
+    /// The last epoch of the job, once all workers said theirs.
+    last: Option<Epoch>,
+}
+
+impl Ledger {
+    /// Begins with epoch `first`; what is before is sealed, as an empty epoch.
+    pub(crate) fn new(mut core: CoreStore, first: Epoch) -> Result<Self, Error> {
+        let before = Epoch(first.0.saturating_sub(1));
+        if core.epoch() <= before {
+            core.seal_epoch_to(before)?;
+        }
+        Ok(Self { core, current: first, participants: Vec::new(), offsets: VecDeque::new(), last: None })
+    }
+
+    /// The epoch that changes belong to.
+    pub(crate) fn current(&self) -> Epoch {
+        self.current
+    }
+
+    /// The last epoch of the job, once it is known.
+    pub(crate) fn last(&self) -> Option<Epoch> {
+        self.last
+    }
+
+    /// Everything is sealed up to here.
+    pub(crate) fn sealed(&self) -> Epoch {
+        Epoch(self.current.0.saturating_sub(1))
+    }
+
+    /// Takes part from the current epoch on.
+    pub(crate) fn take_part(&mut self, wake: impl Fn() + 'static) -> Seat {
+        self.participants.push(Participant { done: self.sealed(), wake: Box::new(wake), waits: false });
+        Seat(self.participants.len() - 1)
+    }
+
+    /// May this participant change the state in `epoch` now? If not, it is woken when it may.
+    pub(crate) fn may(&mut self, seat: Seat, epoch: Epoch) -> bool {
+        let may = epoch == self.current;
+        if let (false, Some(participant)) = (may, self.participants.get_mut(seat.0)) {
+            participant.waits = true;
+        }
+        may
+    }
+
+    /// This participant is done with everything up to `epoch`.
+    pub(crate) fn done(&mut self, seat: Seat, epoch: Epoch) -> Result<(), Error> {
+        if let Some(participant) = self.participants.get_mut(seat.0) {
+            participant.done = participant.done.max(epoch);
+        }
+        self.seal_what_is_done()
+    }
+
+    /// Source offsets at the end of `epoch`, to be sealed with it.
+    pub(crate) fn offsets(&mut self, epoch: Epoch, offsets: Vec<(String, u64)>) {
+        let at = self.offsets.partition_point(|(other, _)| *other <= epoch);
+        self.offsets.insert(at, (epoch, offsets));
+    }
+
+    /// The last epoch of all workers is this; whoever waits for it is woken.
+    pub(crate) fn ends_with(&mut self, last: Epoch) {
+        self.last = Some(last);
+        for participant in &mut self.participants {
+            participant.waits = false;
+            (participant.wake)();
+        }
+    }
+
+    fn seal_what_is_done(&mut self) -> Result<(), Error> {
+        let mut sealed = false;
+        while self.participants.iter().all(|participant| participant.done >= self.current) {
+            while let Some((_, offsets)) = pop_up_to(&mut self.offsets, self.current) {
+                for (source, offset) in offsets {
+                    self.core.set_source_offset(&source, offset);
+                }
+            }
+            self.core.seal_epoch_to(self.current)?;
+            self.current = self.current.next();
+            sealed = true;
+        }
+        if sealed {
+            for participant in self.participants.iter_mut().filter(|participant| participant.waits) {
+                participant.waits = false;
+                (participant.wake)();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The state of one operator on one worker.
+pub(crate) struct State<'a> {
+    pub(crate) core: &'a mut CoreStore,
+    pub(crate) operator: OperatorId,
+    pub(crate) key: &'a mut Vec<u8>,
+}
+
+impl State<'_> {
+    fn begin(&mut self, key: &impl Codec) {
+        prefix(Kind::State, self.operator, self.key);
+        key.encode(self.key);
+    }
+
+    /// What belongs to `key`.
+    pub(crate) fn get<S: Codec>(&mut self, key: &impl Codec) -> Result<Option<S>, Error> {
+        self.begin(key);
+        let Some(bytes) = self.core.get(self.key) else { return Ok(None) };
+        S::decode_all(bytes).map(Some).ok_or_else(|| undecodable("what belongs to a key"))
+    }
+
+    /// Replaces what belongs to `key`.
+    pub(crate) fn put(
+        &mut self,
+        key: &impl Codec,
+        value: &impl Codec,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        self.begin(key);
+        bytes.clear();
+        value.encode(bytes);
+        Ok(self.core.put(self.key, bytes)?)
+    }
+
+    /// Forgets `key`.
+    pub(crate) fn delete(&mut self, key: &impl Codec) -> Result<(), Error> {
+        self.begin(key);
+        self.core.delete(self.key)?;
+        Ok(())
+    }
+}
+
+/// Bytes of the state are not what the program's types encode to.
+pub(crate) fn undecodable(what: &str) -> Error {
+    Error::decode(laminar_storage::error::Detail::new(format!("{what} cannot be decoded")).remedy(
+        "Use the program that wrote it, or give an operator whose types changed another name; nothing was changed.",
+    ))
+}
