@@ -163,6 +163,27 @@ pub struct RunArgs {
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
+    /// Run on so many worker threads in each process of a job, instead of --cores; see docs/DISTRIBUTED.md. Process 0 reads
+    /// the input, keys are owned by the workers of all processes
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u16).range(1..=1024), conflicts_with_all = ["cores", "follow", "json_stream", "recovery_objective"])]
+    pub workers: Option<u16>,
+
+    /// How many processes run the job; each is started with the same command and its own --process
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..=1024), requires = "workers")]
+    pub processes: Option<u16>,
+
+    /// Which of the processes this is, from 0
+    #[arg(long, value_name = "I", requires = "processes")]
+    pub process: Option<u16>,
+
+    /// File with a line HOST:PORT for each process, where it listens; the same for all
+    #[arg(long, value_name = "FILE", requires = "processes")]
+    pub hosts: Option<PathBuf>,
+
+    /// Distribute the state anew if it is that of another number of processes or workers
+    #[arg(long, requires = "workers")]
+    pub rescale: bool,
+
     /// Print the summary as one JSON object
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,

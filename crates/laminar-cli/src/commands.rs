@@ -2,6 +2,8 @@
 
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use crate::agg::Plan;
@@ -15,7 +17,9 @@ use crate::opening::Watched;
 use crate::pipeline::OnError;
 use crate::pipeline::{self, Observer, Settings};
 use crate::progress::{Bar, JsonStream, Silent};
-use crate::{bench, demo, diff, generate, inspect, output, query, savepoint, signals, summary, verify};
+use crate::{
+    bench, demo, diff, distributed, generate, inspect, output, query, savepoint, signals, summary, verify,
+};
 
 /// More than this many cores by default would starve a laptop of everything else.
 const CORES_DEFAULT_MAX: usize = 4;
@@ -77,6 +81,9 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
     check_output(args)?;
     let stop = signals::install()?;
+    if let Some(workers) = args.workers {
+        return run_distributed::<V>(args, &settings, workers, stop);
+    }
     let mut observer: Box<dyn Observer> = if args.json_stream {
         Box::new(JsonStream)
     } else if args.json || args.quiet || !std::io::stderr().is_terminal() {
@@ -112,6 +119,30 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
             "laminar: stopped before the end of the input; {} was not written.",
             path.display()
         );
+    }
+    outcome.stopped_by.map_or(Ok(()), Err)
+}
+
+/// Runs this process' part of a job of several; what the whole job did, process 0 says.
+fn run_distributed<V: StateView>(
+    args: &RunArgs,
+    settings: &Settings,
+    workers: u16,
+    stop: Arc<AtomicBool>,
+) -> Result<()> {
+    let cluster = distributed::cluster(args, workers)?;
+    let Some(outcome) = distributed::run(settings, &cluster, args.rescale, stop)? else {
+        return Ok(());
+    };
+    if let (true, Some(path)) = (outcome.finished, &args.output) {
+        let view = V::open_watched(&settings.state, settings.opening)?;
+        let meaning = Meaning::of(&settings.state, false, view.report())?;
+        export::to_file(&view, &meaning, export::format_of(path), path)?;
+    }
+    if args.json {
+        print(&distributed::json(&outcome, &cluster).to_string())?;
+    } else if !args.quiet {
+        print(&distributed::text(&outcome, &cluster))?;
     }
     outcome.stopped_by.map_or(Ok(()), Err)
 }

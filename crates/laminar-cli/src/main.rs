@@ -7,6 +7,7 @@ mod bench;
 mod commands;
 mod demo;
 mod diff;
+mod distributed;
 mod engine;
 mod error;
 mod export;

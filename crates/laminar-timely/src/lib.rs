@@ -73,6 +73,7 @@ mod file_sink;
 mod flow;
 mod layout;
 mod ledger;
+mod reader;
 mod recover;
 mod sink;
 
@@ -83,6 +84,7 @@ pub use config::{Cluster, Config, OtherSize};
 pub use error::Error;
 pub use fail::EXIT_FAILED;
 pub use file_sink::FileSink;
-pub use flow::{EpochInput, Flow, Job, Key, run};
+pub use flow::{EpochInput, Flow, Job, Key, KeyedState, owner_of, run};
+pub use reader::JobReader;
 pub use sink::{EpochSink, SinkPart};
 pub use timely;

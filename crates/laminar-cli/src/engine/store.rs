@@ -8,6 +8,7 @@ use laminar_storage::{CoreStore, RecoveryReport, Settings, StateReader, Store, S
 
 use super::advice::for_user;
 use super::{Checkpoint, CoreEngine, Engine, OpenOptions, Opened, Report, Router, StateView, Stats};
+use crate::distributed::JobView;
 use crate::error::{CliError, Result};
 use crate::inspect::Parts;
 use crate::opening::{self, Watched};
@@ -158,13 +159,16 @@ pub struct StoreView {
 enum Source {
     Store(Box<StateReader>),
     Savepoint(StateMap),
+    /// Of a job of several processes.
+    Job(JobView),
 }
 
 impl StoreView {
-    fn state(&self) -> &StateMap {
+    fn state(&self) -> Option<&StateMap> {
         match &self.source {
-            Source::Store(reader) => reader.state(),
-            Source::Savepoint(state) => state,
+            Source::Store(reader) => Some(reader.state()),
+            Source::Savepoint(state) => Some(state),
+            Source::Job(_) => None,
         }
     }
 
@@ -191,6 +195,10 @@ impl StateView for StoreView {
         if is_savepoint(dir) {
             return Self::of_savepoint(dir);
         }
+        if let Some(job) = JobView::of(dir)? {
+            let report = job.report().clone();
+            return Ok(Self { source: Source::Job(job), report });
+        }
         Parts::of(dir)?;
         let reader = read(dir, watched)?;
         let report = Report::from(reader.report());
@@ -198,13 +206,19 @@ impl StateView for StoreView {
     }
 
     fn for_each<'s>(&'s self, visit: &mut dyn FnMut(&'s [u8], &'s [u8])) {
-        for (key, value) in self.state().iter() {
+        if let Source::Job(job) = &self.source {
+            job.iter().for_each(|(key, value)| visit(key, value));
+        }
+        for (key, value) in self.state().into_iter().flat_map(StateMap::iter) {
             visit(key, value);
         }
     }
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.state().get(key)
+        match &self.source {
+            Source::Job(job) => job.get(key),
+            _ => self.state()?.get(key),
+        }
     }
 
     fn report(&self) -> &Report {

@@ -127,26 +127,7 @@ impl<C: CoreEngine> CoreWorker<'_, C> {
             }
             Some(value)
         })?;
-        failed.map_or(Ok(()), |error| Err(self.merge_failed(key, error)))
-    }
-
-    fn merge_failed(&self, key: &[u8], error: MergeError) -> CliError {
-        let key = crate::input::sink::shown(key);
-        match error {
-            MergeError::Overflow(index) => {
-                let name = self.plan.aggregates.get(index).map(ToString::to_string).unwrap_or_default();
-                CliError::failure(format!("the sum of key {key} ({name}) does not fit in 128 bits")).remedy(
-                    "Nothing of it was written. Start over with a new --state directory and without this aggregate.",
-                )
-            }
-            MergeError::StoredValue => {
-                CliError::failure(format!("the stored value of key {key} is not one that this job writes"))
-                    .remedy("Run `laminar verify` on the state directory.")
-            }
-            MergeError::Record => {
-                CliError::internal(format!("the routed record of key {key} is not readable"))
-            }
-        }
+        failed.map_or(Ok(()), |error| Err(merge_failed(plan, key, error)))
     }
 
     fn seal(&mut self, mark: u64, offsets: &[(String, u64)]) -> Result<()> {
@@ -169,6 +150,24 @@ impl<C: CoreEngine> CoreWorker<'_, C> {
             self.live.sealed(epoch);
         }
         Ok(())
+    }
+}
+
+/// Why the values of a key could not be brought together.
+pub fn merge_failed(plan: &Plan, key: &[u8], error: MergeError) -> CliError {
+    let key = crate::input::sink::shown(key);
+    match error {
+        MergeError::Overflow(index) => {
+            let name = plan.aggregates.get(index).map(ToString::to_string).unwrap_or_default();
+            CliError::failure(format!("the sum of key {key} ({name}) does not fit in 128 bits")).remedy(
+                "Nothing of it was written. Start over with a new --state directory and without this aggregate.",
+            )
+        }
+        MergeError::StoredValue => {
+            CliError::failure(format!("the stored value of key {key} is not one that this job writes"))
+                .remedy("Run `laminar verify` on the state directory.")
+        }
+        MergeError::Record => CliError::internal(format!("the routed record of key {key} is not readable")),
     }
 }
 

@@ -23,12 +23,12 @@
 
 mod budget;
 pub mod committed;
-mod cores;
+pub mod cores;
 pub mod dead_letter;
 pub mod live;
-mod ownership;
+pub mod ownership;
 mod reading;
-mod sequencer;
+pub mod sequencer;
 mod stages;
 #[cfg(test)]
 mod tests;

@@ -157,11 +157,11 @@ impl Sequencer<'_> {
     }
 }
 
-fn place(path: &str, bad: &BadRecord) -> String {
+pub fn place(path: &str, bad: &BadRecord) -> String {
     format!("{path}: line {} (byte {}): {}", bad.line, bad.offset, bad.reason)
 }
 
-fn bad_record(job: &Job, step: u32, bad: &BadRecord, first: bool) -> CliError {
+pub fn bad_record(job: &Job, step: u32, bad: &BadRecord, first: bool) -> CliError {
     let error = CliError::failure(place(step_path(job, step), bad));
     if first {
         return error.remedy(

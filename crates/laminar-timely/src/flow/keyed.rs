@@ -20,10 +20,11 @@ use super::job::Flow;
 use super::{epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
-use crate::ledger::{Ledger, OperatorId, Seat, State};
+use crate::ledger::{Kind, Ledger, OperatorId, Seat, State, prefix};
 
-/// Which worker owns a key, modulo the number of workers.
-pub(crate) fn owner(encoded: &[u8]) -> u64 {
+/// Which worker owns a key, as bytes: this number modulo the number of workers.
+#[must_use]
+pub fn owner_of(encoded: &[u8]) -> u64 {
     xxh3_64(encoded)
 }
 
@@ -147,6 +148,31 @@ impl<'scope> Flow<'scope> {
         })
     }
 
+    /// Gives all rows of an epoch that belong to a worker to `work`, with the state of the keys that it owns, as bytes. The
+    /// number before each row is [`owner_of`] the keys that `work` will touch for it, modulo the number of workers or not. For
+    /// programs that have keys and values as bytes already, many in a row.
+    ///
+    /// Rows that one worker sent come in the order they were sent.
+    ///
+    /// # Errors
+    /// `Config` for a name that is used already.
+    pub fn routed<V, O>(
+        &mut self,
+        stream: StreamVec<'scope, u64, (u64, V)>,
+        name: &str,
+        mut work: impl FnMut(&mut Vec<(u64, V)>, &mut KeyedState<'_>, &mut Vec<O>) -> Result<(), Error> + 'static,
+    ) -> Result<StreamVec<'scope, u64, O>, Error>
+    where
+        V: ExchangeData,
+        O: Clone + 'static,
+    {
+        let route = |(owner, _): &(u64, V)| *owner;
+        self.stateful(stream, name, route, move |rows, state, out| {
+            let State { core, operator, key } = state;
+            work(rows, &mut KeyedState(State { core, operator: *operator, key }), out)
+        })
+    }
+
     /// An operator that is given all rows of an epoch and the state of its keys.
     fn keyed<K, V, O, L>(
         &mut self,
@@ -160,15 +186,31 @@ impl<'scope> Flow<'scope> {
         O: Clone + 'static,
         L: FnMut(&mut Vec<(K, V)>, &mut State<'_>, &mut Vec<O>) -> Result<(), Error> + 'static,
     {
-        let operator = self.claim(name)?;
-        let (ledger, title, scope) = (Rc::clone(&self.parts.ledger), name.to_owned(), self.scope);
-        let mut encoded = Vec::new();
-        let route = Exchange::new(move |(key, _): &(K, V)| {
+        let encoded = RefCell::new(Vec::new());
+        let route = move |(key, _): &(K, V)| {
+            let mut encoded = encoded.borrow_mut();
             encoded.clear();
             key.encode(&mut encoded);
-            owner(&encoded)
-        });
-        let first = self.recovered.first;
+            owner_of(&encoded)
+        };
+        self.stateful(stream, name, route, logic)
+    }
+
+    fn stateful<R, O, L>(
+        &mut self,
+        stream: StreamVec<'scope, u64, R>,
+        name: &str,
+        route: impl Fn(&R) -> u64 + 'static,
+        logic: L,
+    ) -> Result<StreamVec<'scope, u64, O>, Error>
+    where
+        R: ExchangeData,
+        O: Clone + 'static,
+        L: FnMut(&mut Vec<R>, &mut State<'_>, &mut Vec<O>) -> Result<(), Error> + 'static,
+    {
+        let operator = self.claim(name)?;
+        let (ledger, title, scope) = (Rc::clone(&self.parts.ledger), name.to_owned(), self.scope);
+        let (route, first) = (Exchange::new(route), self.recovered.first);
         Ok(stream.unary_frontier::<CapacityContainerBuilder<Vec<O>>, _, _, _>(
             route,
             name,
@@ -177,17 +219,8 @@ impl<'scope> Flow<'scope> {
                 let seat = ledger.borrow_mut().take_part(move || activator.activate());
                 let held = Some(capability.delayed(&first.0));
                 drop(capability);
-                let mut turn = Turn {
-                    operator,
-                    seat,
-                    ledger,
-                    logic,
-                    stash: BTreeMap::new(),
-                    next: first,
-                    held,
-                    key: Vec::new(),
-                    out: Vec::new(),
-                };
+                let (stash, key, out) = (BTreeMap::new(), Vec::new(), Vec::new());
+                let mut turn = Turn { operator, seat, ledger, logic, stash, next: first, held, key, out };
                 move |(input, frontier), output| {
                     input.for_each_stamp(|capability, data| {
                         let epoch = Epoch(epoch_of(&capability, &title));
@@ -200,6 +233,41 @@ impl<'scope> Flow<'scope> {
                 }
             },
         ))
+    }
+}
+
+/// The state of the keys that a worker owns, of one operator; given to what [`Flow::routed`] runs.
+pub struct KeyedState<'a>(State<'a>);
+
+impl KeyedState<'_> {
+    fn begin(&mut self, key: &[u8]) {
+        prefix(Kind::State, self.0.operator, self.0.key);
+        self.0.key.extend_from_slice(key);
+    }
+
+    /// What belongs to `key`.
+    pub fn get(&mut self, key: &[u8]) -> Option<&[u8]> {
+        self.begin(key);
+        self.0.core.get(self.0.key)
+    }
+
+    /// Replaces what belongs to `key` by what `change` makes of it; `None` forgets the key.
+    ///
+    /// # Errors
+    /// `Store`, as [`laminar_storage::CoreStore::update`].
+    pub fn update<'v>(
+        &mut self,
+        key: &[u8],
+        change: impl FnOnce(Option<&[u8]>) -> Option<&'v [u8]>,
+    ) -> Result<(), Error> {
+        self.begin(key);
+        Ok(self.0.core.update(self.0.key, change)?)
+    }
+}
+
+impl std::fmt::Debug for KeyedState<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("KeyedState").field(&self.0.operator).finish()
     }
 }
 

@@ -25,7 +25,9 @@ mod start;
 pub use execute::run;
 pub use input::EpochInput;
 pub use job::{Flow, Job};
-pub use keyed::Key;
+pub use keyed::{Key, KeyedState, owner_of};
+
+pub(crate) use start::merged;
 
 use laminar_storage::Epoch;
 use laminar_storage::error::Detail;

@@ -23,7 +23,7 @@ use super::or_end;
 use super::sink::part_of;
 use super::start::{Landed, Process, Stands, merged};
 use crate::error::Error;
-use crate::flow::keyed::owner;
+use crate::flow::keyed::owner_of;
 use crate::layout::{Generation, Layout, Part, Size, Stage};
 use crate::ledger::{Kind, split_key, undecodable};
 use crate::recover::{Recoverable, agree};
@@ -48,9 +48,9 @@ enum Place {
 
 fn place_of(key: &[u8]) -> Result<Place, Error> {
     match split_key(key) {
-        Some((Kind::State, _, rest)) => Ok(Place::Worker(owner(rest))),
+        Some((Kind::State, _, rest)) => Ok(Place::Worker(owner_of(rest))),
         // The end of the window stands before the key.
-        Some((Kind::Window, _, rest)) => Ok(Place::Worker(owner(rest.get(8..).unwrap_or_default()))),
+        Some((Kind::Window, _, rest)) => Ok(Place::Worker(owner_of(rest.get(8..).unwrap_or_default()))),
         Some((Kind::Waiting, _, _)) => {
             let (part, _) =
                 part_of(key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;

@@ -139,7 +139,7 @@ pub(super) struct Stands {
 }
 
 /// Source offsets of all workers: of a source that several know, the one that read it last is the furthest.
-pub(super) fn merged(all: impl IntoIterator<Item = BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
+pub(crate) fn merged(all: impl IntoIterator<Item = BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
     let mut offsets = BTreeMap::new();
     for (source, offset) in all.into_iter().flatten() {
         let known = offsets.entry(source).or_insert(offset);

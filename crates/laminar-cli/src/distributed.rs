@@ -1,0 +1,373 @@
+//! `laminar run --workers W --processes P`: the job on the workers of several processes.
+//!
+//! The first worker of process 0 reads and parses the input, one batch after the other, and sends each record to the worker that
+//! owns its key; so the order of the input is that in which records are applied, and results are those of a run without
+//! `--workers`. State and the position in the input are sealed together, on all workers, and are durable together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use indicatif::HumanCount;
+use laminar_timely::{
+    Cluster, Config, EpochInput, Error, Job as TimelyJob, JobReader, KeyedState, OtherSize, owner_of,
+    run as run_job,
+};
+use serde_json::{Value, json};
+
+use crate::agg::Plan;
+use crate::agg::bytes::Cursor;
+use crate::args::RunArgs;
+use crate::engine::store::StoreEngine;
+use crate::engine::{Report, Router};
+use crate::error::{CliError, Result};
+use crate::input::sink::OnBad;
+use crate::input::source::{Next, Position, Source, step_path};
+use crate::input::{Batch, Parser, Part, Sink};
+use crate::pipeline::committed::Committed;
+use crate::pipeline::cores::merge_failed;
+use crate::pipeline::live::lock;
+use crate::pipeline::ownership::{Claim, Owned};
+use crate::pipeline::sequencer::{bad_record, place};
+use crate::pipeline::{OnError, Settings};
+
+/// The operator that keeps the values of all keys.
+const OPERATOR: &str = "aggregate";
+/// What the state says it is; which job of `laminar run` it is, its own mark says.
+const JOB: &str = "laminar run";
+
+/// What the workers say.
+type OnWorker<T> = std::result::Result<T, Error>;
+
+/// What a job did, as process 0 knows it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub after: Committed,
+    pub before: Committed,
+    /// Records of this run.
+    pub records: u64,
+    pub seconds: f64,
+    pub recovered_epoch: u64,
+    pub finished: bool,
+    pub first_bad: Option<String>,
+    pub stopped_by: Option<CliError>,
+}
+
+/// Which processes there are, and which this one is.
+pub fn cluster(args: &RunArgs, workers: u16) -> Result<Cluster> {
+    let processes = usize::from(args.processes.unwrap_or(1));
+    let process = usize::from(args.process.unwrap_or(0));
+    if args.on_error != OnError::Stop && args.on_error != OnError::Skip {
+        return Err(CliError::usage("--on-error dead-letter does not work with --workers")
+            .remedy("Use --on-error skip, or run the job without --workers."));
+    }
+    if processes == 1 {
+        return Ok(Cluster::single(usize::from(workers)));
+    }
+    if args.process.is_none() {
+        return Err(CliError::usage("--process is missing: which of the processes is this one?")
+            .remedy("Start each process with its own number, from 0."));
+    }
+    let Some(path) = &args.hosts else {
+        return Err(CliError::usage("--hosts is missing: where do the processes listen?")
+            .remedy("Name a file with a line HOST:PORT for each process, the same for all."));
+    };
+    let text = fs::read_to_string(path).map_err(|e| CliError::io("could not read", path, &e))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let addresses: Vec<_> = lines.map(str::to_owned).collect();
+    if addresses.len() != processes {
+        let what =
+            format!("{} has {} addresses, and --processes is {processes}", path.display(), addresses.len());
+        return Err(CliError::usage(what).remedy("Write one line HOST:PORT for each process."));
+    }
+    Ok(Cluster { process, workers: usize::from(workers), addresses })
+}
+
+/// Runs this process' part. What the job did comes from process 0.
+pub fn run(
+    settings: &Settings,
+    cluster: &Cluster,
+    rescale: bool,
+    stop: Arc<AtomicBool>,
+) -> Result<Option<Outcome>> {
+    let claim = if cluster.process == 0 { Some(Claim::make::<StoreEngine>(settings)?) } else { None };
+    let mut store = laminar_storage::Settings::default();
+    if let Some(interval) = settings.checkpoint_interval {
+        store.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    }
+    let other_size = if rescale { OtherSize::Rescale } else { OtherSize::Refuse };
+    let config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
+    let leader = Mutex::new(claim.map(|claim| Leader { claim, settings: settings.clone(), stop }));
+    let outcome = Arc::new(Mutex::new(None));
+    let says = Arc::clone(&outcome);
+    let plan = settings.plan.clone();
+    let done = run_job(cluster, &config, move |job| {
+        let input = dataflow(job, &plan)?;
+        // The first worker of process 0 is the first of all.
+        let leader = if job.index() == 0 { lock(&leader).take() } else { None };
+        match leader {
+            Some(leader) => *lock(&says) = Some(leader.lead(job, input)?),
+            None => input.finish()?,
+        }
+        Ok(())
+    });
+    done.map_err(|error| CliError::failure(error.to_string()))?;
+    let outcome = lock(&outcome).take();
+    Ok(outcome)
+}
+
+/// Records of one batch and one worker: the worker, their keys, and what they contribute.
+type Routed = (u64, (Vec<u8>, Vec<u8>));
+type Input = EpochInput<Routed>;
+
+fn dataflow(job: &mut TimelyJob, plan: &Plan) -> OnWorker<Input> {
+    let plan = plan.clone();
+    job.dataflow(move |flow| {
+        let (input, parts) = flow.input::<Routed>("records")?;
+        let mut value = Vec::new();
+        flow.routed(parts, OPERATOR, move |rows, state, _: &mut Vec<()>| {
+            rows.drain(..).try_for_each(|(_, (keys, values))| apply(&plan, &keys, &values, state, &mut value))
+        })?;
+        Ok(input)
+    })
+}
+
+/// Applies the records of a batch that one worker owns.
+fn apply(
+    plan: &Plan,
+    keys: &[u8],
+    values: &[u8],
+    state: &mut KeyedState<'_>,
+    value: &mut Vec<u8>,
+) -> OnWorker<()> {
+    let told = |error: &CliError| Error::program(error.to_string(), "");
+    let (mut keys, mut records) = (Cursor(keys), Cursor(values));
+    while !keys.0.is_empty() {
+        let cut = || told(&CliError::internal("a routed record is cut short"));
+        let key = keys.text().ok_or_else(cut)?;
+        let (records, value, mut failed) = (&mut records, &mut *value, None);
+        let failure = &mut failed;
+        state.update(key, move |old| {
+            if let Err(error) = plan.merge(old, records, value) {
+                // The key stays as it is; the process ends before the epoch is sealed.
+                *failure = Some(error);
+                value.clear();
+                value.extend_from_slice(old?);
+            }
+            Some(value)
+        })?;
+        if let Some(error) = failed {
+            return Err(told(&merge_failed(plan, key, error)));
+        }
+    }
+    Ok(())
+}
+
+/// What the worker that reads the input needs.
+struct Leader {
+    claim: Claim,
+    settings: Settings,
+    stop: Arc<AtomicBool>,
+}
+
+impl Leader {
+    /// Reads the input to its end. What is wrong with it or with the command is part of the outcome: the job ends in
+    /// order then.
+    fn lead(self, job: &TimelyJob, mut input: Input) -> OnWorker<Outcome> {
+        let source_offsets = job.source_offsets().clone();
+        let report = Report { source_offsets, epoch: job.recovery_point().get(), ..Report::default() };
+        let mut outcome = Outcome { recovered_epoch: report.epoch, ..Outcome::default() };
+        match self.claim.settle(&self.settings, &report) {
+            Ok(owned) => {
+                if let Some(told) = &owned.told {
+                    eprintln!("laminar: {told}");
+                }
+                Reading::new(&self.settings, owned, job.peers(), &mut input, &mut outcome)
+                    .read(&self.stop)?;
+            }
+            Err(error) => outcome.stopped_by = Some(error),
+        }
+        input.finish()?;
+        Ok(outcome)
+    }
+}
+
+/// The input on its way to the workers.
+struct Reading<'a> {
+    settings: &'a Settings,
+    job: crate::job::Job,
+    input: &'a mut Input,
+    outcome: &'a mut Outcome,
+    parser: Parser,
+    sink: Sink,
+    peers: usize,
+    marked: Instant,
+    /// Something was sent since the last mark.
+    dirty: bool,
+}
+
+impl<'a> Reading<'a> {
+    fn new(
+        settings: &'a Settings,
+        owned: Owned,
+        peers: usize,
+        input: &'a mut Input,
+        outcome: &'a mut Outcome,
+    ) -> Self {
+        let Owned { job, before, .. } = owned;
+        let on_bad = if settings.on_error == OnError::Stop { OnBad::Stop } else { OnBad::Skip };
+        let owner = move |key: &[u8]| usize::try_from(owner_of(key) % peers as u64).unwrap_or(0);
+        let parser = Parser::new(job.format, &job.key, &settings.plan.fields);
+        let sink = Sink::new(Arc::new(settings.plan.clone()), Router::new(peers, owner), on_bad);
+        outcome.after = before.clone();
+        outcome.before = before;
+        Self { settings, job, input, outcome, parser, sink, peers, marked: Instant::now(), dirty: false }
+    }
+
+    fn read(&mut self, stop: &AtomicBool) -> OnWorker<()> {
+        let started = Instant::now();
+        let (job, state) = (self.job.clone(), self.settings.state.clone());
+        let mut source = Source::new(job, state, self.outcome.before.position, self.settings.batch_len);
+        while !stop.load(Ordering::Acquire) && self.outcome.stopped_by.is_none() {
+            match source.next(Vec::new()) {
+                Ok(Next::Batch { batch, end, lines }) => {
+                    self.sink.start((0..self.peers).map(|_| Part::default()).collect());
+                    self.parser.parse(&batch, &mut self.sink);
+                    self.batch(&batch, end, lines);
+                }
+                Ok(Next::End) => {
+                    self.outcome.finished = true;
+                    break;
+                }
+                Ok(Next::Idle) => break,
+                Err(error) => self.outcome.stopped_by = Some(error),
+            }
+            if self.marked.elapsed() >= self.settings.epoch {
+                self.mark()?;
+            }
+        }
+        self.mark()?;
+        self.outcome.seconds = started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Sends what a batch was parsed to.
+    fn batch(&mut self, batch: &Batch, end: Position, lines: u64) {
+        let parsed = self.sink.finish();
+        for (owner, part) in (0..).zip(parsed.parts).filter(|(_, part)| part.records > 0) {
+            let bytes = part.len() as u64;
+            self.input.send_sized((owner, (part.keys, part.values)), bytes);
+        }
+        self.dirty = true;
+        let after = &mut self.outcome.after;
+        after.records += parsed.records;
+        self.outcome.records += parsed.records;
+        match parsed.bad.first() {
+            Some(bad) if self.settings.on_error == OnError::Stop => {
+                after.lines += bad.line - batch.line;
+                after.position = Some(Position { step: batch.step, offset: bad.offset, line: bad.line });
+                self.outcome.stopped_by = Some(bad_record(&self.job, batch.step, bad, after.is_empty()));
+            }
+            first => {
+                if let (Some(bad), None) = (first, &self.outcome.first_bad) {
+                    self.outcome.first_bad = Some(place(step_path(&self.job, batch.step), bad));
+                }
+                after.skipped += parsed.bad.len() as u64;
+                after.lines += lines;
+                after.position = Some(end);
+            }
+        }
+    }
+
+    /// Ends the epoch here, on every worker.
+    fn mark(&mut self) -> OnWorker<()> {
+        self.marked = Instant::now();
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(());
+        }
+        let told = |error: CliError| Error::program(error.to_string(), "");
+        for (name, offset) in self.outcome.after.to_offsets().map_err(told)? {
+            self.input.set_source_offset(&name, offset);
+        }
+        self.input.seal().map(drop)
+    }
+}
+
+/// The summary as JSON.
+pub fn json(outcome: &Outcome, cluster: &Cluster) -> Value {
+    json!({
+        "event": "summary",
+        "finished": outcome.finished,
+        "error": outcome.stopped_by.as_ref().map(ToString::to_string),
+        "processes": cluster.processes(),
+        "workers": cluster.workers,
+        "total": {
+            "records": outcome.after.records,
+            "skipped": outcome.after.skipped,
+            "lines": outcome.after.lines,
+        },
+        "run": {
+            "records": outcome.records,
+            "seconds": outcome.seconds,
+            "resumed_at_record": outcome.before.records,
+        },
+        "recovery": { "epoch": outcome.recovered_epoch },
+        "first_skipped": outcome.first_bad,
+    })
+}
+
+/// The summary for a person.
+pub fn text(outcome: &Outcome, cluster: &Cluster) -> String {
+    let rate = if outcome.seconds > 0.0 { outcome.records as f64 / outcome.seconds / 1e6 } else { 0.0 };
+    let (records, total) = (HumanCount(outcome.records), HumanCount(outcome.after.records));
+    let mut lines = vec![
+        format!("records    {total} ({records} in this run)"),
+        format!("job        {} processes with {} workers each", cluster.processes(), cluster.workers),
+        format!("rate       {rate:.2} M events/s over {:.2} s", outcome.seconds),
+    ];
+    if outcome.recovered_epoch > 0 {
+        lines.push(format!("recovery   epoch {}", outcome.recovered_epoch));
+    }
+    if let Some(bad) = &outcome.first_bad {
+        lines.push(format!("skipped    {}, the first: {bad}", HumanCount(outcome.after.skipped)));
+    }
+    lines.join("\n")
+}
+
+/// The state of a job of several processes, all parts of which are in one directory.
+pub struct JobView {
+    state: BTreeMap<Vec<u8>, Vec<u8>>,
+    report: Report,
+}
+
+impl JobView {
+    /// Reads it; none where `dir` is no such directory.
+    pub fn of(dir: &Path) -> Result<Option<Self>> {
+        if !JobReader::is_job(dir) {
+            return Ok(None);
+        }
+        let reader = JobReader::open(dir).map_err(|error| CliError::failure(error.to_string()))?;
+        let state = reader.state(OPERATOR);
+        let (keys, epoch) = (state.len() as u64, reader.epoch().get());
+        let source_offsets = reader.source_offsets();
+        Ok(Some(Self { state, report: Report { epoch, keys, source_offsets, ..Report::default() } }))
+    }
+
+    /// All keys with their values.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.state.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        self.state.get(key).map(Vec::as_slice)
+    }
+
+    /// What was found.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}

@@ -1,0 +1,121 @@
+//! `laminar run --workers` on one process and on several, killed and not: the results are those of a run without it, byte for byte.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+fn laminar(dir: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_laminar"));
+    command.current_dir(dir).args(line.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+fn succeeds(dir: &Path, line: &str) -> String {
+    let output = laminar(dir, line).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "laminar {line}: {told}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A directory with events, and the results of a run on one process without `--workers`.
+fn prepared(events: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    succeeds(dir.path(), &format!("generate events.ndjson --events {events} --keys 1000"));
+    succeeds(dir.path(), &format!("{JOB} --cores 2 --state alone --quiet"));
+    succeeds(dir.path(), "export --state alone --output alone.ndjson");
+    dir
+}
+
+const JOB: &str = "run events.ndjson --key user.id --agg count,sum:amount,last:amount";
+
+/// Starts all processes of the job.
+fn start(dir: &Path, processes: usize, workers: usize, more: &str) -> Vec<Child> {
+    let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let hosts: String = listeners.iter().map(|l| format!("{}\n", l.local_addr().unwrap())).collect();
+    fs::write(dir.join("hosts"), hosts).unwrap();
+    drop(listeners);
+    let start = |process| {
+        let job = format!(
+            "{JOB} --state together --workers {workers} --processes {processes} --process {process} --hosts hosts --json {more}"
+        );
+        laminar(dir, &job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    (0..processes).map(start).collect()
+}
+
+/// Runs the job to its end; a port that somebody else took in between is no reason to fail.
+fn run_to_end(dir: &Path, processes: usize, workers: usize, more: &str) {
+    for _ in 0..5 {
+        let ended: Vec<_> =
+            start(dir, processes, workers, more).iter_mut().map(|child| child.wait().unwrap()).collect();
+        if ended.iter().all(std::process::ExitStatus::success) {
+            return;
+        }
+    }
+    panic!("the job did not end well five times");
+}
+
+fn same_as_alone(dir: &Path) {
+    succeeds(dir, "export --state together --output together.ndjson");
+    let [alone, together] =
+        ["alone", "together"].map(|name| fs::read(dir.join(format!("{name}.ndjson"))).unwrap());
+    assert!(!alone.is_empty() && alone == together, "{} bytes, {} bytes", alone.len(), together.len());
+}
+
+#[test]
+fn two_workers_of_one_process_give_the_same_bytes_and_output_writes_them() {
+    let dir = prepared(20_000);
+    let told =
+        succeeds(dir.path(), &format!("{JOB} --state together --workers 2 --json --output out.ndjson"));
+    assert!(told.contains("\"records\":20000"), "{told}");
+    same_as_alone(dir.path());
+    assert_eq!(
+        fs::read(dir.path().join("out.ndjson")).unwrap(),
+        fs::read(dir.path().join("alone.ndjson")).unwrap()
+    );
+    // Nothing is counted again.
+    let told = succeeds(dir.path(), &format!("{JOB} --state together --workers 2 --json"));
+    assert!(told.contains("\"resumed_at_record\":20000"), "{told}");
+    same_as_alone(dir.path());
+    let key = succeeds(dir.path(), "top 1 --by count --state together");
+    assert_eq!(key, succeeds(dir.path(), "top 1 --by count --state alone"));
+}
+
+#[test]
+fn two_processes_that_are_killed_give_the_same_bytes_and_so_do_three_afterwards() {
+    let dir = prepared(60_000);
+    for (victim, after) in [(1, 100), (0, 300), (1, 600)] {
+        let mut children = start(dir.path(), 2, 1, "");
+        std::thread::sleep(Duration::from_millis(after));
+        children[victim].kill().unwrap();
+        // The other one is ended too: it would wait for a while if this one had not been there yet.
+        std::thread::sleep(Duration::from_millis(100));
+        for child in &mut children {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+    run_to_end(dir.path(), 2, 1, "");
+    same_as_alone(dir.path());
+    run_to_end(dir.path(), 3, 1, "--rescale");
+    same_as_alone(dir.path());
+}
+
+#[test]
+fn what_cannot_be_run_on_several_processes_is_refused_and_said() {
+    let dir = prepared(100);
+    let refused = |more: &str, sign: &str| {
+        let output = laminar(dir.path(), &format!("{JOB} --state refused {more}")).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(sign), "{more}: {told}");
+    };
+    refused("--workers 1 --processes 2", "--process is missing");
+    refused("--workers 1 --processes 2 --process 0", "--hosts is missing");
+    refused("--workers 1 --on-error dead-letter bad", "dead-letter");
+    refused("--workers 1 --follow", "--follow");
+    fs::write(dir.path().join("hosts"), "127.0.0.1:1\n").unwrap();
+    refused("--workers 1 --processes 2 --process 0 --hosts hosts", "1 addresses");
+}
