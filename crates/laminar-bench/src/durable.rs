@@ -14,7 +14,7 @@ use laminar_storage::{CoreStore, Epoch, Opened, Settings, Stats, Store};
 use crate::keys::{PAYLOAD, Spread, Stamp, key};
 use crate::machine::{Nanos, cores as cpus, cpu_time, histogram};
 use crate::place::{Place, clear};
-use crate::plot::{self, Bar, Distribution, Of};
+use crate::plot::{self, Bar, Distribution, Line, Of};
 use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
@@ -148,6 +148,7 @@ fn draw(run: &Run, rates: &Table, latency: &Latencies) -> Result<(), Error> {
         let title = format!("Until {title} is durable, one core: ours from the seal, others put and synced");
         plot::distributions(&dir.join(format!("durable-latency-{puts}.svg")), &title, &drawn)?;
     }
+    draw_cores(dir, rates)?;
     let bars = bars(rates);
     for (file, title, one_by_one) in [
         ("durable-batches.svg", "Durable puts a second, many in an epoch or batch", false),
@@ -158,6 +159,30 @@ fn draw(run: &Run, rates: &Table, latency: &Latencies) -> Result<(), Error> {
         plot::bars(&dir.join(file), title, "puts/s", &drawn)?;
     }
     Ok(())
+}
+
+/// Draws how rates grow with the number of cores, ours beside the raw ones.
+fn draw_cores(dir: &Path, rates: &Table) -> Result<(), Error> {
+    let rows = rates.figures(["cores", "puts/s"]);
+    let line = |name: &'static str| {
+        let of = |cores: f64| {
+            rows.iter().find(|(of, [at, _])| of == name && *at == cores).map(|(_, [_, rate])| rate / 1e6)
+        };
+        Line { name, values: [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of).collect() }
+    };
+    let names = [
+        "raw, synced every 1024 puts, reused",
+        "raw, synced every 1024 puts, extending",
+        "uniform, 1024 puts per seal",
+        "zipf 0.99, 1024 puts per seal",
+    ];
+    plot::lines(
+        &dir.join("durable-cores.svg"),
+        &format!("Durable puts by cores or threads, on {} CPUs", cpus()),
+        "doublings of the number of cores, 1 is one core",
+        "million puts/s",
+        &names.map(line),
+    )
 }
 
 /// The rates that mean something for durability, and whether each put was waited for.

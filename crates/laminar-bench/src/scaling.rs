@@ -1,5 +1,7 @@
 //! How single operations grow with the number of keys, and with the bytes of keys and values, beside a hash table of
-//! the same shape. Ring 1 writes the real log at the same time.
+//! the same shape, Ring 1 writing the real log at the same time; and how checkpoints and opening grow with the state.
+
+mod states;
 
 use std::time::{Duration, Instant};
 
@@ -58,8 +60,13 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     measure::<8, 100>(run, keys, &mut table)?;
     measure::<32, 100>(run, keys, &mut table)?;
     measure::<64, 100>(run, keys, &mut table)?;
-    measure::<16, 8>(run, keys, &mut table)?;
-    measure::<16, 1000>(run, keys, &mut table)?;
+    let values = [
+        measure::<16, 8>(run, keys, &mut table)?,
+        measure::<16, 250>(run, keys, &mut table)?,
+        measure::<16, 500>(run, keys, &mut table)?,
+        measure::<16, 750>(run, keys, &mut table)?,
+        measure::<16, 1000>(run, keys, &mut table)?,
+    ];
     table.note("means without a clock in between; p99.9 with two readings of it around each put; puts in bursts of 16 384, Ring 1 catching up in between, which is not counted");
     table.note("put, until durable: as many puts without pauses, sealed as often, until the last of them is durable, over their number");
     table.note(format!("get_batch: of {READ_BATCH} keys, per key; hashbrown: nothing is durable, values in the table itself, memory in 4 KiB pages"));
@@ -67,16 +74,32 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
         "memory: given by the system for records and index, after 15 million overwrites (3 million with --quick) in random order; ratio of what is used of it",
     );
     report.add(table);
-    draw(run, &means)
+    draw(
+        run,
+        &means,
+        "scaling-keys.svg",
+        "Means by the number of keys, 16 B / 100 B, one core",
+        "doublings of the number of keys, 1 is 250 000",
+    )?;
+    let title =
+        format!("Means by the bytes of a value, {} keys of 16 B, one core", Cell::Count(keys).shown());
+    draw(
+        run,
+        &values,
+        "scaling-values.svg",
+        &title,
+        "quarters of a kilobyte, from 8 bytes at 1 to 1000 at 5",
+    )?;
+    states::run(run, report)
 }
 
-fn draw(run: &Run, means: &[Means]) -> Result<(), Error> {
+fn draw(run: &Run, means: &[Means], file: &str, title: &str, x: &str) -> Result<(), Error> {
     let Some(dir) = &run.beside_json else { return Ok(()) };
     let line = |name, of: fn(&Means) -> f64| Line { name, values: means.iter().map(of).collect() };
     lines(
-        &dir.join("scaling-keys.svg"),
-        "Means by the number of keys, 16 B / 100 B, one core",
-        "doublings of the number of keys, 1 is 250 000",
+        &dir.join(file),
+        title,
+        x,
         "ns an operation",
         &[
             line("put", |means| means.put),

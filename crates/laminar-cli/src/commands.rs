@@ -73,6 +73,7 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         on_error: args.on_error.clone(),
         follow: args.follow,
         batch_len: BATCH_LEN,
+        parsers: None,
     })
 }
 

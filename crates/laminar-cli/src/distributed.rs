@@ -28,9 +28,10 @@ use crate::input::sink::OnBad;
 use crate::input::source::{Next, Position, Source, step_path};
 use crate::input::{Batch, Parser, Part, Sink};
 use crate::pipeline::committed::Committed;
+use crate::pipeline::cores::merge_failed;
 use crate::pipeline::live::lock;
 use crate::pipeline::ownership::{Claim, Owned};
-use crate::pipeline::stages::{bad_record, merge_failed, place};
+use crate::pipeline::sequencer::{bad_record, place};
 use crate::pipeline::{OnError, Settings};
 
 /// The operator that keeps the values of all keys.
@@ -134,27 +135,35 @@ pub fn run(
     Ok(outcome)
 }
 
-type Input = EpochInput<(u64, Vec<u8>)>;
+/// Records of one batch and one worker: the worker, their keys, and what they contribute.
+type Routed = (u64, (Vec<u8>, Vec<u8>));
+type Input = EpochInput<Routed>;
 
 fn dataflow(job: &mut TimelyJob, plan: &Plan) -> OnWorker<Input> {
     let plan = plan.clone();
     job.dataflow(move |flow| {
-        let (input, parts) = flow.input::<(u64, Vec<u8>)>("records")?;
+        let (input, parts) = flow.input::<Routed>("records")?;
         let mut value = Vec::new();
         flow.routed(parts, OPERATOR, move |rows, state, _: &mut Vec<()>| {
-            rows.drain(..).try_for_each(|(_, part)| apply(&plan, &part, state, &mut value))
+            rows.drain(..).try_for_each(|(_, (keys, values))| apply(&plan, &keys, &values, state, &mut value))
         })?;
         Ok(input)
     })
 }
 
 /// Applies the records of a batch that one worker owns.
-fn apply(plan: &Plan, part: &[u8], state: &mut KeyedState<'_>, value: &mut Vec<u8>) -> OnWorker<()> {
+fn apply(
+    plan: &Plan,
+    keys: &[u8],
+    values: &[u8],
+    state: &mut KeyedState<'_>,
+    value: &mut Vec<u8>,
+) -> OnWorker<()> {
     let told = |error: &CliError| Error::program(error.to_string(), "");
-    let mut records = Cursor(part);
-    while !records.0.is_empty() {
+    let (mut keys, mut records) = (Cursor(keys), Cursor(values));
+    while !keys.0.is_empty() {
         let cut = || told(&CliError::internal("a routed record is cut short"));
-        let key = records.text().ok_or_else(cut)?;
+        let key = keys.text().ok_or_else(cut)?;
         let (records, value, mut failed) = (&mut records, &mut *value, None);
         let failure = &mut failed;
         state.update(key, move |old| {
@@ -265,8 +274,8 @@ impl<'a> Reading<'a> {
     fn batch(&mut self, batch: &Batch, end: Position, lines: u64) {
         let parsed = self.sink.finish();
         for (owner, part) in (0..).zip(parsed.parts).filter(|(_, part)| part.records > 0) {
-            let bytes = part.bytes.len() as u64;
-            self.input.send_sized((owner, part.bytes), bytes);
+            let bytes = part.len() as u64;
+            self.input.send_sized((owner, (part.keys, part.values)), bytes);
         }
         self.dirty = true;
         let after = &mut self.outcome.after;

@@ -94,6 +94,12 @@ id! {
     /// Random number given to a log or a checkpoint set when it is created; tells a foreign file.
     StoreId(u64)
 }
+#[cfg(feature = "object-store")]
+id! {
+    /// Number of a record in the log of the backups at one place; grows by one per record. A backup has that of the
+    /// record that made it count.
+    BackupId(u64)
+}
 
 impl Epoch {
     /// Largest epoch that can be used, 2^63 - 1: there is always a next one.

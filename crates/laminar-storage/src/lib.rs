@@ -81,11 +81,14 @@
 //! - There are no range scans in key order on a core; [`CoreStore::iter`] has no particular order.
 //! - Only 64-bit targets; `unsafe` code is confined to the private module `ring0`.
 //!
-//! There are no Cargo features to use; `sabotage` breaks the store on purpose, to test its tests. In the repository, `docs/ARCHITECTURE.md` says how the parts work
+//! The Cargo feature `object-store` adds the module `backup`: checkpoints in S3, Google Cloud Storage, Azure or a directory, and back.
+//! The other one, `sabotage`, breaks the store on purpose, to test its tests. In the repository, `docs/ARCHITECTURE.md` says how the parts work
 //! together, `docs/INVARIANTS.md` what they rely on, `docs/FORMAT.md` draws every byte on disk, and
 //! `docs/RECOVERY.md` explains what recovery decides and every error.
 #![deny(missing_docs)]
 
+#[cfg(feature = "object-store")]
+pub mod backup;
 pub mod error;
 pub mod format;
 pub mod ids;

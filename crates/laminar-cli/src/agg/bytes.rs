@@ -6,7 +6,20 @@
 use super::decimal::{Decimal, MAX_SCALE, Number};
 
 /// Appends an unsigned varint.
-pub fn write_varint(out: &mut Vec<u8>, mut value: u128) {
+pub fn write_varint(out: &mut Vec<u8>, value: u128) {
+    // Almost every number is small, and 128 bits are shifted in many steps.
+    let Ok(mut value) = u64::try_from(value) else { return write_wide_varint(out, value) };
+    loop {
+        let low = value.to_le_bytes()[0] & 0x7f;
+        value >>= 7;
+        if value == 0 {
+            return out.push(low);
+        }
+        out.push(low | 0x80);
+    }
+}
+
+fn write_wide_varint(out: &mut Vec<u8>, mut value: u128) {
     loop {
         let low = value.to_le_bytes()[0] & 0x7f;
         value >>= 7;
@@ -66,6 +79,19 @@ impl<'a> Cursor<'a> {
 
     /// An unsigned varint in its shortest form.
     pub fn varint(&mut self) -> Option<u128> {
+        // Nine bytes hold 63 bits.
+        let mut value = 0u64;
+        for (nth, &byte) in self.0.iter().take(9).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * nth);
+            if byte & 0x80 == 0 {
+                self.0 = self.0.get(nth + 1..)?;
+                return (byte != 0 || nth == 0).then_some(u128::from(value));
+            }
+        }
+        self.wide_varint()
+    }
+
+    fn wide_varint(&mut self) -> Option<u128> {
         let mut value = 0u128;
         for shift in (0..128).step_by(7) {
             let byte = self.byte()?;

@@ -36,6 +36,9 @@ impl Decimal {
 
     /// The sum, with the larger number of decimal places of the two; `None` past 128 bits.
     pub fn checked_add(self, other: Self) -> Option<Self> {
+        if self.scale == other.scale {
+            return Some(Self { mantissa: self.mantissa.checked_add(other.mantissa)?, ..self });
+        }
         let scale = self.scale.max(other.scale);
         let mantissa = self.rescaled(scale)?.checked_add(other.rescaled(scale)?)?;
         Some(Self { mantissa, scale })

@@ -10,8 +10,8 @@
 //! | `min`, `max`, `last` | length (varint), text as in the input |
 //!
 //! A routed record is what one input record contributes, parsed and checked by the parser thread:
-//! key (length, bytes), then per aggregate: nothing for `count`, the number for `sum`, number and
-//! text for `min` and `max`, text for `last`.
+//! the key (length, bytes), and apart from it per aggregate: nothing for `count`, the number for `sum`,
+//! number and text for `min` and `max`, text for `last`.
 
 use std::cmp::Ordering;
 
@@ -103,7 +103,7 @@ impl std::fmt::Display for Sum {
 }
 
 impl Plan {
-    /// Writes what a record contributes, key excluded, to a routed record. `values` has the text
+    /// Writes what a record contributes. `values` has the text
     /// and, where a numeric aggregate reads the field, the number of each of the plan's fields.
     pub fn write_record(&self, values: &[FieldValue<'_>], out: &mut Vec<u8>) {
         for aggregate in &self.aggregates {
@@ -120,7 +120,7 @@ impl Plan {
         }
     }
 
-    /// Adds one routed record (key already taken from it) to the stored value, if there is one,
+    /// Adds what one record contributes to the stored value, if there is one,
     /// and leaves the new value in `out`.
     pub fn merge(
         &self,

@@ -150,6 +150,10 @@ impl CoreEngine for FakeCore {
         Ok(())
     }
 
+    fn visit(&self, keys: &[&[u8]], visit: &mut dyn FnMut(Option<&[u8]>)) {
+        keys.iter().for_each(|key| visit(self.state.get(*key).map(Vec::as_slice)));
+    }
+
     fn set_source_offset(&mut self, name: &str, offset: u64) {
         self.offsets.insert(name.to_owned(), offset);
     }

@@ -161,6 +161,8 @@ pub trait CoreEngine: Send {
     fn update<'v, F>(&mut self, key: &[u8], change: F) -> Result<()>
     where
         F: FnOnce(Option<&[u8]>) -> Option<&'v [u8]>;
+    /// Calls `visit` with the values of many keys, in their order; memory is fetched ahead.
+    fn visit(&self, keys: &[&[u8]], visit: &mut dyn FnMut(Option<&[u8]>));
     /// Sets a source offset; durable with the epoch that is sealed next.
     fn set_source_offset(&mut self, name: &str, offset: u64);
     /// Closes the core's epoch and gives its number. All cores count the same.

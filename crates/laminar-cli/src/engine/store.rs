@@ -103,6 +103,10 @@ impl CoreEngine for CoreStore {
         Ok(CoreStore::update(self, key, change)?)
     }
 
+    fn visit(&self, keys: &[&[u8]], visit: &mut dyn FnMut(Option<&[u8]>)) {
+        CoreStore::get_batch(self, keys).for_each(visit);
+    }
+
     fn set_source_offset(&mut self, name: &str, offset: u64) {
         CoreStore::set_source_offset(self, name, offset);
     }

@@ -7,10 +7,12 @@
 
 pub mod csv;
 pub mod identity;
+mod json;
 pub mod ndjson;
 pub mod plan;
 pub mod sink;
 pub mod source;
+mod swar;
 pub mod words;
 
 use std::fmt;
@@ -130,7 +132,7 @@ pub struct Batch {
 }
 
 /// Empties a vector of borrows so that its allocation can hold borrows of another lifetime.
-fn recycle<'b, T, U: 'b>(mut used: Vec<T>) -> Vec<U> {
+pub fn recycle<'b, T, U: 'b>(mut used: Vec<T>) -> Vec<U> {
     used.clear();
     // Collecting from the vector's own iterator keeps the allocation; the closure is never called.
     used.into_iter().filter_map(|_| None).collect()

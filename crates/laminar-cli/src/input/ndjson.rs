@@ -2,7 +2,8 @@
 //!
 //! Fields are named by dotted paths: `user.id` is `id` in the object `user`; a point that belongs
 //! to a name is written `\.`. The paths form a tree that is walked along with the object, so a
-//! line is read once whatever the number of fields.
+//! line is read once whatever the number of fields. The quick walk of [`json`] takes almost every line,
+//! `serde_json` the rest.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +12,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visi
 use serde_json::value::RawValue;
 
 use super::sink::{Reason, shown};
-use super::{BOM, Batch, Sink, recycle};
+use super::{BOM, Batch, Sink, json, recycle};
 use crate::agg::value::FieldValue;
 
 /// Parser of one thread.
@@ -39,19 +40,20 @@ impl NdjsonParser {
     pub fn parse(&mut self, batch: &Batch, sink: &mut Sink) {
         let bytes = &batch.bytes[..];
         // One check over the batch is much cheaper than one per line.
-        let checked = std::str::from_utf8(bytes).is_ok();
+        let text = std::str::from_utf8(bytes).ok();
         let mut at = if batch.offset == 0 && bytes.starts_with(BOM) { BOM.len() } else { 0 };
         let mut line_number = batch.line;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             let len = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
             let line = rest.get(..len).unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            let result = match std::str::from_utf8(line) {
+            let line_text = match text.and_then(|text| text.get(at..at + line.len())) {
+                Some(text) => Ok(text),
+                None => std::str::from_utf8(line),
+            };
+            let result = match line_text {
                 Ok(text) => self.line(text, sink),
-                Err(error) if !checked => {
-                    Err(format!("byte {} is not valid UTF-8", error.valid_up_to() + 1).into())
-                }
-                Err(_) => Ok(()),
+                Err(error) => Err(format!("byte {} is not valid UTF-8", error.valid_up_to() + 1).into()),
             };
             if let Err(reason) = result
                 && !sink.bad(batch.offset + at as u64, line_number, reason, line)
@@ -64,7 +66,7 @@ impl NdjsonParser {
     }
 
     fn line(&mut self, line: &str, sink: &mut Sink) -> Result<(), Reason> {
-        if line.trim_ascii().is_empty() {
+        if !line.starts_with('{') && line.trim_ascii().is_empty() {
             return Ok(());
         }
         let mut tokens: Vec<Option<&str>> = recycle(std::mem::take(&mut self.tokens));
@@ -135,11 +137,29 @@ struct PathTree {
     slots: usize,
 }
 
+/// A name within the wanted paths.
 #[derive(Debug, Default)]
-struct Node {
+pub struct Node {
     children: Vec<(String, Node)>,
     /// Slots that want the value at this node.
     slots: Vec<usize>,
+}
+
+impl Node {
+    /// The node that a name leads to.
+    pub fn child(&self, name: &[u8]) -> Option<&Self> {
+        self.children.iter().find(|(n, _)| n.as_bytes() == name).map(|(_, node)| node)
+    }
+
+    /// Is something within the value wanted?
+    pub fn has_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// Slots that want the value.
+    pub fn slots(&self) -> &[usize] {
+        &self.slots
+    }
 }
 
 impl PathTree {
@@ -156,7 +176,17 @@ impl PathTree {
         self.slots = self.slots.max(slot + 1);
     }
 
+    /// Checks a line and notes the wanted tokens.
     fn walk<'de>(&self, line: &'de str, tokens: &mut [Option<&'de str>]) -> serde_json::Result<()> {
+        if json::walk(&self.root, line, tokens).is_some() {
+            return Ok(());
+        }
+        tokens.fill(None);
+        self.walk_any(line, tokens)
+    }
+
+    /// The same for everything that is JSON, and with words for what is not.
+    fn walk_any<'de>(&self, line: &'de str, tokens: &mut [Option<&'de str>]) -> serde_json::Result<()> {
         let mut deserializer = serde_json::Deserializer::from_str(line);
         deserializer.deserialize_map(ObjectVisitor { node: &self.root, tokens })?;
         deserializer.end()
@@ -204,7 +234,7 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_, '_, 'de> {
                     *place = (token != "null").then_some(token);
                 }
             }
-            if !child.children.is_empty() && token.starts_with('{') {
+            if child.has_children() && token.starts_with('{') {
                 let visitor = ObjectVisitor { node: child, tokens: &mut *self.tokens };
                 serde_json::Deserializer::from_str(token)
                     .deserialize_map(visitor)
@@ -234,12 +264,14 @@ impl<'t> Visitor<'_> for NameSeed<'t> {
     }
 
     fn visit_str<E: de::Error>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.children.iter().find(|(n, _)| n == name).map(|(_, node)| node))
+        Ok(self.0.child(name.as_bytes()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -281,6 +313,85 @@ mod tests {
             "{\"b\":\"\\x\"}",
         ] {
             assert!(tree.walk(bad, &mut [None]).is_err(), "{bad}");
+        }
+    }
+
+    fn wanted() -> PathTree {
+        let mut tree = PathTree::default();
+        for (slot, path) in ["a", "b", "a.b", "b.a.c", "c"].into_iter().enumerate() {
+            tree.add(path, slot);
+        }
+        tree
+    }
+
+    /// What the quick walk takes, `serde_json` takes, with the same tokens.
+    fn check(tree: &PathTree, line: &str) -> bool {
+        let mut quick = vec![None; tree.slots];
+        let mut slow = vec![None; tree.slots];
+        let taken = json::walk(&tree.root, line, &mut quick).is_some();
+        if taken {
+            assert!(tree.walk_any(line, &mut slow).is_ok(), "not JSON: {line:?}");
+            assert_eq!(quick, slow, "{line:?}");
+        }
+        taken
+    }
+
+    #[test]
+    fn the_quick_walk_takes_ordinary_lines() {
+        let tree = wanted();
+        for line in [
+            r#"{"ts":"2026-11-22T00:00:00.000Z","a":{"b":"user-0008065"},"page":"/products/2","c":0.00}"#,
+            r#" { "a" : [ 1 , -2.5e+10 , {"x":[]} ] , "b" : {"a":{"c":null}} } "#,
+            r#"{"c":"\u00e9 \" \\ \n","a":true,"b":false}"#,
+            "{\"c\":\"Gr\u{fc}\u{df}e an alle Leser \u{1f600}\"}\r",
+            "{}",
+            r#"{"a":{},"c":[],"b":0}"#,
+        ] {
+            assert!(check(&tree, line), "{line}");
+        }
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(500), "]".repeat(500));
+        assert!(!check(&tree, &deep), "left to a parser without recursion");
+        assert!(tree.walk(&deep, &mut vec![None; tree.slots]).is_ok());
+    }
+
+    fn value() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            3 => "-?[0-9]{0,3}(\\.[0-9]{0,2})?([eE][+-]?[0-9]{0,2})?",
+            3 => "[a-c\\PC]{0,12}".prop_map(|text| format!("\"{text}\"")),
+            1 => "\"[a-c]{0,9}\\\\[\"\\\\/bfnrtux0-9a-f]{0,5}[a-c]{0,3}\"",
+            1 => "true|false|null|tru|nul|",
+            1 => "\"[a-c\u{0}-\u{22}]{0,12}\"",
+        ];
+        let blank = "[ \t\r]{0,2}";
+        leaf.prop_recursive(4, 32, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec((inner.clone(), blank), 0..4).prop_map(|list| {
+                    let list: Vec<String> = list.into_iter().map(|(v, b)| format!("{b}{v}{b}")).collect();
+                    format!("[{}]", list.join(","))
+                }),
+                proptest::collection::vec(("[abcx]", inner, blank), 0..4).prop_map(|list| {
+                    let pair = |(n, v, b): (String, String, String)| format!("{b}\"{n}\"{b}:{b}{v}{b}");
+                    let list: Vec<String> = list.into_iter().map(pair).collect();
+                    format!("{{{}}}", list.join(","))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn the_quick_walk_agrees_with_serde_json(
+            values in proptest::collection::vec(("[abc]", value()), 0..4), cut in 0usize..200, byte in any::<char>(), damaged in any::<bool>(),
+        ) {
+            let list: Vec<String> = values.into_iter().map(|(n, v)| format!("\"{n}\":{v}")).collect();
+            let mut line = format!("{{{}}}", list.join(","));
+            if damaged {
+                let at = line.char_indices().map(|(at, _)| at).nth(cut).unwrap_or(line.len());
+                line.insert(at, byte);
+            }
+            check(&wanted(), &line);
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::agg::bytes::write_text;
 use crate::agg::decimal::{Decimal, Number};
 use crate::agg::value::FieldValue;
 use crate::engine::Router;
+use crate::pipeline::live::Reused;
 
 /// Why a record cannot be used, in words. Only bad records allocate.
 pub type Reason = Cow<'static, str>;
@@ -16,10 +17,25 @@ pub type Reason = Cow<'static, str>;
 /// Routed records of one batch for one core, in input order.
 #[derive(Debug, Default)]
 pub struct Part {
-    /// Routed records, see `agg::value`.
-    pub bytes: Vec<u8>,
+    /// Their keys, apart from what they contribute, so that many can be looked up ahead.
+    pub keys: Vec<u8>,
+    /// What they contribute, see `agg::value`.
+    pub values: Vec<u8>,
     /// How many.
     pub records: u64,
+}
+
+impl Part {
+    /// Bytes in it.
+    pub fn len(&self) -> usize {
+        self.keys.len() + self.values.len()
+    }
+}
+
+impl Reused for Part {
+    fn capacity(&self) -> usize {
+        self.keys.capacity() + self.values.capacity()
+    }
 }
 
 /// A record that could not be used.
@@ -57,6 +73,10 @@ pub enum OnBad {
     Keep,
 }
 
+/// A key at which parsers panic, for the test of what happens then.
+#[cfg(test)]
+pub const PANICS: &str = "a parser panics at this key";
+
 /// Collects what a parser finds in one batch.
 pub struct Sink {
     plan: Arc<Plan>,
@@ -79,7 +99,8 @@ impl Sink {
     pub fn start(&mut self, mut parts: Vec<Part>) {
         parts.resize_with(self.router.cores(), Part::default);
         for part in &mut parts {
-            part.bytes.clear();
+            part.keys.clear();
+            part.values.clear();
             part.records = 0;
         }
         self.parsed = Parsed { parts, records: 0, bad: Vec::new() };
@@ -123,6 +144,8 @@ impl Sink {
 
     /// Takes one good record.
     pub fn record(&mut self, key: &[u8], values: &[FieldValue<'_>]) -> Result<(), Reason> {
+        #[cfg(test)]
+        assert_ne!(key, PANICS.as_bytes());
         if key.len() > KEY_LEN_MAX {
             return Err(format!("the key has {} bytes; the limit is {KEY_LEN_MAX}", key.len()).into());
         }
@@ -130,8 +153,8 @@ impl Sink {
         let Some(part) = self.parsed.parts.get_mut(core) else {
             return Err("the router names a core that does not exist".into());
         };
-        write_text(&mut part.bytes, key);
-        self.plan.write_record(values, &mut part.bytes);
+        write_text(&mut part.keys, key);
+        self.plan.write_record(values, &mut part.values);
         part.records += 1;
         self.parsed.records += 1;
         Ok(())

@@ -100,11 +100,13 @@ impl Source {
                 self.pending.truncate(boundary);
                 return Ok(self.hand_out(spare));
             }
+            // Whatever is still to come: a followed file may end here only for now.
+            if self.pending.len() >= RECORD_LEN_MAX {
+                return Err(self.too_long());
+            }
             if !at_end {
-                if self.pending.len() >= RECORD_LEN_MAX {
-                    return Err(self.too_long());
-                }
-                target = self.pending.len() * 2;
+                // Not further than the limit, so that it is the same wherever batches are cut.
+                target = (self.pending.len() * 2).min(RECORD_LEN_MAX);
                 continue;
             }
             let Some(to) = to else { return Ok(Next::Idle) };

@@ -13,10 +13,11 @@ use crate::engine::Router;
 use crate::input::plan::extend;
 use crate::job::Job;
 
-/// Everything parsed: per record key and field text in routed form, and the bad records.
+/// Everything parsed: keys and what their records contribute, and the bad records.
 #[derive(Debug, PartialEq)]
 struct All {
-    records: Vec<u8>,
+    keys: Vec<u8>,
+    values: Vec<u8>,
     count: u64,
     bad: Vec<BadRecord>,
     lines: u64,
@@ -38,14 +39,15 @@ fn parse_all(
     let mut source = Source::new(job, dir.path().to_owned(), None, batch_len);
     let mut parser = Parser::new(format, key, &plan.fields);
     let mut sink = Sink::new(Arc::new(plan), Router::new(1, |_| 0), OnBad::Keep);
-    let mut all = All { records: Vec::new(), count: 0, bad: Vec::new(), lines: 0 };
+    let mut all = All { keys: Vec::new(), values: Vec::new(), count: 0, bad: Vec::new(), lines: 0 };
     loop {
         match source.next(Vec::new())? {
             Next::Batch { batch, lines, .. } => {
                 sink.start(Vec::new());
                 parser.parse(&batch, &mut sink);
                 let mut parsed = sink.finish();
-                all.records.append(&mut parsed.parts[0].bytes);
+                all.keys.append(&mut parsed.parts[0].keys);
+                all.values.append(&mut parsed.parts[0].values);
                 all.count += parsed.records;
                 all.bad.append(&mut parsed.bad);
                 all.lines += lines;
@@ -58,12 +60,13 @@ fn parse_all(
 
 /// Reads back routed records of a plan with one `last` aggregate.
 fn pairs(all: &All) -> Vec<(String, String)> {
-    let mut cursor = Cursor(&all.records);
+    let (mut keys, mut values) = (Cursor(&all.keys), Cursor(&all.values));
     let mut pairs = Vec::new();
-    while !cursor.0.is_empty() {
-        let key = String::from_utf8(cursor.text().unwrap().to_vec()).unwrap();
-        pairs.push((key, String::from_utf8(cursor.text().unwrap().to_vec()).unwrap()));
+    while !keys.0.is_empty() {
+        let text = |cursor: &mut Cursor<'_>| String::from_utf8(cursor.text().unwrap().to_vec()).unwrap();
+        pairs.push((text(&mut keys), text(&mut values)));
     }
+    assert!(values.0.is_empty());
     pairs
 }
 
@@ -154,6 +157,68 @@ fn a_record_without_end_is_refused() {
     assert!(error.contains("within 16 MiB"), "{error}");
 }
 
+/// The limit must be the same whatever the size of batches, and whether the end of the file is read.
+#[test]
+fn a_record_may_have_16_mib_and_not_one_byte_more() {
+    let line = |len: usize| {
+        let mut text = b"{\"k\":1,\"x\":\"".to_vec();
+        text.resize(len - 3, b'x');
+        text.extend_from_slice(b"\"}\n");
+        text
+    };
+    for size in [100, source::BATCH_LEN, 5 << 20] {
+        let mut text = b"{\"k\":1}\n".to_vec();
+        text.extend(line(RECORD_LEN_MAX));
+        assert_eq!(parse_all(Format::Ndjson, &text, size, "k", &["count"]).unwrap().count, 2);
+        text.extend(line(RECORD_LEN_MAX + 1));
+        text.extend_from_slice(b"{\"k\":1}\n");
+        let error = parse_all(Format::Ndjson, &text, size, "k", &["count"]).unwrap_err().to_string();
+        let place = format!("line 3 (byte {})", 8 + RECORD_LEN_MAX);
+        assert!(error.contains(&place) && error.contains("Check that the file is text"), "{error}");
+    }
+    let mut csv = b"k,v\na,1\nb,\"".to_vec();
+    csv.resize(RECORD_LEN_MAX + 100, b'\n');
+    let error = parse_all(Format::Csv, &csv, 1 << 20, "k", &["count"]).unwrap_err().to_string();
+    assert!(error.contains("line 3 (byte 8)") && error.contains("A quote may not be closed"), "{error}");
+}
+
+/// A source that reads a file in batches of one line.
+fn source_of(path: &Path) -> Source {
+    let plan = Plan::parse(&[]).unwrap();
+    let mut job = Job::new(Format::Ndjson, "k", &plan, &[path.to_str().unwrap().to_owned()]);
+    extend(&mut job, None, false).unwrap();
+    Source::new(job, path.parent().unwrap().to_owned(), None, 1)
+}
+
+#[test]
+fn input_that_is_truncated_while_it_is_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.ndjson");
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":2}\n{\"k\":3}\n").unwrap();
+    let mut source = source_of(&path);
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::Batch { .. }));
+    std::fs::write(&path, "{\"k\":1}\n{\"k").unwrap();
+    let error = source.next(Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("a.ndjson was truncated while it was read"), "{error}");
+    assert!(error.contains("expected at least 24 bytes, found 11"), "{error}");
+}
+
+#[test]
+fn a_last_record_that_grows_while_it_is_read_is_read_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.ndjson");
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":").unwrap();
+    let mut source = source_of(&path);
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::Batch { .. }));
+    std::fs::write(&path, "{\"k\":1}\n{\"k\":2}\n").unwrap();
+    let Next::Batch { batch, end, lines } = source.next(Vec::new()).unwrap() else { panic!("a batch") };
+    assert_eq!((&batch.bytes[..], batch.line, end.offset, lines), (&b"{\"k\":2}\n"[..], 2, 16, 1));
+    assert!(matches!(source.next(Vec::new()).unwrap(), Next::End));
+    // So that a restart agrees.
+    let job = Job::load(dir.path()).unwrap().unwrap();
+    assert_eq!(job.steps[0].to, Some(16));
+}
+
 #[test]
 fn formats_are_recognised() {
     assert_eq!(Format::from_extension(Path::new("a/b.JSONL")), Some(Format::Ndjson));
@@ -204,6 +269,14 @@ proptest! {
         let expected: Vec<(String, String)> = reader.records().map(|r| { let r = r.unwrap(); (r[0].to_owned(), r[1].to_owned()) }).collect();
         prop_assert_eq!(pairs(&whole), expected);
         prop_assert_eq!(whole, parse_all(Format::Csv, text.as_bytes(), size, "k", &["last:v"]).unwrap());
+    }
+
+    #[test]
+    fn batches_of_csv_are_cut_where_records_end(bytes in proptest::collection::vec(prop_oneof![3 => Just(b'"'), 3 => Just(b','), 2 => Just(b'\n'), 1 => Just(b'\r'), 9 => Just(b'x'), 1 => any::<u8>()], 0..120)) {
+        let mut fields = Vec::new();
+        let mut end = 0;
+        while let csv::End::Newline(len) = csv::scan(&bytes[end..], b',', &mut fields).end { end += len; }
+        prop_assert_eq!(csv::last_boundary(&bytes, b','), end);
     }
 
     #[test]

@@ -55,14 +55,28 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What goes round in a [`Pool`].
+pub trait Reused: Default {
+    /// Bytes of memory that it holds.
+    fn capacity(&self) -> usize;
+}
+
+impl Reused for Vec<u8> {
+    fn capacity(&self) -> usize {
+        Self::capacity(self)
+    }
+}
+
 /// Used buffers, to be used again.
 #[derive(Debug)]
 pub struct Pool<T>(Mutex<Vec<T>>);
 
 /// More than this is given back to the system.
 const POOL_LEN_MAX: usize = 64;
+/// Larger ones too: they were made for records of unusual length.
+const POOLED_CAPACITY_MAX: usize = 1 << 20;
 
-impl<T: Default> Pool<T> {
+impl<T: Reused> Pool<T> {
     /// An empty pool.
     pub fn new() -> Self {
         Self(Mutex::new(Vec::new()))
@@ -75,9 +89,26 @@ impl<T: Default> Pool<T> {
 
     /// Returns a buffer.
     pub fn give(&self, buffer: T) {
+        if buffer.capacity() > POOLED_CAPACITY_MAX {
+            return;
+        }
         let mut buffers = lock(&self.0);
         if buffers.len() < POOL_LEN_MAX {
             buffers.push(buffer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_keeps_no_large_buffers() {
+        let pool = Pool::new();
+        pool.give(Vec::<u8>::with_capacity(POOLED_CAPACITY_MAX * 2));
+        assert_eq!(pool.take().capacity(), 0);
+        pool.give(Vec::<u8>::with_capacity(100));
+        assert!(pool.take().capacity() >= 100);
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  reader ──batches──▶ parser 0..n ──parts per core──▶ sequencer ──parts and marks──▶ core 0..n
 //!  (one)    (round     (one per     (taken in the       (one)                        (own their keys)
-//!            robin)     core)        same turn)
+//!            robin)     CPU)         same turn)
 //! ```
 //!
 //! 1. Batches are numbered by the turn in which parsers get them and in which the sequencer takes
@@ -17,16 +17,22 @@
 //!    depend only on the records applied and their order per key, so they are the same bytes as
 //!    without any interruption.
 //!
-//! Every channel is bounded: a slow core slows the reader. A thread that fails notes why and
-//! leaves; its neighbours find their channels closed and leave too.
+//! Every channel is bounded, and so are the bytes in all of them together (`budget`): a slow core slows
+//! the reader. A thread that fails notes why and leaves; its neighbours find their channels closed and
+//! leave too.
 
+mod budget;
 pub mod committed;
+pub mod cores;
 pub mod dead_letter;
 pub mod live;
 pub mod ownership;
-pub mod stages;
+mod reading;
+pub mod sequencer;
+mod stages;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,6 +85,8 @@ pub struct Settings {
     pub follow: bool,
     /// Bytes per batch.
     pub batch_len: usize,
+    /// Threads that parse; as many as the machine has CPUs for, if none.
+    pub parsers: Option<usize>,
 }
 
 /// A moment of a running job.
@@ -229,6 +237,9 @@ fn setup(settings: &Settings, job: &Job, router: Router) -> stages::Setup {
             OnError::DeadLetter(_) => OnBad::Keep,
         },
         epoch: settings.epoch,
+        parsers: settings.parsers.unwrap_or_else(|| {
+            reading::parsers_for(std::thread::available_parallelism().map_or(1, usize::from))
+        }),
         job: job.clone(),
     }
 }

@@ -10,6 +10,8 @@ use crate::engine::StateView;
 use crate::engine::fake::{FakeEngine, FakeView, disk};
 use crate::export::{Meaning, Reader, write_all};
 
+mod parallel;
+
 struct Silent;
 
 impl Observer for Silent {
@@ -49,6 +51,7 @@ impl Bench {
             on_error: OnError::Stop,
             follow: false,
             batch_len: 64,
+            parsers: Some(3),
         };
         Self { dir, settings }
     }
@@ -145,6 +148,7 @@ fn resuming_at_any_epoch_gives_the_same_bytes() {
     for (index, epoch) in std::iter::once(0).chain(epochs).enumerate() {
         let mut again = bench.crashed_at(epoch);
         again.settings.cores = 1 + index % 4;
+        again.settings.parsers = Some([2, 1, 8, 3][index % 4]);
         again.settings.batch_len = [1, 50, 1000, 1 << 18][index % 4];
         let resumed = again.run().unwrap();
         assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
@@ -165,8 +169,9 @@ fn csv_with_embedded_newlines_resumes_anywhere() {
     bench.run().unwrap();
     let expected = bench.export();
     assert!(expected.contains(r#""key":"u 0\n,\"0\"""#), "{expected}");
-    for epoch in bench.epochs() {
-        let again = bench.crashed_at(epoch);
+    for (index, epoch) in bench.epochs().into_iter().enumerate() {
+        let mut again = bench.crashed_at(epoch);
+        again.settings.parsers = Some([1, 2, 8][index % 3]);
         again.run().unwrap();
         assert_eq!(again.export(), expected, "resumed at epoch {epoch}");
     }

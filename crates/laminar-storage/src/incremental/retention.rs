@@ -73,6 +73,12 @@ impl IncrementalCheckpointManager {
         self.latest.as_ref().map(|latest| latest.id)
     }
 
+    /// The directory of the newest checkpoint.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn newest_dir(&self) -> Option<std::path::PathBuf> {
+        self.latest.as_ref().map(|latest| latest.checkpoint_path(&self.config.checkpoint_dir))
+    }
+
     /// What a checkpoint says about itself; `None` when there is no such checkpoint.
     ///
     /// # Errors

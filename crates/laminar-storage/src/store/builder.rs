@@ -10,6 +10,8 @@ use super::open::Layout;
 use super::router::Router;
 use super::settings::Settings;
 use super::{Opened, open};
+#[cfg(feature = "object-store")]
+use crate::backup::{BackupOptions, BackupTarget, worker::BackupPlan};
 use crate::error::Detail;
 use crate::format::MAX_CORES;
 use crate::ids::Epoch;
@@ -30,6 +32,8 @@ pub struct StoreBuilder {
     savepoint: Option<PathBuf>,
     listener: Option<Heard>,
     manager: ManagerOptions,
+    #[cfg(feature = "object-store")]
+    backups: Option<BackupPlan>,
 }
 
 /// Who hears of the progress of opening.
@@ -54,6 +58,8 @@ impl StoreBuilder {
             savepoint: None,
             listener: None,
             manager: ManagerOptions::default(),
+            #[cfg(feature = "object-store")]
+            backups: None,
         }
     }
 
@@ -174,6 +180,53 @@ impl StoreBuilder {
         self
     }
 
+    /// Copies every checkpoint to an object store, on a thread of its own. What a checkpoint shares with one that is there
+    /// is not sent again; checkpoints that come while one is copied are passed over, but for the newest. A failure harms
+    /// nothing: it is tried again, and shown by [`crate::Store::backup_status`]. Closing the store gives up a copy that is
+    /// under way; [`crate::Store::wait_backed_up`] waits for it.
+    ///
+    /// `own_files` are small files of the program's own, name and content of each, that go with every backup.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let [state, elsewhere, restored] = ["state", "elsewhere", "restored"].map(|name| temporary.path().join(name));
+    /// use laminar_storage::Store;
+    /// use laminar_storage::backup::{BackupOptions, BackupTarget, restore};
+    /// use std::time::Duration;
+    ///
+    /// // s3://BUCKET/PREFIX, gs://…, az://…, or a directory.
+    /// let target = BackupTarget::create(elsewhere.to_str().ok_or("not text")?)?;
+    /// let options = BackupOptions::new();
+    /// let opened = Store::builder(&state).backup_to(&target, &options, &[("config", b"of the program")]).open()?;
+    /// let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    /// core.put(b"key", b"value")?;
+    /// let epoch = core.seal_epoch()?;
+    /// store.wait_durable(epoch)?;
+    /// store.checkpoint()?;
+    /// assert!(store.wait_backed_up(Duration::from_secs(60))?);
+    /// # drop(core);
+    /// store.close()?;
+    ///
+    /// // On another machine.
+    /// restore(&target, None, &restored, &options, |_| {})?;
+    /// let again = Store::builder(temporary.path().join("again")).from_savepoint(&restored).open()?;
+    /// assert_eq!((again.report.keys, again.report.recovery_point), (1, epoch));
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_to(
+        mut self,
+        target: &BackupTarget,
+        options: &BackupOptions,
+        own_files: &[(&str, &[u8])],
+    ) -> Self {
+        let own_files = own_files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        self.backups = Some(BackupPlan { target: target.clone(), options: options.clone(), own_files });
+        self
+    }
+
     /// Opens the store, creating the directory when it is missing, and recovers its state.
     ///
     /// On a full disk an existing store opens to be read: [`crate::Health::Poisoned`] is its health, with that cause, and
@@ -252,7 +305,19 @@ impl StoreBuilder {
                     .remedy("Name a new directory outside of the savepoint."),
             ));
         }
+        #[cfg(feature = "object-store")]
+        if self.backups.is_some() && !self.vfs.parallel() {
+            let what = "backups need a thread, and this outside world allows none";
+            return Err(StoreError::invalid(
+                Detail::new(what).at_path(&self.path).remedy("Make them with a BackupWriter instead."),
+            ));
+        }
         self.settings.validate()
+    }
+
+    #[cfg(feature = "object-store")]
+    pub(crate) fn backups(&self) -> Option<&BackupPlan> {
+        self.backups.as_ref()
     }
 
     pub(crate) fn savepoint(&self) -> Option<&Path> {

@@ -19,6 +19,8 @@ use super::error::StoreError;
 use super::objective::Made;
 use crate::error::Detail;
 use crate::format::digest::StateDigest;
+#[cfg(feature = "object-store")]
+use crate::ids::Incarnation;
 use crate::ids::{CheckpointId, CoreId, Epoch, Sequence, WalPosition};
 use crate::incremental::{CoreDigest, IncrementalCheckpointManager, SavepointReceipt};
 use crate::per_core_wal::apply::{Applied, apply_incarnation, apply_tail};
@@ -163,6 +165,21 @@ impl Checkpointer {
         own_files: &[(&str, &[u8])],
     ) -> Result<SavepointReceipt, StoreError> {
         Ok(self.manager.savepoint_with(dir, own_files)?)
+    }
+
+    /// Opens the newest checkpoint, which there is once one was made, for a backup by this opening of the store.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn open_newest(
+        &self,
+    ) -> Result<(crate::incremental::CheckpointReader, crate::backup::BackupOwner), StoreError> {
+        let owner = crate::backup::BackupOwner {
+            store_id: self.scope.store_id,
+            incarnation: self.starts.first().map_or(Incarnation::ZERO, |start| start.segment.incarnation),
+        };
+        let dir = self.manager.newest_dir().ok_or_else(|| {
+            StoreError::invalid(Detail::new("there is no checkpoint yet").remedy("Make one first."))
+        })?;
+        Ok((crate::incremental::CheckpointReader::open(self.vfs.as_ref(), &dir)?, owner))
     }
 
     /// Whether a savepoint could be made at `dir`.

@@ -230,6 +230,40 @@ impl Store {
         self.shared.stats()
     }
 
+    /// How far the backups have come; none unless [`StoreBuilder::backup_to`] asked for them.
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_status(&self) -> Option<crate::backup::BackupStatus> {
+        self.shared.backups.get().map(|backups| backups.status())
+    }
+
+    /// Makes a checkpoint of the durable epoch and backs it up, on the calling thread; `own_files` go with it. For a place of
+    /// its own: it takes a place over, also from [`StoreBuilder::backup_to`] of this store.
+    ///
+    /// # Errors
+    /// `Local` with what [`Self::checkpoint`] or reading it back says; otherwise as [`crate::backup::BackupWriter`].
+    #[cfg(feature = "object-store")]
+    pub fn back_up(
+        &self,
+        target: &crate::backup::BackupTarget,
+        options: &crate::backup::BackupOptions,
+        own_files: &[(&str, &[u8])],
+    ) -> Result<crate::backup::BackupReceipt, crate::backup::BackupError> {
+        let local = |error: StoreError| crate::backup::BackupError::Local(Box::new(error.detail().clone()));
+        let (reader, owner) = self.shared.checkpoint_to_read().map_err(local)?;
+        crate::backup::BackupWriter::open(target, options, owner)?.back_up(&reader, own_files)
+    }
+
+    /// Waits until a backup holds the newest checkpoint, for at most `at_most`; false when the time is over first. At once
+    /// true without [`StoreBuilder::backup_to`]. What no checkpoint has yet is not waited for: see [`Self::checkpoint`].
+    ///
+    /// # Errors
+    /// The last error when no further backup will be tried: `Fenced`, `Foreign`, `InvalidInput`.
+    #[cfg(feature = "object-store")]
+    pub fn wait_backed_up(&self, at_most: Duration) -> Result<bool, crate::backup::BackupError> {
+        self.shared.backups.get().map_or(Ok(true), |backups| backups.wait(at_most))
+    }
+
     /// Drains and syncs everything that was sealed, and ends the background threads. Cores that are
     /// still in use get [`StoreError::Closed`] from then on.
     ///

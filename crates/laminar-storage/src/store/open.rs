@@ -464,8 +464,17 @@ fn begin(
         Arc::clone(&locks.checkpoints),
     )?;
     manager.make_way_for(&commits);
+    #[cfg(feature = "object-store")]
+    let mut owner = None;
     let (writers, begun) = match begin_log(builder, layout, located, &locks)? {
         Ok(wal) => {
+            #[cfg(feature = "object-store")]
+            {
+                owner = wal.headers().into_iter().next().map(|header| crate::backup::BackupOwner {
+                    store_id: header.store_id,
+                    incarnation: header.incarnation,
+                });
+            }
             let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
             (wal.into_writers(), Ok(checkpointer))
         }
@@ -490,10 +499,28 @@ fn begin(
         }
     };
     let shared = Arc::new(shared);
-    let threads = shared.start().map_err(|e| {
+    let no_thread = |e| {
         let detail = io_detail("could not start the background threads", &layout.dir, e);
         StoreError::Io(Box::new(detail.remedy("Raise the limit of threads (`ulimit -u`), then open again.")))
-    })?;
+    };
+    #[cfg_attr(
+        not(feature = "object-store"),
+        expect(unused_mut, reason = "the thread for backups comes with the feature")
+    )]
+    let mut threads = shared.start().map_err(no_thread)?;
+    #[cfg(feature = "object-store")]
+    if let (Some(plan), Some(owner)) = (builder.backups(), owner) {
+        let newest = located.metadata().map(|newest| (CheckpointId(newest.id), newest.size_bytes));
+        let (vfs, dir) = (builder.vfs_ref(), &layout.checkpoints);
+        let backups = crate::backup::worker::Backups::new(plan.clone(), vfs, dir, owner);
+        match shared.start_backups(backups, newest) {
+            Ok(thread) => threads.extend(thread),
+            Err(e) => {
+                let _ = shared.close(&mut threads);
+                return Err(no_thread(e));
+            }
+        }
+    }
     let cores = halves
         .into_iter()
         .map(|(state, offsets)| CoreStore::new(state, offsets, point, Arc::clone(&shared)))

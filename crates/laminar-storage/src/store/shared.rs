@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     opened: Instant,
     /// The outside world is a simulation: no threads, the callers do the work.
     inline: bool,
+    #[cfg(feature = "object-store")]
+    pub(crate) backups: OnceLock<Arc<crate::backup::worker::Backups>>,
 }
 
 /// What is on the disk when a store starts.
@@ -127,6 +129,8 @@ impl Shared {
             estimator: Mutex::new(estimator),
             opened: Instant::now(),
             inline,
+            #[cfg(feature = "object-store")]
+            backups: OnceLock::new(),
         }
     }
 
@@ -314,7 +318,41 @@ impl Shared {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        Stats::of(&self.counters, self.durable.epoch(), &lock(&self.estimator))
+        let stats = Stats::of(&self.counters, self.durable.epoch(), &lock(&self.estimator));
+        #[cfg(feature = "object-store")]
+        let stats = match self.backups.get().map(|backups| backups.status()) {
+            Some(status) => stats.with_backups(&status),
+            None => stats,
+        };
+        stats
+    }
+
+    /// Makes a checkpoint of the durable epoch and opens it before anybody can remove it.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn checkpoint_to_read(
+        &self,
+    ) -> Result<(crate::incremental::CheckpointReader, crate::backup::BackupOwner), StoreError> {
+        self.with_checkpointer(|checkpointer| {
+            self.checkpoint_with(checkpointer)?;
+            checkpointer.open_newest()
+        })
+    }
+
+    /// Starts the backups of this store; a checkpoint that is there already is the first.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn start_backups(
+        &self,
+        backups: crate::backup::worker::Backups,
+        newest: Option<(CheckpointId, u64)>,
+    ) -> std::io::Result<Option<JoinHandle<()>>> {
+        let backups = Arc::new(backups);
+        if let Some((id, bytes)) = newest {
+            backups.checkpointed(id, bytes);
+        }
+        if self.backups.set(Arc::clone(&backups)).is_err() {
+            return Ok(None);
+        }
+        backups.start().map(Some)
     }
 
     fn ring_bell(&self) {
@@ -371,6 +409,10 @@ impl Shared {
             self.counters.checkpoint_nanos.set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
             self.counters.checkpoint_next.set(receipt.id.next().0);
             self.counters.checkpoint_epoch.set(receipt.epoch.0);
+            #[cfg(feature = "object-store")]
+            if let Some(backups) = self.backups.get() {
+                backups.checkpointed(receipt.id, receipt.bytes_written);
+            }
             if let Some(made) = checkpointer.made() {
                 lock(&self.estimator).made(self.opened.elapsed(), made);
             }
@@ -506,6 +548,10 @@ impl Shared {
         self.closing.store(true, Ordering::Release);
         self.ring1.rouse();
         self.ring_bell();
+        #[cfg(feature = "object-store")]
+        if let Some(backups) = self.backups.get() {
+            backups.end();
+        }
     }
 
     /// Drains and syncs what was sealed, ends the threads, leaves evidence of a clean end.

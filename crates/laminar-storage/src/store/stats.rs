@@ -72,9 +72,28 @@ pub struct Stats {
     /// [`crate::Settings::recovery_objective_ms`] cannot be kept, because loading the checkpoint alone takes
     /// more than three quarters of it. It was also said once, as a warning.
     pub recovery_objective_out_of_reach: bool,
+    /// Checkpoints since the one that was backed up last; [`crate::Store::backup_status`] says more.
+    #[cfg(feature = "object-store")]
+    pub backup_checkpoints_behind: u64,
+    /// Bytes that those wrote.
+    #[cfg(feature = "object-store")]
+    pub backup_bytes_behind: u64,
+    /// Backups that failed since the last one that did not.
+    #[cfg(feature = "object-store")]
+    pub backup_failures: u64,
 }
 
 impl Stats {
+    #[cfg(feature = "object-store")]
+    pub(crate) fn with_backups(self, status: &crate::backup::BackupStatus) -> Self {
+        Self {
+            backup_checkpoints_behind: status.checkpoints_behind,
+            backup_bytes_behind: status.bytes_behind,
+            backup_failures: status.failures,
+            ..self
+        }
+    }
+
     pub(crate) fn of(counters: &Counters, durable_epoch: Epoch, estimator: &Estimator) -> Self {
         let wal_bytes = counters.wal_bytes.get();
         Self {
@@ -91,6 +110,12 @@ impl Stats {
             wal_bytes_behind: estimator.behind(wal_bytes),
             estimated_recovery: estimator.recovery(wal_bytes),
             recovery_objective_out_of_reach: estimator.is_out_of_reach(),
+            #[cfg(feature = "object-store")]
+            backup_checkpoints_behind: 0,
+            #[cfg(feature = "object-store")]
+            backup_bytes_behind: 0,
+            #[cfg(feature = "object-store")]
+            backup_failures: 0,
         }
     }
 }

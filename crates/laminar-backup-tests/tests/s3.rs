@@ -1,0 +1,109 @@
+//! Backups in an S3 server of this process and in directories, by their URLs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
+
+use std::time::Duration;
+
+use laminar_backup_tests::server::Server;
+use laminar_backup_tests::stores::{Checkpoints, owner, quick, state_in};
+use laminar_storage::backup::{
+    BackupError, BackupTarget, BackupWriter, list_backups, restore, verify_backup,
+};
+use laminar_storage::{Settings, Store};
+
+/// Backs up, takes over, retains, restores: the same everywhere.
+fn all_of_it(target: &BackupTarget) {
+    let options = quick().keep(2);
+    let checkpoints = Checkpoints::of_size(5, 100, 100);
+    assert_eq!(list_backups(target, &options).unwrap(), []);
+    let missing = verify_backup(target, None, &options, |_| {}).unwrap_err();
+    assert!(matches!(missing, BackupError::NotFound(_)), "{missing}");
+    let mut first = BackupWriter::open(target, &options, owner(1, 1)).unwrap();
+    for at in 0..4 {
+        let receipt = first.back_up(&checkpoints.open(at), &[("job.json", b"the job")]).unwrap();
+        assert!(receipt.is_new && (at == 0 || receipt.files_sent < receipt.files), "{receipt:?}");
+    }
+    let mut second = BackupWriter::open(target, &options, owner(1, 2)).unwrap();
+    let error = first.back_up(&checkpoints.open(4), &[]).unwrap_err();
+    assert!(matches!(error, BackupError::Fenced(_)), "{error}");
+    let receipt = second.back_up(&checkpoints.open(4), &[("job.json", b"the job")]).unwrap();
+    assert!(receipt.files_sent < receipt.files, "{receipt:?}");
+    let listed = list_backups(target, &options).unwrap();
+    assert_eq!(listed.iter().map(|backup| backup.epoch.get()).collect::<Vec<_>>(), [4, 5]);
+    assert_eq!(listed[1].id, receipt.id);
+    let dir = checkpoints.dir();
+    for (backup, at) in listed.iter().zip([3, 4]) {
+        assert_eq!(verify_backup(target, Some(backup.id), &options, |_| {}).unwrap(), *backup);
+        let restored = dir.join(format!("restored-{at}"));
+        restore(target, Some(backup.id), &restored, &options, |_| {}).unwrap();
+        assert_eq!(state_in(&restored), *checkpoints.state(at));
+        assert_eq!(std::fs::read(restored.join("job.json")).unwrap(), b"the job");
+    }
+    let gone = restore(target, Some(2.into()), dir.join("gone"), &options, |_| {}).unwrap_err();
+    assert!(matches!(gone, BackupError::NotFound(_)) && gone.to_string().contains("Choose one"), "{gone}");
+}
+
+#[test]
+fn an_s3_server_does_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    all_of_it(&server.target("some/prefix"));
+    all_of_it(&server.target("another"));
+    let wrong = server.target_as("some/prefix", "not the secret");
+    let error = list_backups(&wrong, &quick()).unwrap_err();
+    assert!(error.to_string().contains("SignatureDoesNotMatch"), "{error}");
+    let target = server.target("some/prefix");
+    drop(server);
+    // Nobody listens there any more.
+    let error = list_backups(&target, &quick().attempts(1, Duration::ZERO));
+    assert!(matches!(error, Err(BackupError::Unreachable(_))), "{error:?}");
+}
+
+#[test]
+fn a_directory_does_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backups").join("of this");
+    all_of_it(&BackupTarget::create(path.to_str().unwrap()).unwrap());
+    let url = format!("file://{}", dir.path().join("others").display());
+    all_of_it(&BackupTarget::create(&url).unwrap());
+}
+
+/// A store goes on from a backup on another machine, with any number of cores.
+#[test]
+fn a_store_begins_with_a_restored_backup_on_any_number_of_cores() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("server"));
+    let target = server.target("");
+    let settings = Settings { checkpoint_interval_ms: 0, ..Settings::default() };
+    let opened = Store::builder(dir.path().join("state")).cores(2).settings(settings).open().unwrap();
+    let mut cores = opened.cores;
+    for key in 0..500_u32 {
+        let core = usize::from(key % 2 == 1);
+        cores[core].put(&key.to_le_bytes(), format!("value {key}").as_bytes()).unwrap();
+    }
+    cores[0].set_source_offset("orders", 500);
+    let epoch = cores[0].seal_epoch().unwrap();
+    cores[1].seal_epoch().unwrap();
+    opened.store.wait_durable(epoch).unwrap();
+    let saved = dir.path().join("saved");
+    opened.store.savepoint(&saved).unwrap();
+    let reader =
+        laminar_storage::incremental::CheckpointReader::open(&laminar_storage::vfs::OsVfs::new(), &saved)
+            .unwrap();
+    BackupWriter::open(&target, &quick(), owner(7, 1)).unwrap().back_up(&reader, &[]).unwrap();
+    for cores in [1, 3] {
+        let restored = dir.path().join(format!("restored-{cores}"));
+        restore(&target, None, &restored, &quick(), |_| {}).unwrap();
+        let state = dir.path().join(format!("state-{cores}"));
+        let again = Store::builder(&state).cores(cores).from_savepoint(&restored).open().unwrap();
+        assert_eq!((again.report.keys, again.report.recovery_point), (500, epoch));
+        assert_eq!(again.report.source_offsets.get("orders"), Some(&500));
+        let found = |key: u32| {
+            let value = format!("value {key}").into_bytes();
+            again
+                .cores
+                .iter()
+                .any(|core| core.get(&key.to_le_bytes()).is_some_and(|found| found == value.as_slice()))
+        };
+        assert!((0..500).all(found));
+    }
+}

@@ -1,0 +1,208 @@
+//! Which backups there are, and whether they are whole.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::error::{BackupError, Result};
+use super::log::{read_head, read_record};
+use super::names::{ChunkNumber, FILES, LOG, chunk_name, record_name};
+use super::options::BackupOptions;
+use super::record::{BackupOwner, Object, Record};
+use super::remote::Remote;
+use super::target::BackupTarget;
+use super::upload::hash_text;
+use crate::error::Detail;
+use crate::format::checksum::crc32c;
+use crate::ids::{BackupId, CheckpointId, Epoch};
+
+/// A backup that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackupInfo {
+    /// Its number.
+    pub id: BackupId,
+    /// Whose backup it is.
+    pub owner: BackupOwner,
+    /// The checkpoint it holds.
+    pub checkpoint: CheckpointId,
+    /// The epoch whose end it holds.
+    pub epoch: Epoch,
+    /// When the checkpoint was made, in milliseconds since the Unix epoch.
+    pub made_ms: u64,
+    /// Live keys.
+    pub keys: u64,
+    /// Number of files, those of the program included.
+    pub files: usize,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// How far something has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransferProgress {
+    /// Bytes that are where they must be, those that were there before included.
+    pub bytes_done: u64,
+    /// Bytes of all of it.
+    pub bytes_total: u64,
+}
+
+/// Who hears how far it has come.
+pub(super) struct Meter<'a> {
+    done: AtomicU64,
+    total: u64,
+    listener: Mutex<&'a mut (dyn FnMut(TransferProgress) + Send)>,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn new(total: u64, listener: &'a mut (dyn FnMut(TransferProgress) + Send)) -> Self {
+        Self { done: AtomicU64::new(0), total, listener: Mutex::new(listener) }
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        let bytes_done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let told = TransferProgress { bytes_done, bytes_total: self.total };
+        let mut listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (*listener)(told);
+    }
+}
+
+/// All backups that count at a place, oldest first; none where there never was any. Nothing is changed.
+///
+/// # Errors
+/// `Unreachable`, `Refused`; `Corruption` when the newest record, or that of a backup, is damaged.
+pub fn list_backups(target: &BackupTarget, options: &BackupOptions) -> Result<Vec<BackupInfo>> {
+    let remote = Remote::new(target, options)?;
+    let records = remote.run(read_all(&remote))?;
+    records.iter().map(describe).collect()
+}
+
+/// Reads every byte of a backup and compares it with its checksums; none: of the newest one.
+///
+/// # Errors
+/// `Corruption` naming the object that is missing or damaged; `NotFound` when there is no such backup; `Unreachable`,
+/// `Refused`.
+pub fn verify_backup(
+    target: &BackupTarget,
+    id: Option<BackupId>,
+    options: &BackupOptions,
+    mut on_progress: impl FnMut(TransferProgress) + Send,
+) -> Result<BackupInfo> {
+    let remote = Remote::new(target, options)?;
+    remote.run(async {
+        let record = choose(&remote, id).await?;
+        let objects = record.backup.as_ref().map_or(&[][..], |contents| &contents.objects);
+        let meter = Meter::new(objects.iter().map(|object| object.len).sum(), &mut on_progress);
+        for object in objects {
+            verify_object(&remote, object, &meter).await?;
+        }
+        describe(&record)
+    })
+}
+
+async fn verify_object(remote: &Remote, object: &Object, meter: &Meter<'_>) -> Result<()> {
+    let mut hasher = Xxh3::new();
+    let mut chunks = stream::iter(0..object.chunks.len())
+        .map(|chunk| read_chunk(remote, object, chunk))
+        .buffered(remote.options.concurrency);
+    while let Some(bytes) = chunks.try_next().await? {
+        hasher.update(&bytes);
+        meter.add(bytes.len() as u64);
+    }
+    if hash_text(hasher.digest128()) == object.hash {
+        return Ok(());
+    }
+    let name = remote.name_of(FILES, &chunk_name(object.id, ChunkNumber(0)));
+    Err(BackupError::corruption(format!("{} as a whole is not what was written", object.name), &name))
+}
+
+/// A chunk, checked.
+pub(super) async fn read_chunk(remote: &Remote, object: &Object, chunk: usize) -> Result<bytes::Bytes> {
+    let name = chunk_name(object.id, ChunkNumber(u32::try_from(chunk).unwrap_or(u32::MAX)));
+    let place = remote.name_of(FILES, &name);
+    let (_, len) = object.extent(chunk);
+    remote.make_way(len).await;
+    let damaged = |what: String| Err(BackupError::corruption(what, &place));
+    match remote.get(FILES, &name).await? {
+        None => damaged(format!("a part of {} is missing", object.name)),
+        Some(bytes) if bytes.len() as u64 != len => {
+            damaged(format!("a part of {} has {} bytes, {len} were written", object.name, bytes.len()))
+        }
+        Some(bytes) if object.chunks.get(chunk) != Some(&crc32c(&bytes)) => {
+            damaged(format!("a part of {} has another checksum than what was written", object.name))
+        }
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+/// The records of all backups that count.
+async fn read_all(remote: &Remote) -> Result<Vec<Record>> {
+    let mut attempt = 0;
+    'again: loop {
+        let Some(head) = read_head(remote).await? else { return Ok(Vec::new()) };
+        let mut records = Vec::with_capacity(head.retained.len());
+        for id in &head.retained {
+            match read_record(remote, *id).await? {
+                Some(record) => records.push(record),
+                // Removed while we read: the head says which count now.
+                None if attempt + 1 < remote.options.attempts => {
+                    remote.pause(attempt).await;
+                    attempt += 1;
+                    continue 'again;
+                }
+                None => {
+                    let what = "the record of a backup that counts is missing";
+                    return Err(BackupError::corruption(what, &remote.name_of(LOG, &record_name(*id))));
+                }
+            }
+        }
+        return Ok(records);
+    }
+}
+
+/// One of the backups that count; none: the newest.
+pub(super) async fn choose(remote: &Remote, id: Option<BackupId>) -> Result<Record> {
+    let not_found = |what: String, remedy: String| {
+        BackupError::NotFound(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy)))
+    };
+    let Some(head) = read_head(remote).await? else {
+        return Err(not_found("there are no backups here".into(), "Check the URL and its prefix.".into()));
+    };
+    let chosen = id.or_else(|| head.retained.last().copied());
+    let Some(chosen) = chosen.filter(|id| head.retained.contains(id)) else {
+        let there: Vec<_> = head.retained.iter().map(ToString::to_string).collect();
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        let what = id.map_or_else(
+            || "there is no backup here yet".to_owned(),
+            |id| format!("there is no backup {id}"),
+        );
+        return Err(not_found(what, format!("Choose one that is there: {there}.")));
+    };
+    match read_record(remote, chosen).await? {
+        Some(record) => Ok(record),
+        None => {
+            let what = "the record of a backup that counts is missing";
+            Err(BackupError::corruption(what, &remote.name_of(LOG, &record_name(chosen))))
+        }
+    }
+}
+
+fn describe(record: &Record) -> Result<BackupInfo> {
+    let place = record_name(record.id);
+    let no_backup = || BackupError::corruption("a claim is named as a backup", &place);
+    let metadata = record.metadata().ok_or_else(no_backup)??;
+    let objects = record.backup.as_ref().map_or(&[][..], |contents| &contents.objects);
+    Ok(BackupInfo {
+        id: record.id,
+        owner: record.writer.owner,
+        checkpoint: CheckpointId(metadata.id),
+        epoch: Epoch(metadata.epoch),
+        made_ms: metadata.timestamp,
+        keys: metadata.key_count,
+        files: objects.len(),
+        bytes: objects.iter().map(|object| object.len).sum(),
+    })
+}

@@ -1,0 +1,258 @@
+//! The object store as the rest of this module sees it: a few operations, each tried again until its outcome is known.
+//!
+//! A request whose reply is lost may have been carried out, or may be carried out later. What is done here is the same
+//! when it is done twice: objects are only put where there is none, with a name that always means the same bytes.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+
+use super::error::{BackupError, Result};
+use super::names::place;
+use super::options::BackupOptions;
+use super::runtime::OwnRuntime;
+use super::stop::Stop;
+use super::target::BackupTarget;
+use super::throttle::Throttle;
+use crate::error::Detail;
+use crate::sync::lock;
+
+/// What became of a put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    Done,
+    /// There is an object of this name, or the store says so.
+    Exists,
+}
+
+/// The bytes of an object in two places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// They were put.
+    New,
+    /// They were there already.
+    Old,
+}
+
+/// One place in an object store.
+#[derive(Debug)]
+pub(super) struct Remote {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+    pub(super) options: BackupOptions,
+    pub(super) stop: Stop,
+    throttle: Mutex<Throttle>,
+    started: Instant,
+    waited_ns: AtomicU64,
+    runtime: Arc<OwnRuntime>,
+}
+
+impl Remote {
+    pub(super) fn new(target: &BackupTarget, options: &BackupOptions) -> Result<Self> {
+        options.validate()?;
+        Ok(Self {
+            store: Arc::clone(target.store()),
+            prefix: target.prefix().clone(),
+            url: target.to_string(),
+            options: options.clone(),
+            stop: Stop::default(),
+            throttle: Mutex::new(Throttle::new(options.bytes_per_second)),
+            started: Instant::now(),
+            waited_ns: AtomicU64::new(0),
+            runtime: Arc::clone(target.runtime()),
+        })
+    }
+
+    /// Does the work on the calling thread.
+    pub(super) fn run<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.runtime.run(work)
+    }
+
+    /// The URL of the place.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The URL of an object, for messages.
+    pub(super) fn name_of(&self, folder: &str, name: &str) -> String {
+        let between = if folder.is_empty() { "" } else { "/" };
+        format!("{}{between}{folder}/{name}", self.url.trim_end_matches('/'))
+    }
+
+    /// How long transfers were held back for the limit of the bandwidth.
+    pub(super) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited_ns.load(Ordering::Relaxed))
+    }
+
+    /// Waits until a transfer of so many bytes may begin.
+    pub(super) async fn make_way(&self, bytes: u64) {
+        let wait = lock(&self.throttle).take(self.started.elapsed(), bytes);
+        if !wait.is_zero() {
+            self.waited_ns.fetch_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// The bytes of an object; none when there is none.
+    pub(super) async fn get(&self, folder: &str, name: &str) -> Result<Option<Bytes>> {
+        let path = place(&self.prefix, folder, name);
+        let read = async || match self.store.get(&path).await {
+            Ok(found) => found.bytes().await.map(Some),
+            Err(error) => Err(error),
+        };
+        self.persistently("read", &self.name_of(folder, name), read, |error| match error {
+            Error::NotFound { .. } => Some(None),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Puts an object where there is none.
+    pub(super) async fn put_new(&self, folder: &str, name: &str, bytes: &Bytes) -> Result<Put> {
+        let path = place(&self.prefix, folder, name);
+        let put = async || {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            self.store.put_opts(&path, payload, PutMode::Create.into()).await.map(|_| Put::Done)
+        };
+        self.persistently("write", &self.name_of(folder, name), put, |error| match error {
+            Error::AlreadyExists { .. } | Error::Precondition { .. } => Some(Put::Exists),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Makes sure that an object with a name that nobody else gives has these bytes.
+    pub(super) async fn keep(&self, folder: &str, name: &str, bytes: &Bytes) -> Result<Kept> {
+        for attempt in 0..self.options.attempts {
+            let put = self.put_new(folder, name, bytes).await?;
+            if put == Put::Done && !self.options.read_back {
+                return Ok(Kept::New);
+            }
+            // Either asked for, or an earlier request was carried out after all.
+            match self.get(folder, name).await? {
+                Some(found) if found == *bytes => {
+                    return Ok(if put == Put::Done { Kept::New } else { Kept::Old });
+                }
+                Some(_) => {
+                    let what = "the object reads back different from what was put";
+                    return Err(BackupError::corruption(what, &self.name_of(folder, name)));
+                }
+                None => self.pause(attempt).await,
+            }
+        }
+        Err(self.contradicts(folder, name))
+    }
+
+    /// The store says in turn that an object is there and that it is not.
+    pub(super) fn contradicts(&self, folder: &str, name: &str) -> BackupError {
+        let what = "the object store says that the object is there when it is to be put, and that it is not when it is read";
+        BackupError::Unreachable(Box::new(Detail::new(what).at_path(self.name_of(folder, name)).remedy(
+            "It is tried again with the next backup; ask whoever runs the object store if it goes on.",
+        )))
+    }
+
+    /// File names of all objects in a folder; whole, or an error.
+    pub(super) async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.prefix.clone().join(folder);
+        let read = async || {
+            let found: Vec<_> = self.store.list(Some(&path)).try_collect().await?;
+            let names = found.iter().filter_map(|meta| {
+                let mut below = meta.location.prefix_match(&path)?;
+                let name = below.next()?.as_ref().to_owned();
+                below.next().is_none().then_some(name)
+            });
+            Ok(names.collect())
+        };
+        self.persistently("list", &self.name_of(folder, ""), read, |error| match error {
+            // A folder that nothing was put into.
+            Error::NotFound { .. } => Some(Vec::new()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Removes an object, which may be gone already.
+    pub(super) async fn delete(&self, folder: &str, name: &str) -> Result<()> {
+        let path = place(&self.prefix, folder, name);
+        let delete = async || self.store.delete(&path).await;
+        self.persistently("remove", &self.name_of(folder, name), delete, |error| match error {
+            Error::NotFound { .. } => Some(()),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Tries until the outcome is known. `known` says what an error means that is an answer.
+    async fn persistently<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        action: &'static str,
+        place: &str,
+        request: impl Fn() -> F,
+        known: impl Fn(&Error) -> Option<T>,
+    ) -> Result<T> {
+        let mut attempt = 0;
+        loop {
+            let answer = self.stop.unless_asked(async { Ok(request().await) }).await?;
+            let error = match answer {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            if let Some(meaning) = known(&error) {
+                return Ok(meaning);
+            }
+            attempt += 1;
+            if !may_pass(&error) || attempt >= self.options.attempts {
+                return Err(failure(action, place, &error, attempt));
+            }
+            tracing::debug!(%error, place, attempt, "a request to the object store failed and is made again");
+            let pause = async {
+                self.pause(attempt - 1).await;
+                Ok(())
+            };
+            self.stop.unless_asked(pause).await?;
+        }
+    }
+
+    /// Waits before another attempt.
+    pub(super) async fn pause(&self, attempt: u32) {
+        let pause = self.options.first_pause.saturating_mul(1 << attempt.min(8));
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// Whether an error may be gone when the same is asked again.
+fn may_pass(error: &Error) -> bool {
+    matches!(error, Error::Generic { .. } | Error::JoinError { .. } | Error::NotModified { .. })
+}
+
+fn failure(action: &str, place: &str, error: &Error, attempts: u32) -> BackupError {
+    let detail = |what| Detail::new(what).at_path(place);
+    if may_pass(error) {
+        let what = format!("could not {action} this after {attempts} attempts: {error}");
+        let remedy = "Check the network, the URL and the object store; what is there is intact, and trying again goes on.";
+        return BackupError::Unreachable(Box::new(detail(what).remedy(remedy)));
+    }
+    let remedy = match error {
+        Error::PermissionDenied { .. } => {
+            "Give these credentials the right to read, put, list and delete there."
+        }
+        Error::Unauthenticated { .. } => {
+            "Set the credentials that the object store's own tools use, in the environment."
+        }
+        Error::NotFound { .. } => "Check the URL: bucket, container or directory must exist.",
+        Error::NotImplemented { .. } | Error::NotSupported { .. } => {
+            "Use an object store that has conditional puts (put if absent)."
+        }
+        _ => "Check the URL and the object store's settings.",
+    };
+    BackupError::Refused(Box::new(detail(format!("could not {action} this: {error}")).remedy(remedy)))
+}
