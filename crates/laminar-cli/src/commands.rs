@@ -87,6 +87,7 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
     let settings = settings(args)?;
     check_output(args)?;
     let stop = signals::install()?;
+    distributed::check_kind(&settings.state, args.workers.is_some())?;
     if let Some(workers) = args.workers {
         return run_distributed::<V>(args, &settings, workers, stop);
     }

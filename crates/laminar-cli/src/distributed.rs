@@ -86,6 +86,22 @@ pub fn cluster(args: &RunArgs, workers: u16) -> Result<Cluster> {
     Ok(Cluster { process, workers: usize::from(workers), addresses })
 }
 
+/// A state directory is that of a job on workers, or that of one without; it does not become the other.
+pub fn check_kind(state: &Path, on_workers: bool) -> Result<()> {
+    let refused = |what: &str, remedy: &str| {
+        Err(CliError::failure(format!("{} {what}", state.display())).remedy(remedy))
+    };
+    if !on_workers && JobReader::is_job(state) {
+        let what = "is the state of a job that runs with --workers";
+        return refused(what, "Run it with --workers as before, or name another --state directory.");
+    }
+    if on_workers && (state.join("wal").exists() || state.join("checkpoints").exists()) {
+        let what = "is the state of a job that runs without --workers";
+        return refused(what, "Run it without --workers as before, or name another --state directory.");
+    }
+    Ok(())
+}
+
 /// Runs this process' part. What the job did comes from process 0.
 pub fn run(
     settings: &Settings,

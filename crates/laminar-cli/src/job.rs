@@ -194,7 +194,10 @@ impl Job {
         for entry in entries {
             let name = entry.map_err(|e| CliError::io("read the state directory", state, &e))?.file_name();
             // A crash while the very first job.json was written leaves its temporary file.
-            if name.to_string_lossy() != format!("{}.tmp", Self::FILE_NAME) {
+            let name_text = name.to_string_lossy();
+            // Another process of a job of several may have been faster.
+            let of_process = name_text.starts_with("process-") && name_text.ends_with(".lock");
+            if !of_process && name_text != format!("{}.tmp", Self::FILE_NAME) {
                 return Err(CliError::failure(format!(
                     "{} is not empty and was not made by `laminar run`: it has {:?} but no {}",
                     state.display(),

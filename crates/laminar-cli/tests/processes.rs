@@ -80,6 +80,7 @@ fn two_workers_of_one_process_give_the_same_bytes_and_output_writes_them() {
     let told = succeeds(dir.path(), &format!("{JOB} --state together --workers 2 --json"));
     assert!(told.contains("\"resumed_at_record\":20000"), "{told}");
     same_as_alone(dir.path());
+    assert!(!laminar(dir.path(), &format!("{JOB} --state together")).output().unwrap().status.success());
     let key = succeeds(dir.path(), "top 1 --by count --state together");
     assert_eq!(key, succeeds(dir.path(), "top 1 --by count --state alone"));
 }
@@ -116,6 +117,8 @@ fn what_cannot_be_run_on_several_processes_is_refused_and_said() {
     refused("--workers 1 --processes 2 --process 0", "--hosts is missing");
     refused("--workers 1 --on-error dead-letter bad", "dead-letter");
     refused("--workers 1 --follow", "--follow");
+    let other = |more: &str| laminar(dir.path(), &format!("{JOB} {more}")).output().unwrap().status.success();
+    assert!(!other("--state alone --workers 1"), "that is a state without workers");
     fs::write(dir.path().join("hosts"), "127.0.0.1:1\n").unwrap();
     refused("--workers 1 --processes 2 --process 0 --hosts hosts", "1 addresses");
 }

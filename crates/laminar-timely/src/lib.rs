@@ -84,7 +84,7 @@ pub use config::{Cluster, Config, OtherSize};
 pub use error::Error;
 pub use fail::EXIT_FAILED;
 pub use file_sink::FileSink;
-pub use flow::{EpochInput, Flow, Job, Key, KeyedState, owner_of, run};
+pub use flow::{EpochInput, Flow, Job, Key, KeyedState, Windowed, owner_of, run};
 pub use reader::JobReader;
 pub use sink::{EpochSink, SinkPart};
 pub use timely;

@@ -19,12 +19,13 @@ use timely::dataflow::operators::{Operator, Probe};
 use timely::dataflow::{ProbeHandle, StreamVec};
 
 use super::start::Process;
+use super::windows::Says;
 use super::{or_end, upper};
 use crate::ledger::Ledger;
 
-/// Adds it to the dataflow. `control` carries nothing; its frontier is that of the slowest input of any worker.
+/// Adds it to the dataflow. Of `control` only the frontier counts: that of the slowest input of any worker.
 pub(super) fn durable<'scope>(
-    control: StreamVec<'scope, u64, ()>,
+    control: StreamVec<'scope, u64, Says>,
     ledger: &Rc<RefCell<Ledger>>,
     process: &Arc<Process>,
 ) -> StreamVec<'scope, u64, ()> {

@@ -14,6 +14,7 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 
 use super::start::Process;
+use super::windows::Says;
 use crate::error::Error;
 use crate::fail::fail_stop;
 use crate::ledger::{Ledger, pop_up_to};
@@ -40,20 +41,29 @@ impl Gate {
 
 /// The inputs of a worker, together: the control input goes with the slowest of them.
 pub(super) struct Pace {
-    control: Option<InputHandle<u64, CapacityContainerBuilder<Vec<()>>>>,
+    control: Option<InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>>,
     /// The epoch that each is in; none once it is finished.
     inputs: Vec<Option<Epoch>>,
     names: Vec<String>,
     /// The largest epoch that was sealed here.
     pub(super) last: Epoch,
+    /// What inputs said of their event time and is not sent yet, oldest first.
+    said: VecDeque<(Epoch, Says)>,
     /// An input that was dropped before it was finished.
     dropped: Option<String>,
 }
 
 impl Pace {
-    pub(super) fn new(control: InputHandle<u64, CapacityContainerBuilder<Vec<()>>>, first: Epoch) -> Self {
+    pub(super) fn new(control: InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>, first: Epoch) -> Self {
         let last = Epoch(first.0.saturating_sub(1));
-        Self { control: Some(control), inputs: Vec::new(), names: Vec::new(), last, dropped: None }
+        Self {
+            control: Some(control),
+            inputs: Vec::new(),
+            names: Vec::new(),
+            last,
+            said: VecDeque::new(),
+            dropped: None,
+        }
     }
 
     pub(super) fn add(&mut self, name: &str, first: Epoch) -> usize {
@@ -77,6 +87,12 @@ impl Pace {
         inputs.find(|(epoch, _)| epoch.is_some()).map(|(_, name)| name.as_str())
     }
 
+    /// What an input says of its event time, with this epoch.
+    fn says(&mut self, epoch: Epoch, says: Says) {
+        let at = self.said.partition_point(|(other, _)| *other <= epoch);
+        self.said.insert(at, (epoch, says));
+    }
+
     /// This input is in another epoch now, or finished.
     fn moved(&mut self, input: usize, to: Option<Epoch>) {
         if let Some(place) = self.inputs.get_mut(input) {
@@ -87,10 +103,17 @@ impl Pace {
 
     /// Lets the control input follow the slowest; when all are finished, it is.
     pub(super) fn follow(&mut self) {
-        match (self.inputs.iter().flatten().min(), &mut self.control) {
-            (Some(slowest), Some(control)) if slowest.0 > *control.time() => control.advance_to(slowest.0),
-            (None, control) => *control = None,
-            _ => {}
+        let slowest = self.inputs.iter().flatten().min().copied();
+        let Some(control) = &mut self.control else { return };
+        // What is said in an epoch counts with its rows, so not before all inputs have passed it.
+        let passed = slowest.map_or(Epoch::MAX, |slowest| Epoch(slowest.0.saturating_sub(1)));
+        while let Some((epoch, says)) = pop_up_to(&mut self.said, passed) {
+            control.advance_to(epoch.0.max(*control.time()));
+            control.send(says);
+        }
+        match slowest {
+            Some(slowest) => control.advance_to(slowest.0.max(*control.time())),
+            None => self.control = None,
         }
     }
 }
@@ -112,6 +135,8 @@ pub struct EpochInput<D: Clone + 'static> {
     ahead: VecDeque<(Epoch, u64)>,
     ahead_bytes: u64,
     offsets: Vec<(String, u64)>,
+    /// To be said with the next seal.
+    watermark: Option<i64>,
     parts: InputParts,
 }
 
@@ -143,6 +168,7 @@ impl<D: Clone + 'static> EpochInput<D> {
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             offsets: Vec::new(),
+            watermark: None,
             parts,
         }
     }
@@ -185,6 +211,12 @@ impl<D: Clone + 'static> EpochInput<D> {
         }
     }
 
+    /// Says that no row with an event time before `watermark` will come on this input, from the next epoch on. A worker that has
+    /// said nothing holds windows open, until it finishes its inputs.
+    pub fn set_watermark(&mut self, watermark: i64) {
+        self.watermark = Some(watermark);
+    }
+
     /// Ends the current epoch on this input, and returns its number. Works on the dataflow until the worker is no more than
     /// [`crate::Config::max_ahead_epochs`] ahead.
     ///
@@ -215,10 +247,18 @@ impl<D: Clone + 'static> EpochInput<D> {
         {
             let mut pace = self.parts.pace.borrow_mut();
             pace.last = pace.last.max(sealed);
+            if let Some(watermark) = self.watermark.take() {
+                pace.says(sealed, (self.place(), Some(watermark)));
+            }
             pace.moved(self.number, Some(self.epoch));
         }
         self.wait();
         Ok(sealed)
+    }
+
+    /// Which of all inputs of all workers this is.
+    fn place(&self) -> (u64, u64) {
+        (self.parts.worker.index() as u64, self.number as u64)
     }
 
     /// Works on the dataflow until this input is not too far ahead.
@@ -260,7 +300,10 @@ impl<D: Clone + 'static> EpochInput<D> {
             self.seal()?;
         }
         self.handle = None;
-        self.parts.pace.borrow_mut().moved(self.number, None);
+        let mut pace = self.parts.pace.borrow_mut();
+        pace.says(self.epoch, (self.place(), None));
+        pace.moved(self.number, None);
+        drop(pace);
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use super::durable::{durable, settle};
 use super::gather::gather;
 use super::input::{EpochInput, Gate, InputParts, Pace};
 use super::start::Process;
+use super::windows::Says;
 use crate::error::Error;
 use crate::layout::Generation;
 use crate::ledger::{Kind, Ledger, OperatorId, split_key};
@@ -140,10 +141,10 @@ impl Job {
         let (first, mut worker) = (self.recovered.first, self.worker.clone());
         let (built, pace) = worker.dataflow::<u64, _, _>(|scope| {
             let mut control = InputHandle::new();
-            let stream: StreamVec<u64, ()> = scope.input_from(&mut control);
+            let stream: StreamVec<u64, Says> = scope.input_from(&mut control);
             control.advance_to(first.0);
             let pace = Rc::new(RefCell::new(Pace::new(control, first)));
-            let durable = durable(stream, &self.ledger, &self.process);
+            let durable = durable(stream.clone(), &self.ledger, &self.process);
             self.gate.add(settle(durable.clone(), first, &self.process));
             let parts = InputParts {
                 worker: self.worker.clone(),
@@ -155,6 +156,7 @@ impl Job {
             let mut flow = Flow {
                 scope,
                 durable,
+                says: stream,
                 parts,
                 recovered: self.recovered.clone(),
                 names: BTreeSet::new(),
@@ -222,6 +224,8 @@ pub struct Flow<'scope> {
     pub(super) scope: Scope<'scope, u64>,
     /// Its frontier is the durable frontier.
     pub(super) durable: StreamVec<'scope, u64, ()>,
+    /// What inputs say of their event time.
+    pub(super) says: StreamVec<'scope, u64, Says>,
     pub(super) parts: InputParts,
     pub(super) recovered: Recovered,
     names: BTreeSet<String>,

@@ -10,6 +10,7 @@
 //! | `durable` | the operator whose output frontier is the durable frontier |
 //! | `input` | inputs that go from epoch to epoch, not too far ahead |
 //! | `keyed` | operators with state |
+//! | `windows` | windows by event time |
 //! | `sink` | rows that leave the job once they are durable |
 
 mod durable;
@@ -21,11 +22,13 @@ mod keyed;
 mod rescale;
 mod sink;
 mod start;
+mod windows;
 
 pub use execute::run;
 pub use input::EpochInput;
 pub use job::{Flow, Job};
 pub use keyed::{Key, KeyedState, owner_of};
+pub use windows::Windowed;
 
 pub(crate) use start::merged;
 

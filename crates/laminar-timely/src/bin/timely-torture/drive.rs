@@ -262,7 +262,7 @@ impl Drop for Processes {
 
 /// Bytes of output that are there.
 fn written(dir: &Path) -> u64 {
-    let files = ["rows", "digits"]
+    let files = ["rows", "digits", "windows"]
         .into_iter()
         .filter_map(|name| fs::read_dir(dir.join("out").join(name)).ok())
         .flatten();
@@ -272,7 +272,7 @@ fn written(dir: &Path) -> u64 {
 /// All files of rows below the output, by name.
 fn outputs(dir: &Path) -> Result<BTreeMap<String, String>, String> {
     let mut files = BTreeMap::new();
-    for name in ["rows", "digits"] {
+    for name in ["rows", "digits", "windows"] {
         let dir = dir.join("out").join(name);
         for entry in fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))? {
             let path = entry.map_err(|e| e.to_string())?.path();

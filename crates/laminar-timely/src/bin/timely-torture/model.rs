@@ -29,11 +29,32 @@ pub fn digit_line(digit: u64, times: u64) -> String {
     format!("digit {digit} {times}\n")
 }
 
+/// Length of a window, in units of event time; an epoch has [`EPOCH_TIME`] of them.
+pub const WINDOW: i64 = 50;
+/// Event time that passes in an epoch.
+pub const EPOCH_TIME: i64 = 10;
+
+/// The event time of an event: in its epoch, or the one before.
+pub fn time(epoch: u64, value: u64) -> i64 {
+    i64::try_from(epoch).unwrap_or(0) * EPOCH_TIME + i64::try_from(value % 20).unwrap_or(0) - EPOCH_TIME
+}
+
+/// How far event time has come when an epoch is sealed: the next one's events may be a little older.
+pub fn watermark(epoch: u64) -> i64 {
+    i64::try_from(epoch).unwrap_or(0) * EPOCH_TIME
+}
+
+/// What a line says of a window that has closed.
+pub fn window_line(end: i64, key: u64, count: u64) -> String {
+    format!("window {end} {key} {count}\n")
+}
+
 /// Every line that the job must have written, sorted. In each epoch, `events` of every partition.
 pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
     let mut lines = Vec::new();
     let mut totals: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
     let mut digits: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut windows: BTreeMap<(i64, u64), u64> = BTreeMap::new();
     for epoch in 0..epochs {
         let mut changed = BTreeMap::new();
         for partition in 0..PARTITIONS {
@@ -42,6 +63,8 @@ pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
                 let total = totals.entry(key).or_default();
                 *total = (total.0 + 1, total.1 + value);
                 changed.insert(key, *total);
+                let end = time(epoch, value).div_euclid(WINDOW) * WINDOW + WINDOW;
+                *windows.entry((end, key % 10)).or_default() += 1;
             }
         }
         let mut changed_digits = BTreeMap::new();
@@ -53,6 +76,10 @@ pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
         }
         lines.extend(changed_digits.into_iter().map(|(digit, times)| digit_line(digit, times)));
     }
+    // What is open at the end stays open.
+    let closed = epochs.checked_sub(1).map_or(i64::MIN, watermark);
+    let closed = windows.into_iter().filter(|((end, _), _)| *end <= closed);
+    lines.extend(closed.map(|((end, key), count)| window_line(end, key, count)));
     lines.sort_unstable();
     lines
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use laminar_storage::Settings;
 use laminar_timely::timely::dataflow::operators::vec::Map;
-use laminar_timely::{Cluster, Config, Error, FileSink, Job, Mistakes, OtherSize, run};
+use laminar_timely::{Cluster, Config, Error, FileSink, Job, Mistakes, OtherSize, Windowed, run};
 
 use crate::Options;
 use crate::cache::Cache;
-use crate::model::{PARTITIONS, digit_line, event, line, mix};
+use crate::model::{PARTITIONS, WINDOW, digit_line, event, line, mix, time, watermark, window_line};
 
 const JOB: &str = "torture";
 
@@ -49,7 +49,16 @@ pub fn work(options: &Options) -> Result<(), String> {
 fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
     let out = |name: &str| options.dir.join("out").join(name);
     let mut input = job.dataflow(|flow| {
-        let (input, events) = flow.input::<(u64, u64)>("events")?;
+        let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
+        let by_time = events.clone().map(|(key, _, time)| (key % 10, time, ()));
+        let windows = flow.tumbling(by_time, "windows", WINDOW, |count: &mut u64, ()| *count += 1)?;
+        let rows = out("windows");
+        flow.sink(windows.flat_map(closed), "window rows", |part| {
+            FileSink::open(&rows, JOB, part, |(end, key, count), out| {
+                out.extend_from_slice(window_line(*end, *key, *count).as_bytes());
+            })
+        })?;
+        let events = events.map(|(key, value, _)| (key, value));
         let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
             *total = (total.0 + 1, total.1 + value);
         })?;
@@ -88,16 +97,26 @@ fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
         }
         for partition in &mine {
             for offset in epoch * options.events..(epoch + 1) * options.events {
-                input.send(event(options.seed, *partition, offset, options.keys));
+                let (key, value) = event(options.seed, *partition, offset, options.keys);
+                input.send((key, value, time(epoch, value)));
             }
             input.set_source_offset(&source(*partition), (epoch + 1) * options.events);
         }
+        input.set_watermark(watermark(epoch));
         input.seal()?;
         if options.pause_us > 0 {
             input.idle(Duration::from_micros(options.pause_us));
         }
     }
     input.finish()
+}
+
+/// A window that has closed; nothing comes late in this job.
+fn closed(row: Windowed<u64, u64>) -> Option<(i64, u64, u64)> {
+    match row {
+        Windowed::Closed { end, key, value } => Some((end, key, value)),
+        Windowed::Late { end, key } => Some((end, key, 0)),
+    }
 }
 
 /// Says for the driver that the recovery is over.
