@@ -5,10 +5,11 @@
 use std::sync::Arc;
 use std::thread;
 
+use futures_util::{FutureExt, StreamExt};
 use laminar_backup_tests::faults::{Faulty, Turns};
 use laminar_backup_tests::stores::{Checkpoints, owner, quick, restored, target, writer};
-use laminar_storage::backup::object_store::ObjectStore;
 use laminar_storage::backup::object_store::memory::InMemory;
+use laminar_storage::backup::object_store::{ObjectStore, ObjectStoreExt};
 use laminar_storage::backup::{BackupError, BackupOptions, BackupWriter, list_backups, verify_backup};
 
 fn options() -> BackupOptions {
@@ -165,4 +166,37 @@ fn an_earlier_life_and_another_store_are_refused() {
     let error = old.back_up(&checkpoints.open(1), &[]).unwrap_err();
     assert!(matches!(error, BackupError::Fenced(_)), "{error}");
     assert_eq!(restored(&store), *checkpoints.state(0));
+}
+
+#[test]
+fn a_place_that_was_emptied_is_begun_anew_by_the_next_opening() {
+    let checkpoints = Checkpoints::new(2);
+    let inner = Arc::new(InMemory::new());
+    let store: Arc<dyn ObjectStore> = inner.clone();
+    let mut old = writer(&store, 1);
+    old.back_up(&checkpoints.open(0), &[]).unwrap();
+    let all: Vec<_> =
+        inner.list(None).map(|meta| meta.unwrap().location).collect::<Vec<_>>().now_or_never().unwrap();
+    for path in all {
+        inner.delete(&path).now_or_never().unwrap().unwrap();
+    }
+    let error = old.back_up(&checkpoints.open(1), &[]).unwrap_err();
+    assert!(
+        matches!(error, BackupError::Fenced(_)) && error.to_string().contains("claim is gone"),
+        "{error}"
+    );
+    writer(&store, 2).back_up(&checkpoints.open(1), &[]).unwrap();
+    assert_eq!(restored(&store), *checkpoints.state(1));
+}
+
+/// The calls block; on a thread of a runtime that would be a panic of that runtime's.
+#[test]
+fn on_a_thread_of_a_runtime_it_is_an_error() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(async { list_backups(&target(&store), &options()) }).unwrap_err();
+    assert!(
+        matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains("spawn_blocking"),
+        "{error}"
+    );
 }

@@ -122,3 +122,38 @@ fn a_copy_of_the_store_takes_the_backups_over_and_the_first_one_is_told() {
     change_and_checkpoint(&store, &mut core, "more");
     assert_eq!(keys(&place), ["a", "of the copy"]);
 }
+
+/// It would be tried for hours.
+#[test]
+fn closing_gives_a_backup_up_that_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let place: Arc<dyn ObjectStore> = Faulty::new(&Arc::new(InMemory::new()), |_, _, _| Fault::Before);
+    let options = quick().attempts(1000, Duration::from_millis(50));
+    let opened = Store::builder(dir.path()).backup_to(&target(&place), &options, &[]).open().unwrap();
+    let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    change_and_checkpoint(&store, &mut core, "a");
+    assert!(!store.wait_backed_up(Duration::from_millis(10)).unwrap());
+    drop(core);
+    store.close().unwrap();
+    let bad = quick().concurrency(0);
+    let error = Store::builder(dir.path()).backup_to(&target(&place), &bad, &[]).open().unwrap_err();
+    assert!(error.to_string().contains("concurrency is 0"), "{error}");
+}
+
+/// One backup, when it is asked for.
+#[test]
+fn a_store_backs_itself_up_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let place: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let opened = Store::builder(dir.path()).cores(1).open().unwrap();
+    let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    assert!(store.backup_status().is_none() && store.wait_backed_up(Duration::ZERO).unwrap());
+    for key in ["a", "b"] {
+        core.put(key.as_bytes(), b"a value").unwrap();
+        let epoch = core.seal_epoch().unwrap();
+        store.wait_durable(epoch).unwrap();
+        let receipt = store.back_up(&target(&place), &quick(), &[("job", b"7")]).unwrap();
+        assert!(receipt.epoch == epoch && receipt.is_new, "{receipt:?}");
+    }
+    assert_eq!(keys(&place), ["a", "b"]);
+}

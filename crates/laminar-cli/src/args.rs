@@ -96,6 +96,15 @@ pub enum Command {
     Savepoint(SavepointArgs),
     /// Begin a new state with a savepoint
     Fork(ForkArgs),
+    /// Copy a state to an object store or a directory: what is not there yet
+    #[cfg(feature = "object-store")]
+    Backup(crate::backup::args::BackupArgs),
+    /// Make a state of a backup
+    #[cfg(feature = "object-store")]
+    Restore(crate::backup::args::RestoreArgs),
+    /// List backups, or verify them
+    #[cfg(feature = "object-store")]
+    Backups(crate::backup::args::BackupsArgs),
     /// Show what is different between two savepoints, checkpoints or states
     Diff(DiffArgs),
     /// Write an event file to try the command on, and the result that must come out

@@ -40,6 +40,12 @@ pub fn run<E: Engine, V: StateView>(command: &Command) -> Result<()> {
         Command::Verify(args) => verify::verify(args, &mut out),
         Command::Savepoint(args) => savepoint::savepoint(args, &mut out),
         Command::Fork(args) => savepoint::fork(args, &mut out),
+        #[cfg(feature = "object-store")]
+        Command::Backup(args) => crate::backup::backup(args, &mut out),
+        #[cfg(feature = "object-store")]
+        Command::Restore(args) => crate::backup::restore(args, &mut out),
+        #[cfg(feature = "object-store")]
+        Command::Backups(args) => crate::backup::backups(args, &mut out),
         Command::Diff(args) => diff::diff_states(args, &mut out).map_err(CliError::into_trouble),
         Command::Generate(args) => generate::run(args, &mut out),
         Command::Demo(args) => {

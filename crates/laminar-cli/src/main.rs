@@ -2,6 +2,8 @@
 
 mod agg;
 mod args;
+#[cfg(feature = "object-store")]
+mod backup;
 mod belonging;
 mod bench;
 mod commands;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{HumanBytes, HumanCount};
 use laminar_storage::incremental::{IncrementalCheckpointError, read_manifest};
 use laminar_storage::vfs::OsVfs;
-use laminar_storage::{Opened, SavepointReceipt, Store};
+use laminar_storage::{Opened, RecoveryReport, SavepointReceipt, Store};
 use serde_json::json;
 
 use crate::args::{ForkArgs, SavepointArgs};
@@ -74,33 +74,73 @@ fn saved_text(receipt: &SavepointReceipt, job: bool) -> String {
 
 /// `laminar fork`.
 pub fn fork(args: &ForkArgs, out: &mut dyn Write) -> Result<()> {
-    let state = &args.state;
+    let (report, job) = make_state(&args.state, &args.savepoint, None, args.job.as_deref())?;
+    let told = if args.json {
+        let told = json!({
+            "state": args.state.display().to_string(),
+            "savepoint": args.savepoint.display().to_string(),
+            "epoch": report.recovery_point.get(),
+            "keys": report.keys,
+            "job": job,
+        });
+        format!("{told}\n")
+    } else {
+        let rows = [
+            ("state", args.state.display().to_string()),
+            ("from", args.savepoint.display().to_string()),
+            ("begins at", format!("epoch {}", report.recovery_point)),
+            ("keys", HumanCount(report.keys).to_string()),
+            ("next", next_step(job).to_owned()),
+        ];
+        format!("{}\n", table(&rows))
+    };
+    out.write_all(told.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+}
+
+/// What to do with a new state that has a job, or has none.
+pub fn next_step(job: bool) -> &'static str {
+    if job { "`laminar run` with the job's own command line goes on from there" } else { "-" }
+}
+
+/// Refuses a directory that is there already.
+pub fn check_is_new(state: &Path) -> Result<()> {
     if fs::symlink_metadata(state).is_ok() {
         return Err(CliError::failure(format!("{} exists already", state.display()))
             .remedy("A fork is a new state: name a directory that does not exist with --state."));
     }
+    Ok(())
+}
+
+/// Makes a new state of a savepoint, on as many cores as that has unless told; says whether it has a job.
+pub fn make_state(
+    state: &Path,
+    savepoint: &Path,
+    cores: Option<usize>,
+    job: Option<&Path>,
+) -> Result<(RecoveryReport, bool)> {
+    check_is_new(state)?;
     let pending = pending_of(state)?;
-    let manifest = read_manifest(&OsVfs::new(), &args.savepoint).map_err(|error| {
+    let manifest = read_manifest(&OsVfs::new(), savepoint).map_err(|error| {
         let error = match error {
             IncrementalCheckpointError::NotFound(_) => {
-                CliError::failure(format!("there is no savepoint in {}", args.savepoint.display()))
+                CliError::failure(format!("there is no savepoint in {}", savepoint.display()))
                     .remedy("Check the path; `laminar savepoint DIR --state ...` makes one.")
             }
             error => of_library(error),
         };
-        if Parts::of(&args.savepoint).is_ok() {
-            return CliError::failure(format!("{} is a state, not a savepoint", args.savepoint.display()))
+        if Parts::of(savepoint).is_ok() {
+            return CliError::failure(format!("{} is a state, not a savepoint", savepoint.display()))
                 .remedy("Make a savepoint of it first: `laminar savepoint DIR --state ...`.");
         }
         error
     })?;
-    let cores = usize::from(manifest.core_count);
-    let opened = Store::builder(&pending).cores(cores).from_savepoint(&args.savepoint).open()?;
+    let cores = cores.unwrap_or(usize::from(manifest.core_count));
+    let opened = Store::builder(&pending).cores(cores).from_savepoint(savepoint).open()?;
     let report = &opened.report;
-    let mut job = match &args.job {
+    let mut job = match job {
         Some(file) => Some(Job::load_file(file)?),
-        None => job_of(&args.savepoint, &report.source_offsets, report.keys).map_err(|error| {
-            if Job::path(&args.savepoint).exists() {
+        None => job_of(savepoint, &report.source_offsets, report.keys).map_err(|error| {
+            if Job::path(savepoint).exists() {
                 return error;
             }
             CliError::failure(error.what().to_owned())
@@ -113,34 +153,11 @@ pub fn fork(args: &ForkArgs, out: &mut dyn Write) -> Result<()> {
         // What `laminar run` will ask, before it is too late to say no.
         job_of(&pending, &report.source_offsets, report.keys)?;
     }
-    let told = if args.json {
-        let told = json!({
-            "state": state.display().to_string(),
-            "savepoint": args.savepoint.display().to_string(),
-            "epoch": report.recovery_point.get(),
-            "keys": report.keys,
-            "job": job.is_some(),
-        });
-        format!("{told}\n")
-    } else {
-        let next = if job.is_some() {
-            "`laminar run` with the job's own command line goes on from there"
-        } else {
-            "-"
-        };
-        let rows = [
-            ("state", state.display().to_string()),
-            ("from", args.savepoint.display().to_string()),
-            ("begins at", format!("epoch {}", report.recovery_point)),
-            ("keys", HumanCount(report.keys).to_string()),
-            ("next", next.to_owned()),
-        ];
-        format!("{}\n", table(&rows))
-    };
+    let had_job = job.is_some();
     drop(opened.cores);
     opened.store.close()?;
     publish(&pending, state)?;
-    out.write_all(told.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))
+    Ok((opened.report, had_job))
 }
 
 /// Where a fork is put together. What a crash left there is gone on with.

@@ -126,7 +126,7 @@ pub(super) async fn read_chunk(remote: &Remote, object: &Object, chunk: usize) -
     let (_, len) = object.extent(chunk);
     remote.make_way(len).await;
     let damaged = |what: String| Err(BackupError::corruption(what, &place));
-    match remote.get(FILES, &name).await? {
+    match remote.get(FILES, &name, len).await? {
         None => damaged(format!("a part of {} is missing", object.name)),
         Some(bytes) if bytes.len() as u64 != len => {
             damaged(format!("a part of {} has {} bytes, {len} were written", object.name, bytes.len()))

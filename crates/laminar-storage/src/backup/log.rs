@@ -25,10 +25,14 @@ use super::names::{LOG, parse_record_name, record_name};
 use super::record::{BackupOwner, Contents, Nonce, Record, WriterId};
 use super::remote::{Put, Remote};
 use crate::error::Detail;
+use crate::format::manifest::MAX_MANIFEST_LEN;
 use crate::ids::BackupId;
 
 /// Records that stay behind the head although they do not count: a listing that is behind by fewer still leads to it.
 pub(super) const SLOTS_KEPT: u64 = 32;
+
+/// Bytes of a record at most: a manifest, whose quotes are escaped, and the objects.
+const MOST_BYTES: u64 = 4 * MAX_MANIFEST_LEN;
 
 /// An object that says what this is.
 const FORMAT_NAME: &str = "laminar-backups";
@@ -55,7 +59,7 @@ pub(super) struct Session {
 /// The record of this number; none when there is none.
 pub(super) async fn read_record(remote: &Remote, id: BackupId) -> Result<Option<Record>> {
     let name = record_name(id);
-    match remote.get(LOG, &name).await? {
+    match remote.get(LOG, &name, MOST_BYTES).await? {
         None => Ok(None),
         Some(bytes) => Record::decode(&bytes, id, &remote.name_of(LOG, &name)).map(Some),
     }
@@ -212,6 +216,7 @@ async fn check_conditions(remote: &Remote) -> Result<()> {
 fn fenced(remote: &Remote, me: WriterId, by: Option<&Record>) -> BackupError {
     let by = by.map(|record| record.writer.owner);
     let what = match by {
+        None => "this writer's claim is gone: somebody came after it, or emptied the place".to_owned(),
         Some(owner) if owner.store_id != me.owner.store_id => {
             format!("store {:016x} has taken over the backups here", owner.store_id.get())
         }

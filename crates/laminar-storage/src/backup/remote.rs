@@ -100,18 +100,26 @@ impl Remote {
         }
     }
 
-    /// The bytes of an object; none when there is none.
-    pub(super) async fn get(&self, folder: &str, name: &str) -> Result<Option<Bytes>> {
+    /// The bytes of an object; none when there is none. One that is longer than `most` bytes is an error and is not read,
+    /// so that nothing there can make us allocate (I10).
+    pub(super) async fn get(&self, folder: &str, name: &str, most: u64) -> Result<Option<Bytes>> {
         let path = place(&self.prefix, folder, name);
-        let read = async || match self.store.get(&path).await {
-            Ok(found) => found.bytes().await.map(Some),
-            Err(error) => Err(error),
+        let read = async || {
+            let found = self.store.get(&path).await?;
+            let len = found.meta.size;
+            Ok(Some(if len > most { Err(len) } else { Ok(found.bytes().await?) }))
         };
-        self.persistently("read", &self.name_of(folder, name), read, |error| match error {
+        let place = self.name_of(folder, name);
+        let found = self.persistently("read", &place, read, |error| match error {
             Error::NotFound { .. } => Some(None),
             _ => None,
+        });
+        found.await?.transpose().map_err(|len| {
+            BackupError::corruption(
+                format!("the object has {len} bytes, at most {most} were written"),
+                &place,
+            )
         })
-        .await
     }
 
     /// Puts an object where there is none.
@@ -136,7 +144,7 @@ impl Remote {
                 return Ok(Kept::New);
             }
             // Either asked for, or an earlier request was carried out after all.
-            match self.get(folder, name).await? {
+            match self.get(folder, name, bytes.len() as u64).await? {
                 Some(found) if found == *bytes => {
                     return Ok(if put == Put::Done { Kept::New } else { Kept::Old });
                 }

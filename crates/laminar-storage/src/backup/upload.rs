@@ -163,6 +163,7 @@ impl Known {
             if let Some(object) = self.find(remote, source, there)? {
                 objects.push(object);
             } else {
+                remote.stop.check()?;
                 source.verify()?;
                 objects.push(self.new_object(remote, term, source)?);
                 new.push(at);

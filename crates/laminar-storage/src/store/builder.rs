@@ -306,6 +306,11 @@ impl StoreBuilder {
             ));
         }
         #[cfg(feature = "object-store")]
+        if let Some(plan) = &self.backups {
+            let invalid = |error: crate::backup::BackupError| StoreError::invalid(error.detail().clone());
+            plan.options.validate().map_err(invalid)?;
+        }
+        #[cfg(feature = "object-store")]
         if self.backups.is_some() && !self.vfs.parallel() {
             let what = "backups need a thread, and this outside world allows none";
             return Err(StoreError::invalid(

@@ -4,6 +4,8 @@
 //! them one thing: Ring 0 with a [`CoreStore`] per thread, the Ring 1 thread, automatic checkpoints
 //! and recovery. It is not a SQL engine, not a multi-writer transaction store, not a network server.
 
+#[cfg(feature = "object-store")]
+mod backups;
 mod builder;
 mod checkpointer;
 mod core_store;

@@ -509,16 +509,11 @@ fn begin(
     )]
     let mut threads = shared.start().map_err(no_thread)?;
     #[cfg(feature = "object-store")]
-    if let (Some(plan), Some(owner)) = (builder.backups(), owner) {
-        let newest = located.metadata().map(|newest| (CheckpointId(newest.id), newest.size_bytes));
-        let (vfs, dir) = (builder.vfs_ref(), &layout.checkpoints);
-        let backups = crate::backup::worker::Backups::new(plan.clone(), vfs, dir, owner);
-        match shared.start_backups(backups, newest) {
-            Ok(thread) => threads.extend(thread),
-            Err(e) => {
-                let _ = shared.close(&mut threads);
-                return Err(no_thread(e));
-            }
+    match super::backups::start(builder, layout, located, owner, &shared) {
+        Ok(thread) => threads.extend(thread),
+        Err(e) => {
+            let _ = shared.close(&mut threads);
+            return Err(no_thread(e));
         }
     }
     let cores = halves

@@ -327,34 +327,6 @@ impl Shared {
         stats
     }
 
-    /// Makes a checkpoint of the durable epoch and opens it before anybody can remove it.
-    #[cfg(feature = "object-store")]
-    pub(crate) fn checkpoint_to_read(
-        &self,
-    ) -> Result<(crate::incremental::CheckpointReader, crate::backup::BackupOwner), StoreError> {
-        self.with_checkpointer(|checkpointer| {
-            self.checkpoint_with(checkpointer)?;
-            checkpointer.open_newest()
-        })
-    }
-
-    /// Starts the backups of this store; a checkpoint that is there already is the first.
-    #[cfg(feature = "object-store")]
-    pub(crate) fn start_backups(
-        &self,
-        backups: crate::backup::worker::Backups,
-        newest: Option<(CheckpointId, u64)>,
-    ) -> std::io::Result<Option<JoinHandle<()>>> {
-        let backups = Arc::new(backups);
-        if let Some((id, bytes)) = newest {
-            backups.checkpointed(id, bytes);
-        }
-        if self.backups.set(Arc::clone(&backups)).is_err() {
-            return Ok(None);
-        }
-        backups.start().map(Some)
-    }
-
     fn ring_bell(&self) {
         drop(lock(&self.bell_gate));
         self.bell.notify_all();
@@ -379,7 +351,7 @@ impl Shared {
         })
     }
 
-    fn with_checkpointer<T>(
+    pub(super) fn with_checkpointer<T>(
         &self,
         work: impl FnOnce(&mut Checkpointer) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -394,7 +366,10 @@ impl Shared {
         work(checkpointer)
     }
 
-    fn checkpoint_with(&self, checkpointer: &mut Checkpointer) -> Result<CheckpointReceipt, StoreError> {
+    pub(super) fn checkpoint_with(
+        &self,
+        checkpointer: &mut Checkpointer,
+    ) -> Result<CheckpointReceipt, StoreError> {
         // In this order, so that what is not in the checkpoint is never taken for being there.
         let bytes = self.counters.wal_bytes.get();
         let cut = lock(&self.cuts).usable(self.settled_epoch()).clone();

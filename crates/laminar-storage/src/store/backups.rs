@@ -1,0 +1,44 @@
+//! Backups of a running store: who makes them, and of what. How is the part of [`crate::backup`].
+
+use std::io;
+use std::sync::Arc;
+
+use super::builder::StoreBuilder;
+use super::error::StoreError;
+use super::open::Layout;
+use super::shared::Shared;
+use crate::backup::BackupOwner;
+use crate::backup::worker::Backups;
+use crate::ids::CheckpointId;
+use crate::incremental::CheckpointReader;
+use crate::incremental::recovery::locate::Located;
+use crate::sync::thread::JoinHandle;
+
+/// Starts the backups that the builder asks for; a checkpoint that is there already is the first.
+pub(super) fn start(
+    builder: &StoreBuilder,
+    layout: &Layout,
+    located: &Located,
+    owner: Option<BackupOwner>,
+    shared: &Shared,
+) -> io::Result<Option<JoinHandle<()>>> {
+    let (Some(plan), Some(owner)) = (builder.backups(), owner) else { return Ok(None) };
+    let backups = Arc::new(Backups::new(plan.clone(), builder.vfs_ref(), &layout.checkpoints, owner));
+    if let Some(newest) = located.metadata() {
+        backups.checkpointed(CheckpointId(newest.id), newest.size_bytes);
+    }
+    if shared.backups.set(Arc::clone(&backups)).is_err() {
+        return Ok(None);
+    }
+    backups.start().map(Some)
+}
+
+impl Shared {
+    /// Makes a checkpoint of the durable epoch and opens it before anybody can remove it.
+    pub(crate) fn checkpoint_to_read(&self) -> Result<(CheckpointReader, BackupOwner), StoreError> {
+        self.with_checkpointer(|checkpointer| {
+            self.checkpoint_with(checkpointer)?;
+            checkpointer.open_newest()
+        })
+    }
+}
