@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use laminar_storage::vfs::sim::{ImagePolicy, SimDisk};
+use laminar_storage::vfs::sim::{ImageId, ImagePolicy, SimDisk};
 use laminar_storage::{Epoch, Opened, Router, Settings, Store, StoreError};
 
 const DIR: &str = "/part";
@@ -140,6 +140,49 @@ fn only_what_is_durable_here_is_settled_and_only_in_a_part() {
     drop(opened);
     let whole = Store::builder("/whole").settings(settings()).vfs(Arc::new(disk)).open().unwrap();
     assert!(whole.store.settle(Epoch::ZERO).is_err());
+}
+
+/// What was settled after the last sync stood in `CLOSED` alone: an earlier epoch could be agreed on, and from then on the store
+/// did not open any more.
+#[test]
+fn what_was_settled_just_before_an_orderly_end_is_never_discarded() {
+    let disk = SimDisk::new(3);
+    let mut opened = open(&disk, Ok).unwrap();
+    let first = epoch(&mut opened, 1);
+    let state = contents(&opened);
+    opened.store.settle(first).unwrap();
+    opened.store.close().unwrap();
+    drop(opened.cores);
+    let error = reopened(&disk, 0).unwrap_err().to_string();
+    assert!(error.contains("epoch 0 was agreed on, but epoch 1 was settled"), "{error}");
+    assert_eq!(contents(&reopened(&disk, 1).unwrap()), state);
+}
+
+/// The others take it for durable: it must be, before they are told. It was made durable only when the store was loaded.
+#[test]
+fn what_a_part_tells_the_others_survives_a_power_cut_at_that_moment() {
+    let disk = SimDisk::new(5);
+    let mut opened = open(&disk, Ok).unwrap();
+    disk.record(true);
+    for value in 1..4 {
+        epoch(&mut opened, value);
+    }
+    let history = disk.history();
+    drop(opened);
+    let mut told = Vec::new();
+    for snapshot in history {
+        // The process is killed: what it wrote is there to be read, and not on the disk.
+        let killed = snapshot.restart();
+        let opened = open(&killed, |found| {
+            let cut = killed.snapshot().image(&ImageId::default()).mount();
+            let kept = open(&cut, Ok)?.report.recovery_point;
+            assert_eq!(kept, found, "op {}", snapshot.op());
+            told.push(found);
+            Ok(found)
+        });
+        opened.unwrap();
+    }
+    assert!(told.contains(&Epoch(3)) && told.len() > 10, "{told:?}");
 }
 
 /// An end in order leaves evidence of what was acknowledged; of a part, that is what was settled.

@@ -124,7 +124,7 @@ pub(super) async fn read_chunk(remote: &Remote, object: &Object, chunk: usize) -
     let name = chunk_name(object.id, ChunkNumber(u32::try_from(chunk).unwrap_or(u32::MAX)));
     let place = remote.name_of(FILES, &name);
     let (_, len) = object.extent(chunk);
-    remote.make_way(len).await;
+    remote.make_way(len).await?;
     let damaged = |what: String| Err(BackupError::corruption(what, &place));
     match remote.get(FILES, &name, len).await? {
         None => damaged(format!("a part of {} is missing", object.name)),
@@ -168,7 +168,15 @@ pub(super) async fn choose(remote: &Remote, id: Option<BackupId>) -> Result<Reco
     let not_found = |what: String, remedy: String| {
         BackupError::NotFound(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy)))
     };
-    let Some(head) = read_head(remote).await? else {
+    let head = match (read_head(remote).await, id) {
+        // What is newest is damaged; the one that is asked for may be whole.
+        (Err(BackupError::Corruption(damage)), Some(id)) => {
+            let found = read_record(remote, id).await?.filter(|record| record.backup.is_some());
+            return found.ok_or(BackupError::Corruption(damage));
+        }
+        (head, _) => head?,
+    };
+    let Some(head) = head else {
         return Err(not_found("there are no backups here".into(), "Check the URL and its prefix.".into()));
     };
     let chosen = id.or_else(|| head.retained.last().copied());

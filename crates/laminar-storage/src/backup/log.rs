@@ -137,6 +137,8 @@ impl Session {
     /// Makes a backup count. When this fails with anything but `Fenced`, it may count or not; the next call finds out.
     pub(super) async fn publish(&mut self, remote: &Remote, contents: Contents, keep: usize) -> Result<()> {
         loop {
+            // Were everything removed and begun anew by somebody else, this record would stand above theirs.
+            self.confirm(remote).await?;
             let record = Record::backup(&self.head, self.term, contents.clone(), keep);
             match append(remote, &record).await? {
                 Appended::Own(own) => {

@@ -92,12 +92,17 @@ impl Remote {
     }
 
     /// Waits until a transfer of so many bytes may begin.
-    pub(super) async fn make_way(&self, bytes: u64) {
+    pub(super) async fn make_way(&self, bytes: u64) -> Result<()> {
         let wait = lock(&self.throttle).take(self.started.elapsed(), bytes);
-        if !wait.is_zero() {
-            self.waited_ns.fetch_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-            tokio::time::sleep(wait).await;
+        if wait.is_zero() {
+            return Ok(());
         }
+        self.waited_ns.fetch_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let pause = async {
+            tokio::time::sleep(wait).await;
+            Ok(())
+        };
+        self.stop.unless_asked(pause).await
     }
 
     /// The bytes of an object; none when there is none. One that is longer than `most` bytes is an error and is not read,

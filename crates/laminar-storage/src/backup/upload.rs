@@ -198,7 +198,7 @@ impl Known {
             let mut puts = stream::iter(puts)
                 .map(|put| async move {
                     let Some((name, bytes)) = put? else { return Ok(0) };
-                    remote.make_way(bytes.len() as u64).await;
+                    remote.make_way(bytes.len() as u64).await?;
                     let kept = remote.keep(FILES, &name, &bytes).await?;
                     tracing::trace!(name, ?kept, again = kept == Kept::Old, "chunk");
                     Ok::<_, BackupError>(bytes.len() as u64)

@@ -150,9 +150,13 @@ impl Drain {
 
     /// Leaves durable evidence of a clean end.
     pub(crate) fn end(&mut self) -> Result<(), StoreError> {
+        let acknowledged = self.acknowledged();
+        for writer in &mut self.writers {
+            // Of a part more may have been settled since the last sync.
+            writer.acknowledge(acknowledged);
+        }
         self.confirm()?;
         sync_writers(&mut self.writers)?;
-        let acknowledged = self.acknowledged();
         if let Some(writer) = self.writers.first().filter(|_| acknowledged > Epoch::ZERO) {
             leave_evidence(writer, acknowledged);
         }

@@ -33,7 +33,7 @@ use crate::incremental::{
 use crate::pace::Commits;
 use crate::parallel::in_parallel;
 use crate::per_core_wal::evidence::testify_to;
-use crate::per_core_wal::incarnation::Beginning;
+use crate::per_core_wal::incarnation::{Beginning, make_durable};
 use crate::per_core_wal::manager::lock_directory;
 use crate::per_core_wal::recovery::cursor::{CoreCursor, Replayed};
 use crate::per_core_wal::recovery::plan::{Base, Wanted};
@@ -150,12 +150,21 @@ struct Agreement<'a> {
 }
 
 impl Agreement<'_> {
-    fn lower(&mut self, located: &mut Located, layout: &Layout) -> Result<(), LoadFailure> {
+    fn lower(
+        &mut self,
+        vfs: &Arc<dyn Vfs>,
+        located: &mut Located,
+        layout: &Layout,
+    ) -> Result<(), LoadFailure> {
         let Some(agree) = &mut self.agree else { return Ok(()) };
         self.found = Some(located.plan.point);
         let agreed = match self.agreed {
             Some(agreed) => agreed,
-            None => *self.agreed.insert(agree(located.plan.point).map_err(LoadFailure::Store)?),
+            None => {
+                // The others take this epoch for one that is here for good.
+                make_durable(vfs, &layout.wal, &located.plan.survey)?;
+                *self.agreed.insert(agree(located.plan.point).map_err(LoadFailure::Store)?)
+            }
         };
         Ok(located.plan.land_on(&layout.wal, agreed)?)
     }
@@ -202,7 +211,7 @@ pub(crate) fn open(builder: &StoreBuilder, agree: Option<Agree<'_>>) -> Result<O
         let looked = Instant::now();
         let load =
             |located: &mut Located| {
-                agreement.lower(located, &layout)?;
+                agreement.lower(vfs, located, &layout)?;
                 if let Some(fork) = &fork {
                     fork.check_unused(located, &layout)?;
                 }

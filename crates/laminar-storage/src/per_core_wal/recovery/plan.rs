@@ -358,6 +358,16 @@ impl Plan {
                 "Another part of the whole lost epochs that all had: restore that part. Nothing was changed here.",
             );
         }
+        // At an orderly end this alone may say what was settled last.
+        if self.survey.closed > agreed {
+            return refused(
+                format!(
+                    "epoch {agreed} was agreed on, but epoch {} was settled when the store was closed",
+                    self.survey.closed
+                ),
+                "Another part of the whole lost epochs that all had: restore that part. Nothing was changed here.",
+            );
+        }
         self.check_acknowledged(wal_dir, agreed)?;
         self.point = agreed;
         Ok(())
