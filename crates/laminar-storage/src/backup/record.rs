@@ -204,6 +204,6 @@ impl Record {
 
 fn newer(found: u32, object: &str) -> BackupError {
     let detail = Detail::new(format!("record version {found}, this library reads version {VERSION}"));
-    let detail = detail.at_path(object).remedy("Use the version of laminar-storage that wrote it.");
+    let detail = detail.at_path(object).remedy("Open it with the version of laminar-storage that wrote it.");
     BackupError::Refused(Box::new(detail))
 }
