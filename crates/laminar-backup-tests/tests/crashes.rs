@@ -335,6 +335,32 @@ fn damage_of_any_object_is_found() {
     verify_backup(&target(&plain), None, &quick(), |_| {}).unwrap();
 }
 
+/// A damaged newest record kept every backup from being restored, also one that was named.
+#[test]
+fn behind_a_damaged_newest_record_an_older_backup_is_restored_by_its_number() {
+    let checkpoints = Checkpoints::new(2);
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let mut writer = writer(&plain, 1);
+    let older = writer.back_up(&checkpoints.open(0), &[]).unwrap().id;
+    let newest = writer.back_up(&checkpoints.open(1), &[]).unwrap().id;
+    let record = |number: u64| {
+        names(&inner).into_iter().find(|name| name.ends_with(&format!("{number}.json"))).unwrap()
+    };
+    let path = Path::from(record(newest.0));
+    inner.put(&path, PutPayload::from_static(b"{")).now_or_never().unwrap().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let error = restore(&target(&plain), None, &dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
+    assert!(matches!(error, BackupError::Corruption(_)), "{error}");
+    let error =
+        restore(&target(&plain), Some(newest), &dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
+    assert!(matches!(error, BackupError::Corruption(_)), "{error}");
+    restore(&target(&plain), Some(older), &dir.path().join("older"), &quick(), |_| {}).unwrap();
+    // Once it is moved away, everything is as before it.
+    inner.delete(&path).now_or_never().unwrap().unwrap();
+    verify_backup(&target(&plain), Some(older), &quick(), |_| {}).unwrap();
+}
+
 /// A store that ignores conditions is refused before anything relies on it.
 #[test]
 fn a_store_without_conditional_puts_is_refused() {

@@ -253,6 +253,10 @@ impl StoreBuilder {
     /// [`crate::Store::durable_epoch`], may be discarded by the next opening as long as it is not settled. A part is always
     /// opened this way: [`Self::open`] would take everything that is durable here for acknowledged.
     ///
+    /// No part may seal before all parts have been opened: the smallest epoch of a later agreement could otherwise be one
+    /// that this part has from before and another one from after, and the states of two lives would be mixed without an
+    /// error. `laminar-timely` has a barrier there. [`crate::StateReader`] knows nothing of the others: it shows what is durable here.
+    ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let dir = tempfile::tempdir()?;
