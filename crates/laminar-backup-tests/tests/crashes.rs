@@ -350,12 +350,12 @@ fn behind_a_damaged_newest_record_an_older_backup_is_restored_by_its_number() {
     let path = Path::from(record(newest.0));
     inner.put(&path, PutPayload::from_static(b"{")).now_or_never().unwrap().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let error = restore(&target(&plain), None, &dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
+    let error = restore(&target(&plain), None, dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
     assert!(matches!(error, BackupError::Corruption(_)), "{error}");
     let error =
-        restore(&target(&plain), Some(newest), &dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
+        restore(&target(&plain), Some(newest), dir.path().join("newest"), &quick(), |_| {}).unwrap_err();
     assert!(matches!(error, BackupError::Corruption(_)), "{error}");
-    restore(&target(&plain), Some(older), &dir.path().join("older"), &quick(), |_| {}).unwrap();
+    restore(&target(&plain), Some(older), dir.path().join("older"), &quick(), |_| {}).unwrap();
     // Once it is moved away, everything is as before it.
     inner.delete(&path).now_or_never().unwrap().unwrap();
     verify_backup(&target(&plain), Some(older), &quick(), |_| {}).unwrap();
