@@ -156,7 +156,7 @@ pub struct RunArgs {
 
     /// Longest time that recovering should take after a crash; checkpoints are made early enough for
     /// that. At most 1h. The summary says how long it would take now, and --json-stream says so
-    /// while the job runs (estimated_recovery_ms) [default: none]
+    /// while the job runs (estimated_recovery_seconds) [default: none]
     #[arg(long, value_name = "TIME", value_parser = parse_objective)]
     pub recovery_objective: Option<Duration>,
 

@@ -179,7 +179,7 @@ impl Observer for JsonStream {
             "lag_epochs": s.lag.0,
             "lag_ms": millis(s.lag.1),
             "checkpoints": s.stats.checkpoints,
-            "estimated_recovery_ms": millis(s.stats.estimated_recovery),
+            "estimated_recovery_seconds": s.stats.estimated_recovery.as_secs_f64(),
         }));
     }
 

@@ -68,7 +68,7 @@ pub fn json(outcome: &Outcome, state: &Path) -> Value {
             "bytes": outcome.checkpoint.bytes,
             "ms": millis(outcome.checkpoint.took),
         },
-        "estimated_recovery_ms": millis(outcome.last.stats.estimated_recovery),
+        "estimated_recovery_seconds": outcome.last.stats.estimated_recovery.as_secs_f64(),
         "first_skipped": outcome.first_bad,
     })
 }

@@ -173,7 +173,8 @@ fn a_run_says_how_long_recovering_would_take() {
     let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let told: Vec<_> = lines.filter(|line| line["event"] != "opened").collect();
     assert!(
-        told.iter().all(|line| line["estimated_recovery_ms"].as_f64().is_some_and(|ms| ms > 0.0)),
+        told.iter()
+            .all(|line| line["estimated_recovery_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0)),
         "{told:?}"
     );
     assert!(told.len() >= 2, "{told:?}");

@@ -11,6 +11,11 @@ use laminar_sim::{FaultReport, Sweep};
 use laminar_storage::vfs::sim::{Duration, Fault, ImageId, Keep, SimDisk};
 use laminar_storage::vfs::{Access, Vfs};
 use laminar_storage::{Opened, StateReader};
+use mimalloc::MiMalloc;
+
+/// As in the long runs.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn swept(name: &str, sweep: &Sweep) -> FaultReport {
     let report = find(name).unwrap().sweep_faults(1, sweep);

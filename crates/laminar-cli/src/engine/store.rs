@@ -46,7 +46,7 @@ impl Engine for StoreEngine {
         }
         let mut builder = Store::builder(&options.dir).cores(options.cores).settings(settings);
         if let Some(objective) = options.recovery_objective {
-            builder = builder.recovery_objective(objective);
+            builder = builder.with_recovery_objective(objective);
         }
         if options.opening == Watched::Yes {
             builder = builder.on_progress(opening::bar());

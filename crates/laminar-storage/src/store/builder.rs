@@ -143,12 +143,12 @@ impl StoreBuilder {
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let path = dir.path();
     /// use std::time::Duration;
-    /// let opened = laminar_storage::Store::builder(path).recovery_objective(Duration::from_secs(2)).open()?;
+    /// let opened = laminar_storage::Store::builder(path).with_recovery_objective(Duration::from_secs(2)).open()?;
     /// assert!(opened.store.stats().estimated_recovery < Duration::from_secs(2));
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn recovery_objective(mut self, objective: Duration) -> Self {
+    pub fn with_recovery_objective(mut self, objective: Duration) -> Self {
         // An objective below a millisecond is not none.
         let millis = objective.as_nanos().div_ceil(1_000_000);
         self.settings.recovery_objective_ms = u64::try_from(millis).unwrap_or(u64::MAX);

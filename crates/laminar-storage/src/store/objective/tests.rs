@@ -161,7 +161,7 @@ fn child() {
         preallocate_bytes: 0,
         ..Settings::default()
     };
-    let builder = Store::builder(&dir).settings(settings).recovery_objective(OBJECTIVE);
+    let builder = Store::builder(&dir).settings(settings).with_recovery_objective(OBJECTIVE);
     let Opened { store, mut cores, .. } = builder.open().unwrap();
     lock(&store.shared.estimator).pin(REPLAY, 1e15);
     // Only so that nobody waits for ever should it fail.
