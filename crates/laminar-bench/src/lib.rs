@@ -31,7 +31,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::machine::Pins;
 use crate::place::Place;
@@ -107,13 +107,59 @@ enum What {
     /// Bytes written by, and left on the disk after, a thousand checkpoints
     Space(space::Options),
     /// Every measurement above, one after the other, in one run; what is done when none is named
-    All,
+    All(AllOptions),
     /// The process that is killed
     #[command(hide = true)]
     LifecycleChild(lifecycle::child::Options),
     /// The process that is killed
     #[command(hide = true)]
     ObjectiveChild(objective::ChildOptions),
+}
+
+#[derive(Args, Clone, Debug, Default)]
+struct AllOptions {
+    /// Only these, for example checkpoint,recovery,peers
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<Part>,
+}
+
+/// The measurements, in the order in which they are made.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Ring0,
+    Scaling,
+    Durable,
+    Lifecycle,
+    Checkpoint,
+    Recovery,
+    Objective,
+    Peers,
+    Stalls,
+    Space,
+}
+
+impl AllOptions {
+    fn parts(&self) -> Vec<What> {
+        let asked = |part: &&Part| self.only.is_empty() || self.only.contains(part);
+        Part::value_variants().iter().filter(asked).map(|part| part.in_full()).collect()
+    }
+}
+
+impl Part {
+    fn in_full(self) -> What {
+        match self {
+            Self::Ring0 => What::Ring0,
+            Self::Scaling => What::Scaling,
+            Self::Durable => What::Durable,
+            Self::Lifecycle => What::Lifecycle(lifecycle::Options::default()),
+            Self::Checkpoint => What::Checkpoint,
+            Self::Recovery => What::Recovery,
+            Self::Objective => What::Objective(objective::Options::default()),
+            Self::Peers => What::Peers,
+            Self::Stalls => What::Stalls,
+            Self::Space => What::Space(space::Options::default()),
+        }
+    }
 }
 
 /// What a measurement is given.
@@ -153,7 +199,7 @@ pub fn run(bench: &Bench, program: &Program) -> Result<u64, Error> {
         Some(What::LifecycleChild(options)) => lifecycle::child::run(options).map(|()| 0),
         Some(What::ObjectiveChild(options)) => objective::child(options).map(|()| 0),
         Some(what) => measure(what, &bench.common, program),
-        None => measure(&What::All, &bench.common, program),
+        None => measure(&What::All(AllOptions::default()), &bench.common, program),
     }
 }
 
@@ -174,7 +220,7 @@ fn measure(what: &What, common: &Common, program: &Program) -> Result<u64, Error
     head(&about, program)?;
     let mut report = Report::default();
     report.add(calibration(&run));
-    let parts = if let What::All = what { What::every() } else { vec![what.clone()] };
+    let parts = if let What::All(options) = what { options.parts() } else { vec![what.clone()] };
     for part in &parts {
         part.measure(&run, &mut report)?;
         // Nobody is there any more to read it.
@@ -215,22 +261,6 @@ fn head(about: &serde_json::Value, program: &Program) -> std::io::Result<()> {
 }
 
 impl What {
-    /// What `all` consists of.
-    fn every() -> Vec<Self> {
-        vec![
-            Self::Ring0,
-            Self::Scaling,
-            Self::Durable,
-            Self::Lifecycle(lifecycle::Options::default()),
-            Self::Checkpoint,
-            Self::Recovery,
-            Self::Objective(objective::Options::default()),
-            Self::Peers,
-            Self::Stalls,
-            Self::Space(space::Options::default()),
-        ]
-    }
-
     fn measure(&self, run: &Run, report: &mut Report) -> Result<(), Error> {
         match self {
             Self::Ring0 => ring0::run(run, report),
@@ -244,7 +274,7 @@ impl What {
             Self::Stalls => stalls::run(run, report),
             Self::Space(options) => space::run(run, options, report),
             // One is its parts, the others are processes of measurements.
-            Self::All | Self::LifecycleChild(_) | Self::ObjectiveChild(_) => Ok(()),
+            Self::All(_) | Self::LifecycleChild(_) | Self::ObjectiveChild(_) => Ok(()),
         }
     }
 }

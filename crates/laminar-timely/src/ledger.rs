@@ -178,6 +178,9 @@ impl Ledger {
     }
 }
 
+/// So many keys are looked up or written together.
+const AT_ONCE: usize = 64;
+
 /// The state of one operator on one worker.
 pub(crate) struct State<'a> {
     pub(crate) core: &'a mut CoreStore,
@@ -198,6 +201,55 @@ impl State<'_> {
         S::decode_all(bytes).map(Some).ok_or_else(|| undecodable("what belongs to a key"))
     }
 
+    /// What belongs to each of these keys. Memory is fetched ahead, so that many keys take less than each by itself.
+    pub(crate) fn get_all<S: Codec>(&mut self, keys: &[impl Codec]) -> Result<Vec<Option<S>>, Error> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut ends = [0; AT_ONCE];
+        for keys in keys.chunks(AT_ONCE) {
+            self.encode_all(keys.iter(), &mut ends);
+            let mut encoded = [&[][..]; AT_ONCE];
+            split_at_ends(self.key, &ends, &mut encoded);
+            for value in self.core.get_batch(encoded.get(..keys.len()).unwrap_or_default()) {
+                let decode = |bytes| S::decode_all(bytes).ok_or_else(|| undecodable("what belongs to a key"));
+                found.push(value.map(decode).transpose()?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Replaces what belongs to these keys.
+    pub(crate) fn put_all<K: Codec, S: Codec>(&mut self, pairs: &[(K, S)]) -> Result<(), Error> {
+        let (mut key_ends, mut value_ends, mut values) = ([0; AT_ONCE], [0; AT_ONCE], Vec::new());
+        for pairs in pairs.chunks(AT_ONCE) {
+            self.encode_all(pairs.iter().map(|(key, _)| key), &mut key_ends);
+            values.clear();
+            for ((_, value), end) in pairs.iter().zip(&mut value_ends) {
+                value.encode(&mut values);
+                *end = values.len();
+            }
+            let mut encoded = [(&[][..], &[][..]); AT_ONCE];
+            split_at_ends(self.key, &key_ends, encoded.iter_mut().map(|(key, _)| key));
+            split_at_ends(&values, &value_ends, encoded.iter_mut().map(|(_, value)| value));
+            self.core.put_batch(encoded.get(..pairs.len()).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    /// Puts keys one after the other, and notes where each ends.
+    fn encode_all<'k, K: Codec + 'k>(
+        &mut self,
+        keys: impl Iterator<Item = &'k K>,
+        ends: &mut [usize; AT_ONCE],
+    ) {
+        self.key.clear();
+        for (key, end) in keys.zip(ends) {
+            self.key.push(Kind::State as u8);
+            self.operator.0.encode(self.key);
+            key.encode(self.key);
+            *end = self.key.len();
+        }
+    }
+
     /// Replaces what belongs to `key`.
     pub(crate) fn put(
         &mut self,
@@ -216,6 +268,19 @@ impl State<'_> {
         self.begin(key);
         self.core.delete(self.key)?;
         Ok(())
+    }
+}
+
+/// Cuts bytes where each piece ends.
+fn split_at_ends<'p, 'b: 'p>(
+    bytes: &'b [u8],
+    ends: &[usize; AT_ONCE],
+    pieces: impl IntoIterator<Item = &'p mut &'b [u8]>,
+) {
+    let mut begin = 0;
+    for (piece, end) in pieces.into_iter().zip(ends) {
+        *piece = bytes.get(begin..*end).unwrap_or_default();
+        begin = *end;
     }
 }
 

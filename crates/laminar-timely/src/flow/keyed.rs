@@ -4,7 +4,7 @@
 //! compute from the state alone. An operator works on an epoch when everything of it has come, from all workers.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
@@ -16,6 +16,7 @@ use timely::dataflow::channels::pact::Exchange;
 use timely::dataflow::operators::{Capability, Operator};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::groups::Groups;
 use super::job::Flow;
 use super::{epoch_of, or_end, upper};
 use crate::codec::Codec;
@@ -52,24 +53,16 @@ impl<'scope> Flow<'scope> {
         V: ExchangeData,
         S: Codec + Default + Clone + 'static,
     {
-        let (mut changed, mut bytes) = (HashMap::<K, S>::new(), Vec::new());
+        let mut groups = Groups::default();
         self.keyed(stream, name, move |rows, state, out| {
-            for (key, value) in rows.drain(..) {
-                let known = match changed.entry(key) {
-                    std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::hash_map::Entry::Vacant(entry) => {
-                        let stored = state.get(entry.key())?;
-                        entry.insert(stored.unwrap_or_default())
-                    }
-                };
-                fold(known, value);
-            }
-            out.extend(changed.drain());
-            out.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-            for (key, value) in &*out {
-                state.put(key, value, &mut bytes)?;
-            }
-            Ok(())
+            groups.fill(rows);
+            let stored = state.get_all(&groups.keys)?;
+            groups.drain(stored, |key, stored, values| {
+                let mut known = stored.unwrap_or_default();
+                values.for_each(|value| fold(&mut known, value));
+                out.push((key, known));
+            });
+            state.put_all(out)
         })
     }
 
@@ -88,25 +81,15 @@ impl<'scope> Flow<'scope> {
         K: Key,
         V: Codec + ExchangeData + Clone,
     {
-        let mut bytes = Vec::new();
+        let mut groups = Groups::default();
         self.keyed(stream, name, move |rows, state, out| {
-            let mut changed = BTreeMap::<K, V>::new();
-            for (key, value) in rows.drain(..) {
-                let before = match changed.remove(&key) {
-                    Some(known) => Some(known),
-                    None => state.get(&key)?,
-                };
-                let now = match before {
-                    Some(before) => combine(before, value),
-                    None => value,
-                };
-                changed.insert(key, now);
-            }
-            for (key, value) in changed {
-                state.put(&key, &value, &mut bytes)?;
-                out.push((key, value));
-            }
-            Ok(())
+            groups.fill(rows);
+            let stored = state.get_all(&groups.keys)?;
+            groups.drain(stored, |key, stored, values| {
+                let combined = stored.into_iter().chain(values).reduce(&combine);
+                out.extend(combined.map(|value| (key, value)));
+            });
+            state.put_all(out)
         })
     }
 

@@ -10,12 +10,14 @@
 //! | `durable` | the operator whose output frontier is the durable frontier |
 //! | `input` | inputs that go from epoch to epoch, not too far ahead |
 //! | `keyed` | operators with state |
+//! | `groups` | the rows of an epoch, by key |
 //! | `windows` | windows by event time |
 //! | `sink` | rows that leave the job once they are durable |
 
 mod durable;
 mod execute;
 mod gather;
+mod groups;
 mod input;
 mod job;
 mod keyed;

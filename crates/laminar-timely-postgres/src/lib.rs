@@ -1,0 +1,167 @@
+//! A transactional sink, as an example: rows of a job into PostgreSQL, exactly once.
+//!
+//! ```no_run
+//! use laminar_timely::{Cluster, Config, run};
+//! use laminar_timely_postgres::PostgresSink;
+//!
+//! run(&Cluster::single(2), &Config::new("state", "words"), |job| {
+//!     let mut input = job.dataflow(|flow| {
+//!         let (input, stream) = flow.input::<(String, u64)>("words")?;
+//!         let counts = flow.fold(stream, "counts", |count: &mut u64, one| *count += one)?;
+//!         flow.sink(counts, "out", |part| {
+//!             PostgresSink::open("host=/run/postgresql user=me dbname=words", "words", part, |to, row: &(String, u64)| {
+//!                 let count = i64::try_from(row.1).unwrap_or(i64::MAX);
+//!                 to.execute("INSERT INTO counts VALUES ($1, $2)", &[&row.0, &count]).map(drop)
+//!             })
+//!         })?;
+//!         Ok(input)
+//!     })?;
+//!     // ... read the source, as with any sink, then:
+//!     input.finish()
+//! })?;
+//! # Ok::<(), laminar_timely::Error>(())
+//! ```
+//!
+//! # How it is exact
+//! The rows of some epochs and a row that says which epoch was the last go into **one transaction**. So the database knows
+//! what it has, and says so when the job asks after a crash: [`EpochSink::committed`]. Two things are easy to get wrong:
+//!
+//! - *The transaction that a dead process left under way.* Its `COMMIT` may have reached the server, which is still working on
+//!   it while the next process asks how far it is. A session takes a lock of its part before it asks, and keeps it until the
+//!   server has ended the session: whoever has the lock sees everything that the one before did.
+//! - *A process that was thought dead and is not.* Each transaction moves the epoch on from the one that this process saw
+//!   last. If it is another one, somebody else writes this part, and nothing of the transaction stays.
+//!
+//! The server must be durable itself: `fsync` on, as it is by default. This sink asks for `synchronous_commit` by itself.
+#![deny(missing_docs)]
+
+use std::fmt;
+use std::io;
+
+use laminar_storage::Epoch;
+use laminar_timely::{EpochSink, Error, SinkPart};
+use postgres::{Client, NoTls, Transaction};
+
+/// How long a new session waits for the one before, which a server ends when it notices that its process is gone.
+const WAIT_FOR_PREDECESSOR: &str = "SET lock_timeout = '60s'";
+
+/// Serializes the creation of the table, which `IF NOT EXISTS` does not. A number of this program's own.
+const CREATING: i64 = 0x6c61_6d69_6e61;
+
+/// How a row is written, within a transaction.
+type Write<D> = Box<dyn FnMut(&mut Transaction<'_>, &D) -> Result<(), postgres::Error> + Send>;
+
+/// Puts the rows of one part of a job's output into a database.
+///
+/// It keeps a table `laminar_sinks` there, with a row for each job and part: the last epoch that is in the database.
+pub struct PostgresSink<D> {
+    client: Client,
+    job: String,
+    part: String,
+    epoch: Epoch,
+    write: Write<D>,
+}
+
+impl<D> fmt::Debug for PostgresSink<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { job, part, epoch, .. } = self;
+        f.debug_struct("PostgresSink")
+            .field("job", job)
+            .field("part", part)
+            .field("epoch", epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D> PostgresSink<D> {
+    /// Connects, waits until no earlier session writes this part any more, and finds out what it left. `server` is what
+    /// [`postgres::Config`] takes, `job` tells jobs in one database apart, `write` puts one row into a transaction.
+    ///
+    /// # Errors
+    /// `Program`, when the server cannot be reached or refuses, or when another session has kept this part for a minute.
+    pub fn open(
+        server: &str,
+        job: &str,
+        part: SinkPart,
+        write: impl FnMut(&mut Transaction<'_>, &D) -> Result<(), postgres::Error> + Send + 'static,
+    ) -> Result<Self, Error> {
+        let refused = |error: postgres::Error| {
+            Error::program(
+                format!("PostgreSQL, part {part} of job {job:?}: {}", said(&error)),
+                "Look at the server; end the other process if one has this part. Then start again: nothing was written.",
+            )
+        };
+        let mut client = Client::connect(server, NoTls).map_err(refused)?;
+        let epoch = begin(&mut client, job, &part.to_string()).map_err(refused)?;
+        // Epochs are positive there too: nobody else writes the table.
+        let epoch = Epoch(u64::try_from(epoch).unwrap_or_default());
+        Ok(Self { client, job: job.to_owned(), part: part.to_string(), epoch, write: Box::new(write) })
+    }
+
+    fn transact(&mut self, epochs: &[(Epoch, Vec<D>)], last: Epoch) -> Result<bool, postgres::Error> {
+        let mut transaction = self.client.transaction()?;
+        for row in epochs.iter().flat_map(|(_, rows)| rows) {
+            (self.write)(&mut transaction, row)?;
+        }
+        let moved = transaction.execute(
+            "UPDATE laminar_sinks SET epoch = $3 WHERE job = $1 AND part = $2 AND epoch = $4",
+            &[&self.job, &self.part, &number(last), &number(self.epoch)],
+        )?;
+        if moved == 1 {
+            transaction.commit()?;
+        }
+        // Otherwise dropping it rolls it back.
+        Ok(moved == 1)
+    }
+}
+
+/// Takes the lock of a part, and says which epoch is its last.
+fn begin(client: &mut Client, job: &str, part: &str) -> Result<i64, postgres::Error> {
+    client.batch_execute(WAIT_FOR_PREDECESSOR)?;
+    client.batch_execute("SET synchronous_commit = on")?;
+    client.execute("SELECT pg_advisory_lock(hashtextextended($1 || ' ' || $2, 0))", &[&job, &part])?;
+    let mut transaction = client.transaction()?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&CREATING])?;
+    transaction.batch_execute(
+        "CREATE TABLE IF NOT EXISTS laminar_sinks (
+             job text, part text, epoch bigint NOT NULL, PRIMARY KEY (job, part))",
+    )?;
+    transaction
+        .execute("INSERT INTO laminar_sinks VALUES ($1, $2, 0) ON CONFLICT DO NOTHING", &[&job, &part])?;
+    let row = transaction
+        .query_one("SELECT epoch FROM laminar_sinks WHERE job = $1 AND part = $2", &[&job, &part])?;
+    transaction.commit()?;
+    row.try_get(0)
+}
+
+/// An epoch as the database has it.
+fn number(epoch: Epoch) -> i64 {
+    i64::try_from(epoch.0).unwrap_or(i64::MAX)
+}
+
+/// What the server says, or what is known without it.
+fn said(error: &postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+impl<D: Send> EpochSink<D> for PostgresSink<D> {
+    fn committed(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn commit(&mut self, epochs: &[(Epoch, Vec<D>)]) -> io::Result<()> {
+        let Some((last, _)) = epochs.last() else { return Ok(()) };
+        match self.transact(epochs, *last) {
+            Ok(true) => {
+                self.epoch = *last;
+                Ok(())
+            }
+            Ok(false) => Err(io::Error::other(format!(
+                "part {} of job {:?} is not at epoch {} any more: another process writes it; end one of them",
+                self.part, self.job, self.epoch
+            ))),
+            // It may be in the database nevertheless. Whoever asks next will see.
+            Err(error) => Err(io::Error::other(format!("PostgreSQL: {}", said(&error)))),
+        }
+    }
+}
