@@ -2,8 +2,8 @@
 //!
 //! A device, and the journal of a file system, does one thing after the other: a sync of the log that comes while a
 //! megabyte of a checkpoint is being made durable waits for that megabyte. So a checkpoint beside which epochs become
-//! durable is written in short steps, each synced, one at a time whatever the number of cores, and rests as long as each
-//! step took: group commit has half of the device at least, and waits for one short step at most. A checkpoint
+//! durable is written in short steps, each synced, one at a time whatever the number of cores, and rests three times as long
+//! as each step took: group commit has three quarters of the device, and waits for one short step at most. A checkpoint
 //! that is alone takes long steps and never rests. Which of the two it is, the syncs of the log themselves tell. Where
 //! opening again has to be fast (a recovery objective), checkpoints are made just in time, and none of them rests.
 
@@ -19,6 +19,8 @@ const STEP_BESIDE_COMMITS: u64 = 256 << 10;
 /// The same where nobody else syncs: at first, and once that has been synced.
 const FIRST_STEP_ALONE: u64 = 8 << 20;
 const STEP_ALONE: u64 = 1 << 20;
+/// Rests are so many times as long as the steps before them.
+const REST: u32 = 3;
 
 /// Lets whoever waits for a processor go first. Work in the background asks for that between pieces of a few hundred
 /// microseconds: a thread that was asleep, as Ring 1 is while the device works, would else wait until the system takes the
@@ -100,10 +102,10 @@ impl Pace {
         done
     }
 
-    /// What rest is due after a step that took so long, when so many syncs had ended before it: if group commit wanted the
-    /// device too, as long again.
+    /// What rest is due after a step that took so long, when so many syncs had ended before it: none, if group commit did not
+    /// want the device too.
     fn rest(&self, ended_before: u64, took: Duration) -> Option<Duration> {
-        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry).then_some(took)
+        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry).then_some(took * REST)
     }
 }
 
@@ -124,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn who_held_group_commit_up_rests_as_long() {
+    fn who_held_group_commit_up_rests() {
         let took = Duration::from_millis(3);
-        for (in_a_hurry, due) in [(false, Some(took)), (true, None)] {
+        for (in_a_hurry, due) in [(false, Some(took * REST)), (true, None)] {
             let commits = Arc::new(Commits::new(in_a_hurry));
             let pace = Pace::beside(&commits);
             let before = commits.ended();
