@@ -193,6 +193,10 @@ pub struct RunArgs {
     #[arg(long, requires = "workers")]
     pub rescale: bool,
 
+    #[cfg(feature = "object-store")]
+    #[command(flatten)]
+    pub backup: crate::backup::args::RunBackupArgs,
+
     /// Print the summary as one JSON object
     #[arg(long, conflicts_with = "quiet")]
     pub json: bool,

@@ -75,6 +75,8 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         epoch: args.epoch,
         checkpoint_interval: args.checkpoint_interval,
         recovery_objective: args.recovery_objective,
+        #[cfg(feature = "object-store")]
+        backups: crate::backup::running::Running::new(&args.backup)?,
         opening: Watched::unless(args.json || args.json_stream || args.quiet),
         on_error: args.on_error.clone(),
         follow: args.follow,
@@ -126,6 +128,10 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
             "laminar: stopped before the end of the input; {} was not written.",
             path.display()
         );
+    }
+    #[cfg(feature = "object-store")]
+    if let (None, Some(backed_up)) = (&outcome.stopped_by, &outcome.backed_up) {
+        backed_up.check()?;
     }
     outcome.stopped_by.map_or(Ok(()), Err)
 }

@@ -282,6 +282,8 @@ mod tests {
             checkpoint_interval: None,
             recovery_objective: None,
             opening: crate::opening::Watched::No,
+            #[cfg(feature = "object-store")]
+            backups: None,
         };
         let mut opened = fake::FakeEngine::open(&options).unwrap();
         for (key, value) in entries {

@@ -169,6 +169,10 @@ impl Observer for JsonStream {
     }
 
     fn tick(&mut self, s: &Snapshot) {
+        #[cfg(feature = "object-store")]
+        let backup_behind = serde_json::Value::from(s.stats.backup_checkpoints_behind);
+        #[cfg(not(feature = "object-store"))]
+        let backup_behind = serde_json::Value::Null;
         Self::line(&json!({
             "event": "progress",
             "records": s.records,
@@ -180,6 +184,7 @@ impl Observer for JsonStream {
             "lag_ms": millis(s.lag.1),
             "checkpoints": s.stats.checkpoints,
             "estimated_recovery_seconds": s.stats.estimated_recovery.as_secs_f64(),
+            "backup_checkpoints_behind": backup_behind,
         }));
     }
 

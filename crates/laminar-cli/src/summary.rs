@@ -23,6 +23,10 @@ fn bytes_per_record(outcome: &Outcome) -> Option<f64> {
 /// The summary as JSON; `event` is there so that the stream of lines has one shape.
 pub fn json(outcome: &Outcome, state: &Path) -> Value {
     let put = &outcome.put_ns;
+    #[cfg(feature = "object-store")]
+    let backups = outcome.backed_up.as_ref().map(crate::backup::running::BackedUp::json);
+    #[cfg(not(feature = "object-store"))]
+    let backups = Value::Null;
     json!({
         "event": "summary",
         "finished": outcome.finished,
@@ -69,6 +73,7 @@ pub fn json(outcome: &Outcome, state: &Path) -> Value {
             "ms": millis(outcome.checkpoint.took),
         },
         "estimated_recovery_seconds": outcome.last.stats.estimated_recovery.as_secs_f64(),
+        "backups": backups,
         "first_skipped": outcome.first_bad,
     })
 }
@@ -137,6 +142,10 @@ pub fn text(outcome: &Outcome, state: &Path) -> String {
         ));
     }
     rows.push(("checkpoint", checkpoint(outcome)));
+    #[cfg(feature = "object-store")]
+    if let Some(backed_up) = &outcome.backed_up {
+        rows.push(("backup", backed_up.text()));
+    }
     rows.push(("next recovery", format!("about {:.1} ms", millis(last.stats.estimated_recovery))));
     let durable = if outcome.epoch == 0 {
         format!("nothing yet, in {}", state.display())

@@ -6,6 +6,8 @@
 mod support;
 
 use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use support::{Desk, events};
 
@@ -54,6 +56,65 @@ fn a_job_goes_on_from_a_backup_on_an_empty_machine() {
     assert!(said.contains("--take-over"), "{said}");
     desk.ok(&["backup", "place", "--state", "state", "--take-over"]);
     desk.ok(&["backup", "place", "--state", "state"]);
+}
+
+/// The machine is lost while the job runs: killed, and its directory gone. What a job without any of that gives comes out.
+#[test]
+fn a_running_job_goes_on_from_its_last_backup_when_its_machine_is_lost() {
+    let desk = Desk::new();
+    let all = events(60_000, 500);
+    // The first half, without the line that the other half begins in.
+    let half = all.match_indices('\n').nth(29_999).unwrap().0 + 1;
+    desk.write("events.ndjson", &all[..half]);
+    let job = ["run", "events.ndjson", "--state", "state", "--key", "user.id", "--agg", "count,sum:amount"];
+    let backed_up = ["--backup", "place", "--checkpoint-interval", "20ms", "--epoch", "1ms"];
+    let follow = [&job[..], &backed_up, &["--follow", "--quiet"]].concat();
+    let mut lost = desk.command(&follow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // Until some backup has records of the job in it.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let has_records = || {
+        let ran = desk.run(&["backups", "place", "--json"]);
+        let listed: Option<serde_json::Value> = serde_json::from_str(ran.out.trim()).ok();
+        let newest = listed.and_then(|listed| listed["backups"].as_array()?.last()?["keys"].as_u64());
+        newest.is_some_and(|keys| keys > 0)
+    };
+    while !has_records() {
+        assert!(Instant::now() < deadline, "no backup came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    lost.kill().unwrap();
+    lost.wait().unwrap();
+    fs::remove_dir_all(desk.path("state")).unwrap();
+
+    desk.write("events.ndjson", &all);
+    desk.ok(&["restore", "place", "state", "--cores", "3"]);
+    let told = desk.json(&[&job[..], &backed_up, &["--take-over", "--json"]].concat());
+    assert_eq!(told["finished"], true, "{told}");
+    let backups = &told["backups"];
+    assert_eq!((&backups["checkpoints_behind"], &backups["error"]), (&0.into(), &().into()), "{told}");
+    assert!(backups["made"].as_u64().unwrap() >= 1 && told["run"]["resumed_at_record"].as_u64().unwrap() > 0);
+    let result = desk.ok(&["export", "--state", "state"]);
+    let plain = [&["run", "events.ndjson", "--state", "plain"][..], &job[4..], &["--quiet"]].concat();
+    desk.ok(&plain);
+    assert_eq!(result, desk.ok(&["export", "--state", "plain"]));
+    // The last backup is the finished job.
+    desk.ok(&["restore", "place", "again"]);
+    assert_eq!(result, desk.ok(&["export", "--state", "again"]));
+}
+
+#[test]
+fn a_job_that_could_not_be_backed_up_is_done_and_says_so() {
+    let desk = Desk::new();
+    desk.write("events.ndjson", &events(500, 20));
+    run(&desk, "one", &["--backup", "place"]);
+    let job = ["run", "events.ndjson", "--state", "other", "--key", "user.id", "--backup", "place"];
+    let said = desk.fails(1, &job);
+    assert!(
+        said.contains("done and durable here, but not backed up at") && said.contains("--take-over"),
+        "{said}"
+    );
+    assert!(desk.ok(&["verify", "--state", "other"]).contains("20"));
+    assert!(desk.fails(2, &[&job[..], &["--workers", "2"]].concat()).contains("--workers"));
 }
 
 #[test]

@@ -21,6 +21,9 @@ const FIRST_STEP_ALONE: u64 = 8 << 20;
 const STEP_ALONE: u64 = 1 << 20;
 /// Rests are so many times as long as the steps before them.
 const REST: u32 = 3;
+/// No rest is longer, so that a device that once took a minute is not waited for minutes more: not by whoever closes the
+/// store either.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Lets whoever waits for a processor go first. Work in the background asks for that between pieces of a few hundred
 /// microseconds: a thread that was asleep, as Ring 1 is while the device works, would else wait until the system takes the
@@ -105,7 +108,8 @@ impl Pace {
     /// What rest is due after a step that took so long, when so many syncs had ended before it: none, if group commit did not
     /// want the device too.
     fn rest(&self, ended_before: u64, took: Duration) -> Option<Duration> {
-        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry).then_some(took * REST)
+        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry)
+            .then(|| (took * REST).min(LONGEST_REST))
     }
 }
 
@@ -137,6 +141,14 @@ mod tests {
             assert_eq!(pace.rest(before, took), due, "one that went by meanwhile");
             assert_eq!(pace.rest(commits.ended(), took), None, "one that was over before the step");
         }
+    }
+
+    /// A sync that the device kept for a minute was followed by three minutes of rest, which closing waited for.
+    #[test]
+    fn no_rest_is_long() {
+        let commits = Arc::new(Commits::default());
+        let pace = Pace::beside(&commits);
+        assert_eq!(commits.commit(|| pace.rest(0, Duration::from_secs(60))), Some(LONGEST_REST));
     }
 
     #[test]

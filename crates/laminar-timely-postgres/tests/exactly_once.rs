@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -182,14 +182,13 @@ fn run(server: &Server, root: &Path, said: usize, disturb: impl FnOnce(&mut Chil
 fn killed_processes_and_a_crashing_server_leave_every_row_once() {
     let mut server = Server::start();
     let root = tempfile::tempdir().unwrap();
-    let lines = lines(3_000);
+    let lines = lines(6_000);
     fs::write(root.path().join("words"), lines.join("\n")).unwrap();
-    let mut killed = 0;
     for said in [1, 20, 3, 35, 8, 27, 14] {
         let done = run(&server, root.path(), said, |child| child.kill().unwrap());
-        killed += usize::from(!done.status.success());
+        let told = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.signal(), Some(9), "ended by itself, before or after the kill: {told}");
     }
-    assert_eq!(killed, 7, "every run was killed in the middle");
     let done = run(&server, root.path(), usize::MAX, |_| ());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(server.rows(), truth(&lines));
@@ -206,6 +205,41 @@ fn killed_processes_and_a_crashing_server_leave_every_row_once() {
     let done = run(&server, root.path(), usize::MAX, |_| ());
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(server.rows(), truth(&lines));
+
+    // The database comes back as it was some time ago: what it lost is nowhere, and the job does not go on as if it were.
+    server.client().execute("UPDATE laminar_sinks SET epoch = epoch - 50 WHERE epoch > 50", &[]).unwrap();
+    let done = run(&server, root.path(), usize::MAX, |_| ());
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && said.contains("but had committed them up to"), "{said}");
+}
+
+/// Its last transaction may still be under way: whoever comes next waits until the server has ended its session.
+#[test]
+fn a_new_writer_waits_for_the_session_of_the_one_before() {
+    let server = Server::start();
+    let part = SinkPart { generation: 1, worker: 0 };
+    let mut before = server.client();
+    before.execute("SELECT pg_advisory_lock(hashtextextended('sink g0001-w0000', 0))", &[]).unwrap();
+    std::thread::scope(|scope| {
+        let after = scope.spawn(|| {
+            let sink = PostgresSink::open(&server.address(), "sink", part, |_, (): &()| Ok(()));
+            sink.unwrap().committed()
+        });
+        // It is seen to wait, then the one before writes and goes.
+        let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        while server.client().query_one(waits, &[]).unwrap().get::<_, i64>(0) == 0 {
+            assert!(!after.is_finished(), "it did not wait");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        before
+            .batch_execute(
+                "CREATE TABLE laminar_sinks (sink text, part text, epoch bigint NOT NULL, PRIMARY KEY (sink, part));
+                 INSERT INTO laminar_sinks VALUES ('sink', 'g0001-w0000', 7)",
+            )
+            .unwrap();
+        drop(before);
+        assert_eq!(after.join().unwrap(), Epoch(7));
+    });
 }
 
 #[test]

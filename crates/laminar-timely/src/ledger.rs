@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Note = 3,
     /// The state of a key in a window, of an operator: the window's end, then the key.
     Window = 4,
+    /// Up to which epoch rows for a part of a sink are not in the state any more, because they were committed.
+    Committed = 5,
 }
 
 /// Tells operators apart, on disk: a hash of the name.
@@ -56,6 +58,7 @@ pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, OperatorId, &[u8])> {
         2 => Kind::Waiting,
         3 => Kind::Note,
         4 => Kind::Window,
+        5 => Kind::Committed,
         _ => return None,
     };
     let (_, operator) = head.split_first()?;
@@ -180,6 +183,8 @@ impl Ledger {
 
 /// So many keys are looked up or written together.
 const AT_ONCE: usize = 64;
+/// Fewer values are written together when they have so many bytes.
+const BYTES_AT_ONCE: usize = 1 << 20;
 
 /// The state of one operator on one worker.
 pub(crate) struct State<'a> {
@@ -220,13 +225,21 @@ impl State<'_> {
     /// Replaces what belongs to these keys.
     pub(crate) fn put_all<K: Codec, S: Codec>(&mut self, pairs: &[(K, S)]) -> Result<(), Error> {
         let (mut key_ends, mut value_ends, mut values) = ([0; AT_ONCE], [0; AT_ONCE], Vec::new());
-        for pairs in pairs.chunks(AT_ONCE) {
-            self.encode_all(pairs.iter().map(|(key, _)| key), &mut key_ends);
+        let mut rest = pairs;
+        while !rest.is_empty() {
             values.clear();
-            for ((_, value), end) in pairs.iter().zip(&mut value_ends) {
+            let mut count = 0;
+            for ((_, value), end) in rest.iter().zip(&mut value_ends) {
                 value.encode(&mut values);
                 *end = values.len();
+                count += 1;
+                if values.len() >= BYTES_AT_ONCE {
+                    break;
+                }
             }
+            let (pairs, after) = rest.split_at(count);
+            rest = after;
+            self.encode_all(pairs.iter().map(|(key, _)| key), &mut key_ends);
             let mut encoded = [(&[][..], &[][..]); AT_ONCE];
             split_at_ends(self.key, &key_ends, encoded.iter_mut().map(|(key, _)| key));
             split_at_ends(&values, &value_ends, encoded.iter_mut().map(|(_, value)| value));

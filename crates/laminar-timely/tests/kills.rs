@@ -77,7 +77,7 @@ fn an_acknowledgement_before_the_sync_is_noticed() {
 
 #[test]
 fn rows_that_a_sink_is_not_given_again_are_noticed() {
-    let signs = ["lines missing"];
+    let signs = ["lines missing", "but had committed them up to"];
     noticed(
         "--processes 2 --workers 1 --kills 6 --epochs 300 --pause-us 4000 --seed 16 --mistake forget-waiting-rows",
         &signs,

@@ -42,6 +42,23 @@ pub struct TransferArgs {
     pub json: bool,
 }
 
+/// Backups of a job while it runs.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunBackupArgs {
+    /// Copy every checkpoint there, what is not there yet, and the last one before the end; as `laminar backup` does
+    #[arg(long, value_name = "URL", conflicts_with = "workers")]
+    pub backup: Option<String>,
+    /// Backups kept there; older ones are removed
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "backup")]
+    pub backup_keep: usize,
+    /// Bytes per second at most for backups, on average [default: no limit]
+    #[arg(long, value_name = "BYTES", requires = "backup")]
+    pub backup_bandwidth: Option<u64>,
+    /// Take over the backups of another state, which this one goes on in place of
+    #[arg(long, requires = "backup")]
+    pub take_over: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_HELP)]
 pub struct BackupArgs {

@@ -1,6 +1,7 @@
 //! `backup`, `restore` and `backups`: a state elsewhere, and back; with the feature `object-store`.
 
 pub mod args;
+pub mod running;
 
 use std::ffi::OsString;
 use std::fs;

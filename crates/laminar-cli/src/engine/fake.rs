@@ -127,6 +127,11 @@ impl Engine for FakeEngine {
         Ok(Checkpoint::default())
     }
 
+    #[cfg(feature = "object-store")]
+    fn backed_up(&self) -> Option<crate::backup::running::BackedUp> {
+        None
+    }
+
     fn stats(&self) -> Stats {
         Stats::default()
     }

@@ -64,6 +64,9 @@ pub struct OpenOptions {
     pub recovery_objective: Option<Duration>,
     /// Is a bar to be seen while it is opened?
     pub opening: Watched,
+    /// Where every checkpoint is copied to, if anywhere.
+    #[cfg(feature = "object-store")]
+    pub backups: Option<crate::backup::running::Running>,
 }
 
 /// What recovery found.
@@ -123,6 +126,9 @@ pub struct Stats {
     pub wal_bytes: u64,
     /// How long opening would take if the process died now, as the store estimates it.
     pub estimated_recovery: Duration,
+    /// Checkpoints that no backup holds yet, where they are backed up.
+    #[cfg(feature = "object-store")]
+    pub backup_checkpoints_behind: u64,
 }
 
 /// An open store.
@@ -149,6 +155,9 @@ pub trait Engine: Sized + Send + Sync {
     fn wait_durable(&self, epoch: u64) -> Result<()>;
     /// Makes a checkpoint now.
     fn checkpoint(&self) -> Result<Checkpoint>;
+    /// Waits until the newest checkpoint is backed up or that has failed, and says which; none where that is not asked for.
+    #[cfg(feature = "object-store")]
+    fn backed_up(&self) -> Option<crate::backup::running::BackedUp>;
     /// Counters.
     fn stats(&self) -> Stats;
     /// Closes the store; everything sealed is durable afterwards.

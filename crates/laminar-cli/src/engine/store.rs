@@ -26,6 +26,8 @@ pub struct StoreEngine {
     store: Store,
     /// The store counts log bytes since the log began; a run is told of its own.
     wal_bytes_before: u64,
+    #[cfg(feature = "object-store")]
+    backups: Option<crate::backup::running::Running>,
 }
 
 impl Engine for StoreEngine {
@@ -51,11 +53,20 @@ impl Engine for StoreEngine {
         if options.opening == Watched::Yes {
             builder = builder.on_progress(opening::bar());
         }
+        #[cfg(feature = "object-store")]
+        if let Some(backups) = &options.backups {
+            builder = backups.on(builder, &options.dir);
+        }
         let opened = builder.open()?;
         let route = laminar_storage::Router::default();
         let cores = options.cores;
         Ok(Opened {
-            engine: Self { wal_bytes_before: opened.store.stats().wal_bytes, store: opened.store },
+            engine: Self {
+                wal_bytes_before: opened.store.stats().wal_bytes,
+                store: opened.store,
+                #[cfg(feature = "object-store")]
+                backups: options.backups.clone(),
+            },
             cores: opened.cores,
             report: Report::from(&opened.report),
             router: Router::new(cores, move |key| route.route(key, cores)),
@@ -86,7 +97,14 @@ impl Engine for StoreEngine {
             checkpoints: stats.checkpoints,
             wal_bytes: stats.wal_bytes.saturating_sub(self.wal_bytes_before),
             estimated_recovery: stats.estimated_recovery,
+            #[cfg(feature = "object-store")]
+            backup_checkpoints_behind: stats.backup_checkpoints_behind,
         }
+    }
+
+    #[cfg(feature = "object-store")]
+    fn backed_up(&self) -> Option<crate::backup::running::BackedUp> {
+        self.backups.as_ref().map(|backups| backups.finish(&self.store))
     }
 
     fn close(self) -> Result<()> {

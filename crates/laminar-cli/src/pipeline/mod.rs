@@ -79,6 +79,9 @@ pub struct Settings {
     pub epoch: Duration,
     pub checkpoint_interval: Option<Duration>,
     pub recovery_objective: Option<Duration>,
+    /// Where every checkpoint is copied to, if anywhere.
+    #[cfg(feature = "object-store")]
+    pub backups: Option<crate::backup::running::Running>,
     /// Is a bar to be seen while the store is opened?
     pub opening: Watched,
     pub on_error: OnError,
@@ -147,6 +150,9 @@ pub struct Outcome {
     pub checkpoint: Checkpoint,
     /// From the last record to everything durable and checkpointed.
     pub closing: Duration,
+    /// What came of the backups, if any were asked for.
+    #[cfg(feature = "object-store")]
+    pub backed_up: Option<crate::backup::running::BackedUp>,
     /// Why it stopped early; everything before is durable.
     pub stopped_by: Option<CliError>,
 }
@@ -166,6 +172,8 @@ pub fn run<E: Engine>(
         checkpoint_interval: settings.checkpoint_interval,
         recovery_objective: settings.recovery_objective,
         opening: settings.opening,
+        #[cfg(feature = "object-store")]
+        backups: settings.backups.clone(),
     })?;
     let Owned { mut job, before, told } = claim.settle(settings, &opened.report)?;
     let dead_letter = open_dead_letter(settings, &mut job, &before)?;
@@ -201,6 +209,8 @@ pub fn run<E: Engine>(
     let epoch = sequenced.epoch.unwrap_or(report.epoch);
     engine.wait_durable(epoch)?;
     let checkpoint = engine.checkpoint()?;
+    #[cfg(feature = "object-store")]
+    let backed_up = engine.backed_up();
     let stats = engine.stats();
     // The reader may have saved a later one. The store is still locked, so nobody else does.
     let mut job = Job::load(&settings.state)?.unwrap_or(job);
@@ -221,6 +231,8 @@ pub fn run<E: Engine>(
         put_ns: finals.put_ns,
         checkpoint,
         closing: closing.elapsed(),
+        #[cfg(feature = "object-store")]
+        backed_up,
         stopped_by: sequenced.error,
     })
 }

@@ -47,6 +47,8 @@ impl Bench {
             epoch: Duration::ZERO,
             checkpoint_interval: None,
             recovery_objective: None,
+            #[cfg(feature = "object-store")]
+            backups: None,
             opening: crate::opening::Watched::No,
             on_error: OnError::Stop,
             follow: false,

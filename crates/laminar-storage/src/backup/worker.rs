@@ -4,6 +4,8 @@
 //! backed up are passed over, but for the newest.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,12 +29,22 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Small files of the program's own, name and content of each, as they are to be in a backup that is made now.
+type OwnFiles = dyn Fn() -> io::Result<Vec<(String, Vec<u8>)>> + Send + Sync;
+
 /// What a store is to do about backups.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct BackupPlan {
     pub(crate) target: BackupTarget,
     pub(crate) options: BackupOptions,
-    pub(crate) own_files: Vec<(String, Vec<u8>)>,
+    pub(crate) own_files: Arc<OwnFiles>,
+}
+
+impl fmt::Debug for BackupPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target, options, .. } = self;
+        f.debug_struct("BackupPlan").field("target", target).field("options", options).finish_non_exhaustive()
+    }
 }
 
 /// How far the backups of a store have come; from [`crate::Store::backup_status`].
@@ -205,8 +217,13 @@ impl Backups {
             }
         };
         let reader = self.open(wanted)?;
-        let files: Vec<_> =
-            self.plan.own_files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        // After the checkpoint was chosen: they are those of then or of later.
+        let files = (self.plan.own_files)().map_err(|error| {
+            let remedy = "Remove the cause: the backup is tried again.";
+            let what = format!("the files that are to go with the backup could not be had: {error}");
+            BackupError::Local(Box::new(Detail::new(what).caused_by(error).remedy(remedy)))
+        })?;
+        let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
         writer.back_up(&reader, &files)
     }
 

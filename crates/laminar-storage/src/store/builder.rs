@@ -217,12 +217,28 @@ impl StoreBuilder {
     #[cfg(feature = "object-store")]
     #[must_use]
     pub fn backup_to(
-        mut self,
+        self,
         target: &BackupTarget,
         options: &BackupOptions,
         own_files: &[(&str, &[u8])],
     ) -> Self {
-        let own_files = own_files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let own_files: Vec<_> =
+            own_files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        self.backup_to_with(target, options, move || Ok(own_files.clone()))
+    }
+
+    /// As [`Self::backup_to`], for files that change while the store is open: `own_files` says for each backup what they
+    /// are. It is called on the thread of backups after the checkpoint was made that the backup will hold, so that what was written
+    /// before changes that depend on it goes with them. When it fails, so does that backup, which is tried again.
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_to_with(
+        mut self,
+        target: &BackupTarget,
+        options: &BackupOptions,
+        own_files: impl Fn() -> std::io::Result<Vec<(String, Vec<u8>)>> + Send + Sync + 'static,
+    ) -> Self {
+        let own_files = Arc::new(own_files);
         self.backups = Some(BackupPlan { target: target.clone(), options: options.clone(), own_files });
         self
     }

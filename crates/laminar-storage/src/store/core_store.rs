@@ -118,8 +118,10 @@ impl CoreStore {
         self.shared.check_open()?;
         let mut rest = pairs;
         while let Err((applied, error)) = self.state.try_put_batch(rest) {
-            rest = rest.get(applied..).unwrap_or_default();
-            self.retry(error, CoreState::reserve_entry)?;
+            let failing = rest.get(applied..).and_then(<[_]>::split_first);
+            let Some(((key, value), after)) = failing else { break };
+            self.retry(error, |state| state.try_put(key.as_ref(), value.as_ref()))?;
+            rest = after;
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ fn on_worker(job: &mut Job, text: &str, server: &str) -> Result<(), Error> {
         let (input, stream) = flow.input::<(String, u64)>("lines")?;
         let counts = flow.fold(stream, "counts", |count: &mut u64, one| *count += one)?;
         flow.sink(counts, "postgres", |part| {
-            PostgresSink::open(server, "words", part, |to, (word, count): &(String, u64)| {
+            PostgresSink::open(server, "words/counts", part, |to, (word, count): &(String, u64)| {
                 let count = i64::try_from(*count).unwrap_or(i64::MAX);
                 to.execute("INSERT INTO counts VALUES ($1, $2)", &[word, &count]).map(drop)
             })

@@ -1,5 +1,7 @@
 //! The rows of an epoch, by key.
 
+use std::cmp::Ordering;
+
 /// Keys in order, each with its values in the order they came in. Kept from epoch to epoch for its memory.
 ///
 /// Sorting costs less than a hash table of rows would, hands out keys in the order they are given on, and lets the state be
@@ -27,7 +29,8 @@ impl<K: Ord, V> Groups<K, V> {
         // Stable: what one worker sent stays in its order.
         rows.sort_by(|(one, _), (other, _)| one.cmp(other));
         for (key, value) in rows.drain(..) {
-            if self.keys.last() != Some(&key) {
+            // By the same order as above.
+            if self.keys.last().is_none_or(|last| last.cmp(&key) != Ordering::Equal) {
                 if !self.keys.is_empty() {
                     self.ends.push(self.values.len());
                 }
@@ -48,7 +51,9 @@ impl<K: Ord, V> Groups<K, V> {
     ) {
         let (mut values, mut begin) = (self.values.drain(..), 0);
         for ((key, end), stored) in self.keys.drain(..).zip(&self.ends).zip(stored) {
-            each(key, stored, &mut values.by_ref().take(end - begin));
+            let mut own = values.by_ref().take(end - begin);
+            each(key, stored, &mut own);
+            own.for_each(drop);
             begin = *end;
         }
     }
@@ -72,6 +77,11 @@ mod tests {
             });
             assert_eq!(seen, [(1, "x", "bf".into()), (2, "y", "ace".into()), (3, "z", "d".into())]);
         }
+        // Whoever does not take all values of a key leaves none to the next one.
+        groups.fill(&mut vec![(1, 'a'), (1, 'b'), (2, 'c')]);
+        groups.drain([(), ()], |key, (), values| {
+            assert_eq!(values.next(), Some(if key == 1 { 'a' } else { 'c' }))
+        });
         groups.fill(&mut Vec::new());
         groups.drain([(); 0], |_, (), _| unreachable!("there is no key"));
     }

@@ -20,7 +20,7 @@ use timely::worker::Worker;
 
 use super::gather::gather;
 use super::or_end;
-use super::sink::part_of;
+use super::sink::{part_of, part_of_committed};
 use super::start::{Landed, Process, Stands, merged};
 use crate::error::Error;
 use crate::flow::keyed::owner_of;
@@ -54,6 +54,10 @@ fn place_of(key: &[u8]) -> Result<Place, Error> {
         Some((Kind::Waiting, _, _)) => {
             let (part, _) =
                 part_of(key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;
+            Ok(Place::Worker(u64::from(part.worker)))
+        }
+        Some((Kind::Committed, _, _)) => {
+            let part = part_of_committed(key).ok_or_else(|| undecodable("the key of what a sink has"))?;
             Ok(Place::Worker(u64::from(part.worker)))
         }
         // The same on all workers.

@@ -47,6 +47,21 @@ fn waiting_key(operator: OperatorId, part: SinkPart, epoch: Epoch, chunk: u32, k
     key.extend_from_slice(&chunk.to_be_bytes());
 }
 
+/// The key under which it is noted up to which epoch the rows of a part are gone from the state.
+fn committed_key(operator: OperatorId, part: SinkPart, key: &mut Vec<u8>) {
+    prefix(Kind::Committed, operator, key);
+    key.extend_from_slice(&part.generation.to_be_bytes());
+    key.extend_from_slice(&part.worker.to_be_bytes());
+}
+
+/// What [`committed_key`] made.
+pub(super) fn part_of_committed(key: &[u8]) -> Option<SinkPart> {
+    let (_, rest) = key.split_at_checked(PREFIX_LEN)?;
+    let (generation, rest) = rest.split_first_chunk()?;
+    let worker = u32::from_be_bytes(rest.try_into().ok()?);
+    Some(SinkPart { generation: u32::from_be_bytes(*generation), worker })
+}
+
 /// What [`waiting_key`] made.
 pub(super) fn part_of(key: &[u8]) -> Option<(SinkPart, Epoch)> {
     let (_, rest) = key.split_at_checked(PREFIX_LEN)?;
@@ -64,7 +79,8 @@ impl<'scope> Flow<'scope> {
     /// that did not get everything. Returns a stream without rows, whose frontier says what is committed on all workers.
     ///
     /// # Errors
-    /// `Sink` when one cannot be opened, is ahead of the state, or does not take what it had not committed.
+    /// `Sink` when one cannot be opened, is ahead of the state, has lost what it had committed, or does not take what it had
+    /// not.
     pub fn sink<D, S>(
         &mut self,
         stream: StreamVec<'scope, u64, D>,
@@ -102,22 +118,41 @@ impl<'scope> Flow<'scope> {
             }
             outbox.old.push(key);
         }
-        self.check(part, &sink)?;
+        self.check(operator, part, &sink)?;
+        let pulse = Arc::clone(&self.parts.process.pulse);
         for (of, epochs) in epochs {
             if of == part {
-                catch_up(&mut sink, of, epochs, forget)?;
+                catch_up(&mut sink, of, epochs, forget, &pulse)?;
             } else {
                 let mut old = open(of)?;
-                self.check(of, &old)?;
-                catch_up(&mut old, of, epochs, forget)?;
+                self.check(operator, of, &old)?;
+                catch_up(&mut old, of, epochs, forget, &pulse)?;
             }
         }
         Ok(self.sink_operator(stream, name, sink, outbox))
     }
 
-    /// Nothing is committed that is not durable everywhere.
-    fn check<D>(&self, part: SinkPart, sink: &impl EpochSink<D>) -> Result<(), Error> {
+    /// Nothing is committed that is not durable everywhere, and what was committed still is: its rows are gone from the state.
+    fn check<D>(&self, operator: OperatorId, part: SinkPart, sink: &impl EpochSink<D>) -> Result<(), Error> {
         let (committed, point) = (sink.committed(), self.recovered.point);
+        let mut key = Vec::new();
+        committed_key(operator, part, &mut key);
+        let had = match self.parts.ledger.borrow().core.get(&key) {
+            Some(bytes) => Epoch(u64::decode_all(bytes).ok_or_else(|| undecodable("what a sink has"))?),
+            None => Epoch(0),
+        };
+        if committed < had {
+            return Err(Error::sink(
+                Detail::new(format!(
+                    "the sink of {part} has rows up to epoch {committed} only, but had committed them up to {had}"
+                ))
+                .in_epoch(had)
+                .remedy(
+                    "What it lost cannot be given again. Bring back a newer copy of its target, or begin anew with another \
+                     state and an empty target.",
+                ),
+            ));
+        }
         if committed <= point {
             return Ok(());
         }
@@ -190,6 +225,7 @@ fn catch_up<D>(
     part: SinkPart,
     mut epochs: Epochs<D>,
     forget: bool,
+    pulse: &Pulse,
 ) -> Result<(), Error> {
     let committed = sink.committed();
     epochs.retain(|(epoch, _)| *epoch > committed);
@@ -197,7 +233,12 @@ fn catch_up<D>(
         return Ok(());
     }
     tracing::info!(%part, epochs = epochs.len(), "rows are given to the sink again");
-    sink.commit(&epochs).map_err(|error| sink_failed(&part.to_string(), &error))
+    // One by one: a slow target is seen to go on, and keeps what it has when the next one fails.
+    for epoch in epochs.chunks(1) {
+        sink.commit(epoch).map_err(|error| sink_failed(&part.to_string(), &error))?;
+        pulse.beat();
+    }
+    Ok(())
 }
 
 fn sink_failed(which: &str, error: &std::io::Error) -> Error {
@@ -249,15 +290,27 @@ impl Outbox {
 
     /// Removes what is committed.
     fn remove(&mut self, ledger: &mut Ledger, committed: Epoch) -> Result<(), Error> {
+        let mut gone = BTreeMap::<SinkPart, Epoch>::new();
         for key in self.old.drain(..) {
             ledger.core.delete(&key)?;
+            if let Some((part, epoch)) = part_of(&key) {
+                let last = gone.entry(part).or_default();
+                *last = epoch.max(*last);
+            }
         }
         while let Some(entry) = self.keys.first_entry().filter(|entry| *entry.key() <= committed) {
             let (epoch, chunks) = entry.remove_entry();
+            gone.insert(self.part, epoch);
             for chunk in 0..chunks {
                 waiting_key(self.operator, self.part, epoch, chunk, &mut self.key);
                 ledger.core.delete(&self.key)?;
             }
+        }
+        for (part, epoch) in gone {
+            committed_key(self.operator, part, &mut self.key);
+            self.bytes.clear();
+            epoch.0.encode(&mut self.bytes);
+            ledger.core.put(&self.key, &self.bytes)?;
         }
         Ok(())
     }
