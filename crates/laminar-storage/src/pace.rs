@@ -2,8 +2,9 @@
 //!
 //! A device, and the journal of a file system, does one thing after the other: a sync of the log that comes while a
 //! megabyte of a checkpoint is being made durable waits for that megabyte. So a checkpoint beside which epochs become
-//! durable is written in short steps, each synced, one at a time whatever the number of cores, and rests three times as long
-//! as each step took: group commit has three quarters of the device, and waits for one short step at most. A checkpoint
+//! durable is written in short steps, each synced, one at a time whatever the number of cores, and rests as long as each
+//! step took: group commit has half of the device at least, and waits for one short step at most. (Three times as long is
+//! too long: beside puts that never pause the log grew faster than checkpoints were made.) A checkpoint
 //! that is alone takes long steps and never rests. Which of the two it is, the syncs of the log themselves tell. Where
 //! opening again has to be fast (a recovery objective), checkpoints are made just in time, and none of them rests.
 
@@ -19,8 +20,6 @@ const STEP_BESIDE_COMMITS: u64 = 256 << 10;
 /// The same where nobody else syncs: at first, and once that has been synced.
 const FIRST_STEP_ALONE: u64 = 8 << 20;
 const STEP_ALONE: u64 = 1 << 20;
-/// Rests are so many times as long as the steps before them.
-const REST: u32 = 3;
 /// No rest is longer, so that a device that once took a minute is not waited for minutes more: not by whoever closes the
 /// store either.
 const LONGEST_REST: Duration = Duration::from_secs(1);
@@ -108,8 +107,7 @@ impl Pace {
     /// What rest is due after a step that took so long, when so many syncs had ended before it: none, if group commit did not
     /// want the device too.
     fn rest(&self, ended_before: u64, took: Duration) -> Option<Duration> {
-        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry)
-            .then(|| (took * REST).min(LONGEST_REST))
+        (self.commits.went_on_since(ended_before) && !self.commits.in_a_hurry).then(|| took.min(LONGEST_REST))
     }
 }
 
@@ -132,7 +130,7 @@ mod tests {
     #[test]
     fn who_held_group_commit_up_rests() {
         let took = Duration::from_millis(3);
-        for (in_a_hurry, due) in [(false, Some(took * REST)), (true, None)] {
+        for (in_a_hurry, due) in [(false, Some(took)), (true, None)] {
             let commits = Arc::new(Commits::new(in_a_hurry));
             let pace = Pace::beside(&commits);
             let before = commits.ended();
@@ -143,7 +141,7 @@ mod tests {
         }
     }
 
-    /// A sync that the device kept for a minute was followed by three minutes of rest, which closing waited for.
+    /// A sync that the device kept for a minute was followed by another minute of rest, which closing waited for.
     #[test]
     fn no_rest_is_long() {
         let commits = Arc::new(Commits::default());
