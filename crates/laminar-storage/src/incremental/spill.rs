@@ -184,7 +184,8 @@ impl Spill {
     pub(super) fn sync(&self, name: &str) -> Result<()> {
         let path = self.dir.join(name);
         let file = self.locked(|written| written.files.remove(name));
-        file.map_or(Ok(()), |file| self.pace.step(|| file.sync_data()))
+        // What is left to sync is less than a step.
+        file.map_or(Ok(()), |file| self.pace.step(0, || file.sync_data()))
             .map_err(IncrementalCheckpointManager::io("could not sync a part of a state", &path))
     }
 

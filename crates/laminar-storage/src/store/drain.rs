@@ -103,7 +103,8 @@ impl Drain {
         let sealed = sealed.unwrap_or(self.durable);
         if sealed > self.durable {
             if !sabotaged(Sabotage::AcknowledgedBeforeSync) {
-                self.commits.commit(|| sync_writers(&mut self.writers))?;
+                let log_bytes = self.wal_bytes();
+                self.commits.commit(log_bytes, || sync_writers(&mut self.writers))?;
             }
             self.durable = sealed;
             let acknowledged = self.acknowledged();

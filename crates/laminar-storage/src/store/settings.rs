@@ -45,7 +45,7 @@ pub struct Settings {
     /// by time and by size. Loading the newest checkpoint is part of it: when that alone takes more than
     /// three quarters, the objective is out of reach, which is said once as a warning and in
     /// [`crate::Stats::recovery_objective_out_of_reach`]; replaying is then kept to a quarter.
-    /// Where there is an objective, checkpoints do not leave half of the device to group commit, as they do else.
+    /// Where there is an objective, checkpoints do not leave most of the device to group commit, as they do else.
     /// 0 to 3,600,000; default 0.
     pub recovery_objective_ms: u64,
     /// Checkpoints kept; the WAL is kept back to the second newest. 1 to 10,000; default 3.

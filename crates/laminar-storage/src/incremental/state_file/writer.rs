@@ -187,7 +187,7 @@ impl StateFileWriter {
         self.written += self.out.len() as u64;
         self.out.clear();
         if self.pace.asks_for_sync(self.synced, self.written - self.synced) {
-            self.pace.step(|| self.file.sync_data()).map_err(|e| {
+            self.pace.step(self.written - self.synced, || self.file.sync_data()).map_err(|e| {
                 IncrementalCheckpointError::io("could not sync a part of the state file", &self.path, e)
             })?;
             self.synced = self.written;
