@@ -117,10 +117,11 @@ impl CoreStore {
     pub fn put_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(&mut self, pairs: &[(K, V)]) -> Result<(), StoreError> {
         self.shared.check_open()?;
         let mut rest = pairs;
-        while let Err((applied, error)) = self.state.try_put_batch(rest) {
+        while let Err((applied, _)) = self.state.try_put_batch(rest) {
             let failing = rest.get(applied..).and_then(<[_]>::split_first);
             let Some(((key, value), after)) = failing else { break };
-            self.retry(error, |state| state.try_put(key.as_ref(), value.as_ref()))?;
+            // Waits for what this pair needs, once and no longer than one put.
+            self.put(key.as_ref(), value.as_ref())?;
             rest = after;
         }
         Ok(())
