@@ -192,8 +192,8 @@ mod tests {
         assert_eq!(commits.commit(0, || pace.rest(0, Duration::from_secs(60))), Some(LONGEST_REST));
     }
 
-    /// Beside puts that never pause, rests three times as long let the log grow by 28 GB in ten minutes in which no checkpoint was
-    /// finished: each spilled as much as the log had grown by, and wrote less than that meanwhile.
+    /// Beside puts that never pause, rests three times as long let the log grow by 28 GB in ten minutes in which not two
+    /// checkpoints were finished: each spilled as much as the log had grown by, and wrote less than that meanwhile.
     #[test]
     fn who_falls_behind_the_log_does_not_rest() {
         let commits = Arc::new(Commits::default());
