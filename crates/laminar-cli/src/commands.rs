@@ -157,7 +157,7 @@ fn run_distributed<V: StateView>(
     } else if !args.quiet {
         print(&distributed::text(&outcome, &cluster))?;
     }
-    outcome.stopped_by.map_or(Ok(()), Err)
+    outcome.stopped_by.or(outcome.not_backed_up).map_or(Ok(()), Err)
 }
 
 /// Refuses to write over the job's own files, before anything is done.

@@ -9,6 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+#[cfg(feature = "object-store")]
+use std::time::Duration;
 use std::time::Instant;
 
 use indicatif::HumanCount;
@@ -54,6 +56,8 @@ pub struct Outcome {
     pub finished: bool,
     pub first_bad: Option<String>,
     pub stopped_by: Option<CliError>,
+    /// Everything is done and durable here, and the last backup is not made.
+    pub not_backed_up: Option<CliError>,
 }
 
 /// Which processes there are, and which this one is.
@@ -115,7 +119,14 @@ pub fn run(
         store.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     }
     let other_size = if rescale { OtherSize::Rescale } else { OtherSize::Refuse };
+    #[cfg(feature = "object-store")]
+    let every = Duration::from_millis(store.checkpoint_interval_ms);
     let config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
+    #[cfg(feature = "object-store")]
+    let config = match &settings.backups {
+        Some(backups) => backups.on_workers(config, &settings.state, every),
+        None => config,
+    };
     let leader = Mutex::new(claim.map(|claim| Leader { claim, settings: settings.clone(), stop }));
     let outcome = Arc::new(Mutex::new(None));
     let says = Arc::clone(&outcome);
@@ -130,8 +141,13 @@ pub fn run(
         }
         Ok(())
     });
-    done.map_err(|error| CliError::failure(error.to_string()))?;
-    let outcome = lock(&outcome).take();
+    let mut outcome = lock(&outcome).take();
+    match (done.map_err(|error| (CliError::failure(error.to_string()), error)), &mut outcome) {
+        (Ok(()), _) => {}
+        #[cfg(feature = "object-store")]
+        (Err((told, Error::Backup(_))), Some(outcome)) => outcome.not_backed_up = Some(told),
+        (Err((told, _)), _) => return Err(told),
+    }
     Ok(outcome)
 }
 
@@ -318,6 +334,7 @@ pub fn json(outcome: &Outcome, cluster: &Cluster) -> Value {
         "event": "summary",
         "finished": outcome.finished,
         "error": outcome.stopped_by.as_ref().map(ToString::to_string),
+        "not_backed_up": outcome.not_backed_up.as_ref().map(ToString::to_string),
         "processes": cluster.processes(),
         "workers": cluster.workers,
         "total": {

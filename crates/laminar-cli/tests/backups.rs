@@ -114,7 +114,6 @@ fn a_job_that_could_not_be_backed_up_is_done_and_says_so() {
         "{said}"
     );
     assert!(desk.ok(&["verify", "--state", "other"]).contains("20"));
-    assert!(desk.fails(2, &[&job[..], &["--workers", "2"]].concat()).contains("--workers"));
 }
 
 #[test]

@@ -1,69 +1,12 @@
 //! `laminar run --workers` on one process and on several, killed and not: the results are those of a run without it, byte for byte.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::fs;
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-fn laminar(dir: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_laminar"));
-    command.current_dir(dir).args(line.split_whitespace()).stdin(Stdio::null());
-    command
-}
-
-fn succeeds(dir: &Path, line: &str) -> String {
-    let output = laminar(dir, line).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "laminar {line}: {told}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A directory with events, and the results of a run on one process without `--workers`.
-fn prepared(events: u32) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    succeeds(dir.path(), &format!("generate events.ndjson --events {events} --keys 1000"));
-    succeeds(dir.path(), &format!("{JOB} --cores 2 --state alone --quiet"));
-    succeeds(dir.path(), "export --state alone --output alone.ndjson");
-    dir
-}
-
-const JOB: &str = "run events.ndjson --key user.id --agg count,sum:amount,last:amount";
-
-/// Starts all processes of the job.
-fn start(dir: &Path, processes: usize, workers: usize, more: &str) -> Vec<Child> {
-    let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let hosts: String = listeners.iter().map(|l| format!("{}\n", l.local_addr().unwrap())).collect();
-    fs::write(dir.join("hosts"), hosts).unwrap();
-    drop(listeners);
-    let start = |process| {
-        let job = format!(
-            "{JOB} --state together --workers {workers} --processes {processes} --process {process} --hosts hosts --json {more}"
-        );
-        laminar(dir, &job).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
-    (0..processes).map(start).collect()
-}
-
-/// Runs the job to its end; a port that somebody else took in between is no reason to fail.
-fn run_to_end(dir: &Path, processes: usize, workers: usize, more: &str) {
-    for _ in 0..5 {
-        let ended: Vec<_> =
-            start(dir, processes, workers, more).iter_mut().map(|child| child.wait().unwrap()).collect();
-        if ended.iter().all(std::process::ExitStatus::success) {
-            return;
-        }
-    }
-    panic!("the job did not end well five times");
-}
-
-fn same_as_alone(dir: &Path) {
-    succeeds(dir, "export --state together --output together.ndjson");
-    let [alone, together] =
-        ["alone", "together"].map(|name| fs::read(dir.join(format!("{name}.ndjson"))).unwrap());
-    assert!(!alone.is_empty() && alone == together, "{} bytes, {} bytes", alone.len(), together.len());
-}
+use support::jobs::{JOB, laminar, prepared, run_to_end, same_as_alone, start, succeeds};
 
 #[test]
 fn two_workers_of_one_process_give_the_same_bytes_and_output_writes_them() {

@@ -95,6 +95,7 @@ scenarios! {
     store_ranges_recover_resharded "store-ranges-recover-resharded"
     store_spilling "store-spilling"
     store_part "store-part"
+    store_part_reserved "store-part-reserved"
     store_part_rolls "store-part-rolls"
     store_part_recover_resharded "store-part-recover-resharded"
     store_part_never_agreed "store-part-never-agreed"

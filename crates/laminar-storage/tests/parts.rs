@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use laminar_storage::vfs::sim::{ImageId, ImagePolicy, SimDisk};
@@ -45,6 +46,59 @@ fn epoch(opened: &mut Opened, value: u64) -> Epoch {
     }
     opened.store.wait_durable(sealed).unwrap();
     sealed
+}
+
+/// What all parts are to have in their checkpoint of an epoch is exactly that epoch, whatever became durable with it and whoever asked for
+/// a checkpoint meanwhile.
+#[test]
+fn a_checkpoint_of_a_reserved_epoch_holds_that_epoch_and_nothing_else() {
+    let disk = SimDisk::new(9);
+    let mut opened = open(&disk, Ok).unwrap();
+    let first = epoch(&mut opened, 10);
+    opened.store.settle(first).unwrap();
+    let reserved = opened.cores[0].epoch();
+    opened.store.reserve_checkpoint(reserved).unwrap();
+    let refused = |error: StoreError, sign: &str| {
+        assert!(matches!(error, StoreError::InvalidInput(_)) && error.to_string().contains(sign), "{error}");
+    };
+    refused(opened.store.reserve_checkpoint(reserved.next()).unwrap_err(), "is, and is not made yet");
+    refused(opened.store.checkpoint_at(reserved).unwrap_err(), "not durable");
+    // Both become durable together.
+    for value in [20, 30] {
+        for core in &mut opened.cores {
+            core.put(b"key", &[value]).unwrap();
+            core.set_source_offset("source", u64::from(value));
+            core.seal_epoch().unwrap();
+        }
+    }
+    let last = reserved.next();
+    opened.store.wait_durable(last).unwrap();
+    refused(opened.store.checkpoint_at(reserved).unwrap_err(), "not settled");
+    opened.store.settle(last).unwrap();
+    assert_eq!(opened.store.checkpoint().unwrap().epoch, first, "none goes beyond it before");
+    assert_eq!(opened.store.checkpoint_at(reserved).unwrap().epoch, reserved);
+    assert_eq!(opened.store.checkpoint_at(reserved).unwrap().changes, 0, "it is there");
+    drop(opened);
+    let newest = open(&disk.snapshot().restart(), Ok).unwrap();
+    assert_eq!((newest.report.recovery_point, newest.cores[0].get(b"key")), (last, Some(&[30][..])));
+
+    // Another one, kept, to begin a store with.
+    let disk = SimDisk::new(9);
+    let mut opened = open(&disk, Ok).unwrap();
+    let reserved = epoch(&mut opened, 10);
+    opened.store.settle(reserved).unwrap();
+    let expected = contents(&opened);
+    let last = epoch(&mut opened, 20);
+    opened.store.settle(last).unwrap();
+    opened.store.checkpoint_at(reserved).unwrap();
+    let newest = Path::new(DIR).join("checkpoints/checkpoint_0000000000000001");
+    let builder = Store::builder("/fork").cores(2).settings(settings()).vfs(Arc::new(disk.clone()));
+    let fork = builder.from_savepoint(newest).open_as_part(Ok).unwrap();
+    assert_eq!((fork.report.recovery_point, contents(&fork)), (reserved, expected));
+    assert_eq!(fork.report.source_offsets["source"], 10);
+    assert_eq!(opened.store.checkpoint().unwrap().epoch, last);
+    refused(opened.store.checkpoint_at(reserved).unwrap_err(), "holds epoch");
+    refused(opened.store.reserve_checkpoint(reserved).unwrap_err(), "may hold");
 }
 
 type State = BTreeMap<Vec<u8>, Vec<u8>>;

@@ -103,6 +103,8 @@ pub struct Config {
     pub(crate) other_size: OtherSize,
     pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) mistakes: Mistakes,
+    #[cfg(feature = "object-store")]
+    pub(crate) backups: Option<crate::backups::JobBackups>,
 }
 
 impl Config {
@@ -121,6 +123,8 @@ impl Config {
             other_size: OtherSize::default(),
             vfs: Arc::new(OsVfs::new()),
             mistakes: Mistakes::default(),
+            #[cfg(feature = "object-store")]
+            backups: None,
         }
     }
 
@@ -175,12 +179,54 @@ impl Config {
         self
     }
 
+    /// Has the job backed up while it runs, and at its end: every process copies its part, and all parts of a backup are of the
+    /// same epoch. The next one begins `every` after the last began, at the earliest, and when that is complete on all
+    /// processes; the last holds everything the job did. The same in all processes.
+    ///
+    /// A backup that fails is tried again, and holds up nothing but the next one. Only the last is waited for:
+    /// [`crate::run`] returns an error when it is not made.
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_to(
+        mut self,
+        place: &laminar_storage::backup::BackupTarget,
+        options: &laminar_storage::backup::BackupOptions,
+        every: Duration,
+    ) -> Self {
+        self.backups = Some(crate::backups::JobBackups::new(place, options, every));
+        self
+    }
+
+    /// Small files of the program's own that go with the backups of this process, name and content of each, asked for with
+    /// each backup after its checkpoint was made. [`crate::restore_job`] puts them into the job's directory. After
+    /// [`Self::backup_to`].
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_files(
+        mut self,
+        own_files: impl Fn() -> std::io::Result<Vec<(String, Vec<u8>)>> + Send + Sync + 'static,
+    ) -> Self {
+        if let Some(backups) = &mut self.backups {
+            backups.own_files = Arc::new(own_files);
+        }
+        self
+    }
+
     /// Deliberate mistakes, for tests of tests.
     #[doc(hidden)]
     #[must_use]
     pub fn mistakes(mut self, mistakes: Mistakes) -> Self {
         self.mistakes = mistakes;
         self
+    }
+
+    /// Where the job is backed up, if it is.
+    pub(crate) fn backs_up(&self) -> Option<String> {
+        #[cfg(feature = "object-store")]
+        let place = self.backups.as_ref().map(ToString::to_string);
+        #[cfg(not(feature = "object-store"))]
+        let place = None;
+        place
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
@@ -199,6 +245,10 @@ impl Config {
             );
         }
         self.settings.validate()?;
+        #[cfg(feature = "object-store")]
+        if let Some(backups) = &self.backups {
+            backups.options.validate()?;
+        }
         Ok(())
     }
 }

@@ -34,6 +34,10 @@ pub enum Error {
     /// A worker's store failed.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// A backup failed, or what is in an object store is not a backup of a job.
+    #[cfg(feature = "object-store")]
+    #[error("{0}")]
+    Backup(#[from] laminar_storage::backup::BackupError),
 }
 
 impl Error {
@@ -50,6 +54,8 @@ impl Error {
             | Self::Decode(d)
             | Self::Program(d) => d,
             Self::Store(error) => error.detail(),
+            #[cfg(feature = "object-store")]
+            Self::Backup(error) => error.detail(),
         }
     }
 

@@ -110,8 +110,9 @@ impl<D> FileSink<D> {
                 return Err(foreign(&rows_path, "the file does not say whose it is"));
             }
             let failed = |e| Error::io("could not create the sink's file", &commits_path, e);
-            replace_file_durably(vfs.as_ref(), &dir, &file_name(part, "commits"), &header(owner))
-                .map_err(failed)?;
+            // That nothing is committed is a commit too, so that a sink can be cut back to it.
+            let begin = [header(owner).as_slice(), &encode_record(owner, Epoch::ZERO, 0)].concat();
+            replace_file_durably(vfs.as_ref(), &dir, &file_name(part, "commits"), &begin).map_err(failed)?;
         }
         let (epoch, len, commits_len) = last_commit(vfs.as_ref(), &commits_path, owner)?;
         let rows = open_rows(vfs.as_ref(), &dir, &rows_path, len)?;
@@ -146,10 +147,13 @@ impl<D> FileSink<D> {
     fn record(&mut self, epoch: Epoch) -> io::Result<()> {
         let record = encode_record(self.owner, epoch, self.len);
         if self.commits_len > COMPACT {
-            // All or nothing: the old file stays until the new one is durable.
-            let bytes = [header(self.owner).as_slice(), &record].concat();
-            replace_file_durably(self.vfs.as_ref(), &self.dir, &file_name(self.part, "commits"), &bytes)?;
+            // All or nothing: the old file stays until the new one is durable. The newer half stays, to be cut back to.
             let [_, path] = paths(&self.dir, self.part);
+            let old = read_small_file(self.vfs.as_ref(), &path, 4 * COMPACT)?;
+            let newer = old.len().saturating_sub(HEADER) / RECORD / 2 * RECORD;
+            let kept = old.get(old.len().saturating_sub(newer)..).unwrap_or_default();
+            let bytes = [header(self.owner).as_slice(), kept, &record].concat();
+            replace_file_durably(self.vfs.as_ref(), &self.dir, &file_name(self.part, "commits"), &bytes)?;
             self.commits = self.vfs.open(&path, Access::ReadWrite)?;
             self.commits_len = bytes.len() as u64;
             return Ok(());
@@ -178,6 +182,29 @@ impl<D> EpochSink<D> for FileSink<D> {
         self.record(*last)?;
         self.epoch = *last;
         Ok(())
+    }
+
+    fn cut_back(&mut self, epoch: Epoch) -> io::Result<()> {
+        let [_, path] = paths(&self.dir, self.part);
+        let bytes = read_small_file(self.vfs.as_ref(), &path, 4 * COMPACT)?;
+        let (mut last, mut end) = (None, HEADER);
+        for record in bytes.get(HEADER..).unwrap_or_default().chunks(RECORD) {
+            let Some(found) = decode_record(self.owner, record).filter(|(found, _)| *found <= epoch) else {
+                break;
+            };
+            (last, end) = (Some(found), end + RECORD);
+        }
+        let Some((found, len)) = last else {
+            let what =
+                format!("what was committed up to epoch {epoch} is not noted in {} any more", path.display());
+            return Err(io::Error::other(what));
+        };
+        // First what counts, then the rows: were this interrupted, opening would cut them off.
+        self.commits.set_len(end as u64)?;
+        self.commits.sync_data()?;
+        (self.epoch, self.len, self.commits_len) = (found, len, end as u64);
+        self.rows.set_len(len)?;
+        self.rows.sync_data()
     }
 }
 
@@ -212,6 +239,14 @@ fn encode_record(owner: u64, epoch: Epoch, len: u64) -> Vec<u8> {
     bytes
 }
 
+/// What [`encode_record`] made, if it is whole.
+fn decode_record(owner: u64, record: &[u8]) -> Option<(Epoch, u64)> {
+    let number =
+        |at: usize| record.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    let (epoch, len) = (Epoch(number(0)?), number(8)?);
+    (encode_record(owner, epoch, len) == record).then_some((epoch, len))
+}
+
 /// The last commit: its epoch, how many bytes of rows there are, and of records.
 fn last_commit(vfs: &dyn Vfs, path: &Path, owner: u64) -> Result<(Epoch, u64, u64), Error> {
     let bytes = read_small_file(vfs, path, 4 * COMPACT)
@@ -226,15 +261,9 @@ fn last_commit(vfs: &dyn Vfs, path: &Path, owner: u64) -> Result<(Epoch, u64, u6
     }
     let (mut last, mut len) = ((Epoch::ZERO, 0), HEADER as u64);
     for record in records.chunks(RECORD) {
-        let number = |at: usize| {
-            record.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
-        };
-        let (Some(epoch), Some(rows)) = (number(0), number(8)) else { break };
         // What is behind the first one that is not whole was never confirmed.
-        if encode_record(owner, Epoch(epoch), rows) != record {
-            break;
-        }
-        last = (Epoch(epoch), rows);
+        let Some(found) = decode_record(owner, record) else { break };
+        last = found;
         len += RECORD as u64;
     }
     Ok((last.0, last.1, len))

@@ -13,11 +13,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use laminar_storage::Epoch;
 use laminar_storage::error::Detail;
 use laminar_storage::vfs::{FileKind, Vfs, create_dir_durably, read_small_file, replace_file_durably};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::sink::SinkPart;
 
 const PART_FILE: &str = "PART.json";
 const FORMAT: u32 = 1;
@@ -62,11 +64,51 @@ pub(crate) struct Part {
     pub(crate) part: u32,
     pub(crate) size: Size,
     pub(crate) stage: Stage,
+    /// Where the state came from, if from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restored: Option<Restored>,
+}
+
+/// A state that was restored from a backup: sinks may have more than it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    /// The epoch of the backup.
+    pub(crate) epoch: Epoch,
+    /// Whose sinks may have more.
+    pub(crate) generation: Generation,
+    pub(crate) size: Size,
+    /// The job's state is still that of the backup as long as this is its recovery point: `epoch`, or the one that the state was
+    /// distributed anew with.
+    pub(crate) at: Epoch,
+}
+
+impl Restored {
+    /// The parts of a sink that the job had then.
+    pub(crate) fn sinks(self) -> impl Iterator<Item = SinkPart> {
+        let workers = self.size.processes.saturating_mul(self.size.workers);
+        (0..workers).map(move |worker| SinkPart { generation: self.generation.0, worker })
+    }
 }
 
 impl Part {
     pub(crate) fn new(job: &str, generation: Generation, part: u32, size: Size, stage: Stage) -> Self {
-        Self { format: FORMAT, job: job.to_owned(), generation, part, size, stage }
+        Self { format: FORMAT, job: job.to_owned(), generation, part, size, stage, restored: None }
+    }
+
+    /// As it stands in its file.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        // Numbers and text: it cannot fail, and an empty file would be refused.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// What stands in such a file.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let part: Self = serde_json::from_slice(bytes)
+            .map_err(|e| format!("what the part says about itself makes no sense: {e}"))?;
+        if part.format != FORMAT {
+            return Err("the part is of a later version".to_owned());
+        }
+        Ok(part)
     }
 }
 
@@ -123,8 +165,7 @@ impl Layout {
         let dir = self.part_dir(part.generation, part.part);
         let failed = |e| Error::io("could not write what the part is", &dir, e);
         create_dir_durably(self.vfs.as_ref(), &dir).map_err(failed)?;
-        let bytes = serde_json::to_vec_pretty(part).map_err(|e| failed(e.into()))?;
-        replace_file_durably(self.vfs.as_ref(), &dir, PART_FILE, &bytes).map_err(failed)
+        replace_file_durably(self.vfs.as_ref(), &dir, PART_FILE, &part.encode()).map_err(failed)
     }
 
     /// All parts that are in this directory.
@@ -155,10 +196,9 @@ impl Layout {
             let remedy = "Restore the file, or use the version that wrote it; nothing was changed.";
             Error::disagreement(Detail::new(what).at_path(&path).remedy(remedy))
         };
-        let part: Part = serde_json::from_slice(&bytes)
-            .map_err(|e| senseless(format!("what the part says about itself makes no sense: {e}")))?;
-        if part.format != FORMAT || part.generation != generation || part.part != number {
-            return Err(senseless("the part is of another place or a later version".to_owned()));
+        let part = Part::decode(&bytes).map_err(senseless)?;
+        if part.generation != generation || part.part != number {
+            return Err(senseless("the part is of another place".to_owned()));
         }
         Ok(Some(part))
     }
@@ -188,7 +228,8 @@ impl Layout {
         Ok(())
     }
 
-    fn remove_all(&self, dir: &Path) -> io::Result<()> {
+    /// Removes a directory and what is in it; it may be gone already.
+    pub(crate) fn remove_all(&self, dir: &Path) -> io::Result<()> {
         if self.vfs.kind(dir)?.is_none() {
             return Ok(());
         }

@@ -64,6 +64,8 @@
 //! `docs/DISTRIBUTED.md` says what is guaranteed when what fails, and what is not.
 #![deny(missing_docs)]
 
+#[cfg(feature = "object-store")]
+mod backups;
 mod codec;
 mod config;
 mod connect;
@@ -75,6 +77,8 @@ mod layout;
 mod ledger;
 mod reader;
 mod recover;
+#[cfg(feature = "object-store")]
+mod restore;
 mod sink;
 
 pub use codec::Codec;
@@ -86,5 +90,7 @@ pub use fail::EXIT_FAILED;
 pub use file_sink::FileSink;
 pub use flow::{EpochInput, Flow, Job, Key, KeyedState, Windowed, owner_of, run};
 pub use reader::JobReader;
+#[cfg(feature = "object-store")]
+pub use restore::{JobBackup, RestoredJob, list_job_backups, restore_job};
 pub use sink::{EpochSink, SinkPart};
 pub use timely;

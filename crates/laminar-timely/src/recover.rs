@@ -17,6 +17,8 @@ pub(crate) struct Has {
     pub(crate) job: String,
     pub(crate) size: Size,
     pub(crate) parts: Vec<Part>,
+    /// Where it backs the job up, if it does.
+    pub(crate) backups: Option<String>,
 }
 
 /// What is to be done.
@@ -42,6 +44,17 @@ pub(crate) fn decide(all: &[Has], other_size: OtherSize) -> Result<Decision, Err
         if (&has.job, has.size) != (&first.job, first.size) {
             let what =
                 format!("process {} runs another job or size than process {}", has.process, first.process);
+            return Err(senseless(what));
+        }
+        if has.backups != first.backups {
+            let place = |has: &Has| has.backups.clone().unwrap_or_else(|| "nowhere".to_owned());
+            let what = format!(
+                "process {} backs the job up to {}, and process {} to {}",
+                has.process,
+                place(has),
+                first.process,
+                place(first)
+            );
             return Err(senseless(what));
         }
         if let Some(foreign) = has.parts.iter().find(|part| part.job != first.job) {
@@ -216,7 +229,7 @@ mod tests {
     }
 
     fn all(parts: [Vec<Part>; 2]) -> Vec<Has> {
-        let has = |(process, parts)| Has { process, job: "job".into(), size: SIZE, parts };
+        let has = |(process, parts)| Has { process, job: "job".into(), size: SIZE, parts, backups: None };
         (0..).zip(parts).map(has).collect()
     }
 
@@ -301,5 +314,12 @@ mod tests {
         let mut size = all([vec![], vec![]]);
         size[1].size.workers = 2;
         assert!(decide(&size, OtherSize::Refuse).is_err());
+        let mut places = all([vec![], vec![]]);
+        places[1].backups = Some("s3://bucket/job".into());
+        let error = decide(&places, OtherSize::Refuse).unwrap_err().to_string();
+        assert!(
+            error.contains("process 1 backs the job up to s3://bucket/job") && error.contains("nowhere"),
+            "{error}"
+        );
     }
 }

@@ -39,4 +39,15 @@ pub trait EpochSink<D>: Send {
     /// # Errors
     /// What the target says. The process ends then, and after the restart the job asks again what is committed.
     fn commit(&mut self, epochs: &[(Epoch, Vec<D>)]) -> io::Result<()>;
+
+    /// Takes back, durably, what was committed after `epoch`, and what was committed in one call with it. Asked only when the job
+    /// was restored from a backup of that epoch and the sink has more: the job computes it anew, and would give it a second
+    /// time.
+    ///
+    /// # Errors
+    /// That it cannot, which is what happens when it is not implemented: the job does not start then.
+    fn cut_back(&mut self, epoch: Epoch) -> io::Result<()> {
+        let what = format!("this sink cannot take back what came after epoch {epoch}");
+        Err(io::Error::new(io::ErrorKind::Unsupported, what))
+    }
 }

@@ -19,7 +19,8 @@ Examples:
   laminar restore s3://bucket/totals ./totals
   laminar run events.ndjson --key user.id --agg count,sum:amount --state ./totals
 
-The job goes on where it was when the backup was made. Interrupted, the same command goes on with what is there already.";
+The job goes on where it was when the backup was made; one that ran with --workers, with --rescale also on another number of
+processes and workers. Interrupted, the same command goes on with what is there already.";
 
 const BACKUPS_HELP: &str = "\
 Examples:
@@ -46,7 +47,7 @@ pub struct TransferArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunBackupArgs {
     /// Copy every checkpoint there, what is not there yet, and the last one before the end; as `laminar backup` does
-    #[arg(long, value_name = "URL", conflicts_with = "workers")]
+    #[arg(long, value_name = "URL")]
     pub backup: Option<String>,
     /// Backups kept there; older ones are removed
     #[arg(long, value_name = "N", default_value_t = 3, requires = "backup")]
@@ -84,9 +85,9 @@ pub struct RestoreArgs {
     pub url: String,
     /// Directory of the new state; must not exist
     pub dir: PathBuf,
-    /// Which backup, by its number in `laminar backups` [default: the newest]
+    /// Which backup, by its number or id in `laminar backups` [default: the newest]
     #[arg(long, value_name = "NUMBER")]
-    pub backup: Option<u64>,
+    pub backup: Option<String>,
     /// Cores to distribute the keys to [default: as many as it had]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), conflicts_with = "savepoint")]
     pub cores: Option<u16>,

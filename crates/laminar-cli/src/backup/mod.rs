@@ -1,6 +1,7 @@
 //! `backup`, `restore` and `backups`: a state elsewhere, and back; with the feature `object-store`.
 
 pub mod args;
+mod jobs;
 pub mod running;
 
 use std::ffi::OsString;
@@ -87,7 +88,17 @@ pub fn restore(args: &RestoreArgs, out: &mut dyn Write) -> Result<()> {
     check_is_new(&args.dir)?;
     let target = BackupTarget::parse(&args.url)?;
     let options = options(&args.transfer);
-    let id = args.backup.map(Into::into);
+    if jobs::are_of_job(&target, &options)? {
+        return jobs::restore(args, &target, &options, out);
+    }
+    let number = args.backup.as_deref().map(|number| {
+        number.parse::<u64>().map_err(|_| {
+            CliError::usage(format!("{number:?} is no number of a backup"))
+                .remedy("`laminar backups URL` lists those that are there.")
+        })
+    });
+    let number = number.transpose()?;
+    let id = number.map(Into::into);
     if args.savepoint {
         let receipt = fetch(&target, id, &args.dir, &options, bar(&args.transfer))?;
         let told = json!({
@@ -108,7 +119,7 @@ pub fn restore(args: &RestoreArgs, out: &mut dyn Write) -> Result<()> {
     }
     let fetched = beside(&args.dir)?;
     if is_savepoint(&fetched) {
-        check_same(&fetched, &target, args.backup, &options)?;
+        check_same(&fetched, &target, number, &options)?;
     } else {
         fetch(&target, id, &fetched, &options, bar(&args.transfer))?;
     }
@@ -161,6 +172,9 @@ fn check_same(fetched: &Path, target: &BackupTarget, id: Option<u64>, options: &
 pub fn backups(args: &BackupsArgs, out: &mut dyn Write) -> Result<()> {
     let target = BackupTarget::parse(&args.url)?;
     let options = options(&args.transfer);
+    if jobs::are_of_job(&target, &options)? {
+        return jobs::backups(args, &target, &options, out);
+    }
     let listed = list_backups(&target, &options)?;
     let mut damaged = 0;
     let mut told = Vec::new();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use laminar_storage::backup::{BackupOptions, BackupTarget};
 use laminar_storage::{Store, StoreBuilder};
+use laminar_timely::Config;
 use serde_json::{Value, json};
 
 use super::args::RunBackupArgs;
@@ -43,6 +44,12 @@ impl Running {
     pub fn on(&self, builder: StoreBuilder, state: &Path) -> StoreBuilder {
         let path = Job::path(state);
         builder.backup_to_with(&self.target, &self.options, move || own_files(&path))
+    }
+
+    /// Has a job on workers backed up as often as checkpoints are made, its `job.json` with the part of the process that has it.
+    pub fn on_workers(&self, config: Config, state: &Path, every: Duration) -> Config {
+        let path = Job::path(state);
+        config.backup_to(&self.target, &self.options, every).backup_files(move || own_files(&path))
     }
 
     /// Waits until the newest checkpoint is backed up, or until that has failed too often.

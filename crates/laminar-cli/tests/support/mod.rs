@@ -8,6 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+pub mod jobs;
+
 /// A directory to work in, and the command run in it.
 pub struct Desk {
     dir: tempfile::TempDir,

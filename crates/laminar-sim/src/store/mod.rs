@@ -7,7 +7,9 @@
 use laminar_storage::ids::{CoreId, Epoch};
 use laminar_storage::incremental::ManagerOptions;
 use laminar_storage::vfs::sim::{Duration, Fault, SimDisk};
-use laminar_storage::{Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError};
+use laminar_storage::{
+    CheckpointReceipt, Compression, CoreStore, Health, Opened, Router, Settings, Store, StoreError,
+};
 
 use crate::driver::Scenario;
 use crate::log::Log;
@@ -61,6 +63,10 @@ pub enum Do {
     Idle,
     /// Makes a checkpoint.
     Checkpoint,
+    /// Reserves the end of the epoch that all cores are in for a checkpoint.
+    Reserve,
+    /// Makes that checkpoint, of exactly that epoch.
+    CheckpointReserved,
     /// Makes the savepoint of this number.
     Savepoint(u8),
     /// Begins a store of so many cores with the savepoint of this number, changes it and closes it.
@@ -175,6 +181,8 @@ pub struct Live<'a> {
     round: u64,
     /// The first failed checkpoint; everything else goes on without it.
     failed: Option<String>,
+    /// What no checkpoint may go beyond.
+    reserved: Option<Epoch>,
     /// What `Break` planned, and since when.
     broken: Option<(u64, Fault)>,
 }
@@ -192,6 +200,7 @@ impl<'a> Live<'a> {
             seed: disk.seed(),
             round: 0,
             failed: None,
+            reserved: None,
             broken: None,
         }
     }
@@ -239,7 +248,7 @@ impl<'a> Live<'a> {
         }
         self.log.note(self.disk, |model| model.adopt(found.epoch, next, layout));
         self.round += found.epoch.get() * 1000;
-        (self.store, self.cores) = (Some(store), cores);
+        (self.store, self.cores, self.reserved) = (Some(store), cores, None);
         Ok(())
     }
 
@@ -284,7 +293,18 @@ impl<'a> Live<'a> {
             Do::Ack => self.ack(),
             Do::Wait => text(self.store()?.wait_durable(self.log.model().sealed_by_all())),
             Do::Idle => text(self.store()?.wait_durable(self.log.model().acked())),
-            Do::Checkpoint => self.checkpoint(),
+            Do::Checkpoint => self.checkpoint(Store::checkpoint),
+            Do::Reserve => {
+                let epoch = self.cores.iter().map(CoreStore::epoch).max().unwrap_or_default();
+                self.reserved = Some(epoch);
+                text(self.store()?.reserve_checkpoint(epoch))
+            }
+            Do::CheckpointReserved => {
+                let epoch = self.reserved.ok_or("nothing is reserved")?;
+                self.checkpoint(|store| store.checkpoint_at(epoch))?;
+                self.reserved = None;
+                Ok(())
+            }
             Do::Savepoint(n) => self.savepoint(n),
             Do::Fork(n, cores) => self.fork(n, cores),
             Do::Close => self.close(),
@@ -439,13 +459,19 @@ impl<'a> Live<'a> {
         }
     }
 
-    fn checkpoint(&mut self) -> Result<(), String> {
+    fn checkpoint(
+        &mut self,
+        make: impl FnOnce(&Store) -> Result<CheckpointReceipt, StoreError>,
+    ) -> Result<(), String> {
         let store = self.store()?;
-        match store.checkpoint() {
+        match make(store) {
             Ok(receipt) => {
                 let acked = self.log.model().acked();
-                if receipt.epoch < acked {
+                if self.reserved.is_none() && receipt.epoch < acked {
                     return Err(format!("LOST: a checkpoint of {}", receipt.epoch));
+                }
+                if self.reserved.is_some_and(|reserved| receipt.epoch > reserved) {
+                    return Err(format!("WRONG: a checkpoint of {}, beyond the reserved one", receipt.epoch));
                 }
                 if self.scenario.part && receipt.epoch > acked {
                     return Err(format!("WRONG: a checkpoint of {}, which is not settled", receipt.epoch));

@@ -135,8 +135,24 @@ fn parts() -> Vec<StoreScenario> {
     let rolls = (0..9).flat_map(|n| [Do::Put(n, n + 4, 300), Do::SealAll, Do::Wait]);
     let rolls =
         [epoch(0, 300), vec![Do::Checkpoint], rolls.collect(), vec![Do::Checkpoint, Do::Ack, Do::Checkpoint]];
+    // One checkpoint is of an epoch in the middle of what became durable together, and one that is asked for before may hold less only.
+    let reserved = [
+        epoch(0, 30),
+        vec![
+            Do::Reserve,
+            Do::Put(0, 5, 40),
+            Do::SealAll,
+            Do::Put(1, 4, 50),
+            Do::Delete(0),
+            Do::SealAll,
+            Do::Ack,
+        ],
+        vec![Do::Checkpoint, Do::Put(2, 6, 30), Do::SealAll, Do::Ack, Do::CheckpointReserved],
+        vec![Do::Put(0, 3, 300), Do::SealAll, Do::Ack, Do::Checkpoint, Do::Wait],
+    ];
     vec![
         part("store-part", 2, behind.clone()),
+        part("store-part-reserved", 2, reserved.concat()),
         part("store-part-rolls", 1, rolls.concat()),
         StoreScenario { recover_cores: Some(3), ..part("store-part-recover-resharded", 2, behind.clone()) },
         StoreScenario {

@@ -14,6 +14,7 @@ use super::record::{BackupOwner, Object, Record};
 use super::remote::Remote;
 use super::target::BackupTarget;
 use super::upload::hash_text;
+use super::whole::WholeId;
 use crate::error::Detail;
 use crate::format::checksum::crc32c;
 use crate::ids::{BackupId, CheckpointId, Epoch};
@@ -75,9 +76,17 @@ impl<'a> Meter<'a> {
 /// # Errors
 /// `Unreachable`, `Refused`; `Corruption` when the newest record, or that of a backup, is damaged.
 pub fn list_backups(target: &BackupTarget, options: &BackupOptions) -> Result<Vec<BackupInfo>> {
+    Ok(list_records(target, options)?.into_iter().map(|(info, _)| info).collect())
+}
+
+/// All backups that count at a place, oldest first, each with the backup of a whole that it is a part of, if any.
+pub(super) fn list_records(
+    target: &BackupTarget,
+    options: &BackupOptions,
+) -> Result<Vec<(BackupInfo, Option<WholeId>)>> {
     let remote = Remote::new(target, options)?;
     let records = remote.run(read_all(&remote))?;
-    records.iter().map(describe).collect()
+    records.iter().map(|record| Ok((describe(record)?, WholeId::of_record(record)))).collect()
 }
 
 /// Reads every byte of a backup and compares it with its checksums; none: of the newest one.

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use super::error::{BackupError, Result};
 use super::names::{LOG, parse_record_name, record_name};
-use super::record::{BackupOwner, Contents, Nonce, Record, WriterId};
+use super::record::{BackupOwner, Contents, Keep, Nonce, Record, WriterId};
 use super::remote::{Put, Remote};
 use crate::error::Detail;
 use crate::format::manifest::MAX_MANIFEST_LEN;
@@ -135,7 +135,7 @@ impl Session {
     }
 
     /// Makes a backup count. When this fails with anything but `Fenced`, it may count or not; the next call finds out.
-    pub(super) async fn publish(&mut self, remote: &Remote, contents: Contents, keep: usize) -> Result<()> {
+    pub(super) async fn publish(&mut self, remote: &Remote, contents: Contents, keep: Keep) -> Result<()> {
         loop {
             // Were everything removed and begun anew by somebody else, this record would stand above theirs.
             self.confirm(remote).await?;

@@ -40,6 +40,7 @@ mod sweep;
 mod target;
 mod throttle;
 mod upload;
+mod whole;
 pub(crate) mod worker;
 mod writer;
 
@@ -49,6 +50,7 @@ pub use options::BackupOptions;
 pub use record::BackupOwner;
 pub use restore::{RestoreReceipt, restore, restore_with};
 pub use target::BackupTarget;
+pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeId, list_whole_backups};
 pub use worker::BackupStatus;
 pub use writer::{BackupReceipt, BackupWriter};
 

@@ -101,6 +101,15 @@ pub(super) struct Contents {
     pub(super) objects: Vec<Object>,
 }
 
+/// Which backups go on counting when there is a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// So many, the new one among them.
+    Newest(usize),
+    /// This one and all after it; 0 for all.
+    Since(BackupId),
+}
+
 /// One record of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,12 +131,15 @@ impl Record {
         Self { format_version: VERSION, id, term: id, writer, retained, backup: None }
     }
 
-    /// The record that makes a backup count, and all but the `keep` newest not count any more.
-    pub(super) fn backup(after: &Self, term: BackupId, contents: Contents, keep: usize) -> Self {
+    /// The record that makes a backup count, and those not any more that need not be kept.
+    pub(super) fn backup(after: &Self, term: BackupId, contents: Contents, keep: Keep) -> Self {
         let id = after.id.next();
         let mut retained = after.retained.clone();
         retained.push(id);
-        retained.drain(..retained.len().saturating_sub(keep.max(1)));
+        match keep {
+            Keep::Newest(count) => drop(retained.drain(..retained.len().saturating_sub(count.max(1)))),
+            Keep::Since(oldest) => retained.retain(|id| *id >= oldest),
+        }
         Self { format_version: VERSION, id, term, writer: after.writer, retained, backup: Some(contents) }
     }
 

@@ -191,6 +191,21 @@ impl Remote {
         .await
     }
 
+    /// Names of all folders right below the prefix; whole, or an error.
+    pub(super) async fn folders(&self) -> Result<Vec<String>> {
+        let read = async || {
+            let found = self.store.list_with_delimiter(Some(&self.prefix)).await?;
+            let names = found.common_prefixes.iter().filter_map(|folder| folder.filename());
+            Ok(names.map(ToOwned::to_owned).collect())
+        };
+        self.persistently("list", &self.url, read, |error| match error {
+            // A place that nothing was put into.
+            Error::NotFound { .. } => Some(Vec::new()),
+            _ => None,
+        })
+        .await
+    }
+
     /// Removes an object, which may be gone already.
     pub(super) async fn delete(&self, folder: &str, name: &str) -> Result<()> {
         let path = place(&self.prefix, folder, name);

@@ -132,6 +132,12 @@ impl BackupTarget {
         Self::from_store(store.map_err(|e| unusable(e.to_string()))?, prefix, text)
     }
 
+    /// The place `folder` below this one, under this URL.
+    pub(super) fn below(&self, folder: &str, url: String) -> Self {
+        let (store, runtime) = (Arc::clone(&self.store), Arc::clone(&self.runtime));
+        Self { store, prefix: self.prefix.clone().join(folder), url, runtime }
+    }
+
     pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
         &self.store
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::{BackupError, Result};
 use super::log::{Session, read_record};
 use super::options::BackupOptions;
-use super::record::{BackupOwner, Contents, Nonce, Object, ObjectId, Record};
+use super::record::{BackupOwner, Contents, Keep, Nonce, Object, ObjectId, Record};
 use super::remote::Remote;
 use super::stop::Stop;
 use super::sweep::sweep;
@@ -14,7 +14,7 @@ use super::target::BackupTarget;
 use super::upload::{Known, Source};
 use crate::ids::{BackupId, CheckpointId, Epoch};
 use crate::incremental::CheckpointReader;
-use crate::incremental::layout::{MANIFEST_NAME, parse_state_file_name};
+use crate::incremental::layout::can_be_own_file;
 use crate::vfs::{OsVfs, Vfs};
 
 /// What [`BackupWriter::back_up`] did.
@@ -120,6 +120,16 @@ impl BackupWriter {
         checkpoint: &CheckpointReader,
         own_files: &[(&str, &[u8])],
     ) -> Result<BackupReceipt> {
+        self.back_up_keeping(checkpoint, own_files, Keep::Newest(self.remote.options.keep))
+    }
+
+    /// As [`Self::back_up`], and says which backups stay.
+    pub(super) fn back_up_keeping(
+        &mut self,
+        checkpoint: &CheckpointReader,
+        own_files: &[(&str, &[u8])],
+        keep: Keep,
+    ) -> Result<BackupReceipt> {
         check_names(own_files)?;
         let started = Instant::now();
         let metadata = checkpoint.metadata();
@@ -138,7 +148,7 @@ impl BackupWriter {
             let newest = retained.last().and_then(Option::as_ref).and_then(|newest| newest.backup.as_ref());
             let is_new = newest != Some(&contents);
             if is_new {
-                session.publish(remote, contents.clone(), remote.options.keep).await?;
+                session.publish(remote, contents.clone(), keep).await?;
                 *unswept = true;
             }
             Ok::<_, BackupError>((sent, contents, is_new))
@@ -206,8 +216,7 @@ impl BackupWriter {
 
 fn check_names(own_files: &[(&str, &[u8])]) -> Result<()> {
     for (name, _) in own_files {
-        let plain = std::path::Path::new(name).file_name().is_some_and(|file_name| file_name == *name);
-        if !plain || *name == MANIFEST_NAME || parse_state_file_name(name).is_some() {
+        if !can_be_own_file(name) {
             let what = format!("{name:?} cannot be the name of a file beside those of a backup");
             let remedy = "Use a plain file name that is not one of the library's own.";
             return Err(BackupError::invalid(what, "own files", remedy));

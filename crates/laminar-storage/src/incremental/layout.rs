@@ -66,6 +66,14 @@ impl std::fmt::Display for EntryName {
     }
 }
 
+/// Whether a file of this name beside those of a checkpoint can be a program's own: it is a plain name, and not one that the
+/// library gives.
+#[must_use]
+pub fn can_be_own_file(name: &str) -> bool {
+    let plain = Path::new(name).file_name().is_some_and(|file_name| file_name == name);
+    plain && name != MANIFEST_NAME && parse_state_file_name(name).is_none()
+}
+
 /// Name of a state file: the checkpoint that wrote it, the core, and its number among those, which from
 /// 0x8000 on is that of a range of the base.
 #[must_use]

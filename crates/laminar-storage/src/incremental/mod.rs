@@ -65,6 +65,7 @@ pub use checkpoint_reader::{CheckpointReader, read_manifest};
 pub use config::CheckpointConfig;
 pub use diff::{Contents, DiffSummary, Difference, diff};
 pub use error::IncrementalCheckpointError;
+pub use layout::can_be_own_file;
 pub use manager::{IncrementalCheckpointManager, ManagerOptions, StateChange};
 pub use metadata::{CheckpointFile, CoreDigest, CoreOffsets, IncrementalCheckpointMetadata, WalCut, flatten};
 pub(crate) use recovery::recover_parts;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::checkpoint_reader::{CheckpointReader, read_manifest};
 use super::error::IncrementalCheckpointError;
-use super::layout::{EntryName, MANIFEST_NAME, parse_state_file_name};
+use super::layout::{EntryName, MANIFEST_NAME, can_be_own_file};
 use super::links::link_or_copy;
 use super::manager::{IncrementalCheckpointManager, Result};
 use super::metadata::IncrementalCheckpointMetadata;
@@ -379,8 +379,7 @@ impl Replica<'_> {
 
 fn check_names(own_files: &[(&str, &[u8])]) -> Result<()> {
     for (name, _) in own_files {
-        let plain = Path::new(name).file_name().is_some_and(|file_name| file_name == *name);
-        if !plain || *name == MANIFEST_NAME || parse_state_file_name(name).is_some() {
+        if !can_be_own_file(name) {
             let what = format!("{name:?} cannot be the name of a file beside those of a savepoint");
             return Err(IncrementalCheckpointError::invalid(
                 Detail::new(what).remedy("Use a plain file name that is not one of the library's own."),

@@ -9,7 +9,7 @@ use super::open::Layout;
 use super::shared::Shared;
 use crate::backup::BackupOwner;
 use crate::backup::worker::Backups;
-use crate::ids::CheckpointId;
+use crate::ids::{CheckpointId, Epoch};
 use crate::incremental::CheckpointReader;
 use crate::incremental::recovery::locate::Located;
 use crate::sync::thread::JoinHandle;
@@ -38,6 +38,17 @@ impl Shared {
     pub(crate) fn checkpoint_to_read(&self) -> Result<(CheckpointReader, BackupOwner), StoreError> {
         self.with_checkpointer(|checkpointer| {
             self.checkpoint_with(checkpointer)?;
+            checkpointer.open_newest()
+        })
+    }
+
+    /// As [`Self::checkpoint_to_read`], of exactly this epoch.
+    pub(crate) fn checkpoint_at_to_read(
+        &self,
+        epoch: Epoch,
+    ) -> Result<(CheckpointReader, BackupOwner), StoreError> {
+        self.with_checkpointer(|checkpointer| {
+            self.checkpoint_exactly(checkpointer, epoch)?;
             checkpointer.open_newest()
         })
     }

@@ -161,6 +161,44 @@ impl Store {
         self.shared.checkpoint()
     }
 
+    /// Keeps the end of `epoch`, one that is still to come, for a checkpoint: none holds more than that until
+    /// [`Self::checkpoint_at`] has made one of exactly this epoch. So the parts of a whole ([`StoreBuilder::open_as_part`]) can
+    /// all have a checkpoint of the same epoch, which together are a state of the whole. The log is not cut any further
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// `InvalidInput` when a checkpoint may hold more already, or another epoch is reserved.
+    pub fn reserve_checkpoint(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.shared.reserve_checkpoint(epoch)
+    }
+
+    /// As [`Self::checkpoint`], of exactly this epoch, whatever came after it; see [`Self::reserve_checkpoint`].
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path();
+    /// use laminar_storage::Store;
+    /// let opened = Store::builder(path).open()?;
+    /// let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    /// let epoch = core.epoch();
+    /// store.reserve_checkpoint(epoch)?;
+    /// core.put(b"key", b"then")?;
+    /// core.seal_epoch()?;
+    /// core.put(b"key", b"later")?;
+    /// store.wait_durable(core.seal_epoch()?)?;
+    /// let receipt = store.checkpoint_at(epoch)?;
+    /// assert_eq!((receipt.epoch, receipt.changes), (epoch, 1));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`]; `InvalidInput` when the epoch is not durable, in a part of a whole not settled, or earlier than
+    /// the newest checkpoint.
+    pub fn checkpoint_at(&self, epoch: Epoch) -> Result<CheckpointReceipt, StoreError> {
+        self.shared.checkpoint_at(epoch)
+    }
+
     /// Makes a savepoint of the durable epoch in the new directory `dir`: a checkpoint that stands on its
     /// own and that the store never removes. State files are shared with it by hard link where the file
     /// system allows that, so that it costs no room until the store has changed; otherwise they are copied.
@@ -254,6 +292,17 @@ impl Store {
         let local = |error: StoreError| crate::backup::BackupError::Local(Box::new(error.detail().clone()));
         let (reader, owner) = self.shared.checkpoint_to_read().map_err(local)?;
         crate::backup::BackupWriter::open(target, options, owner)?.back_up(&reader, own_files)
+    }
+
+    /// Makes a checkpoint of exactly this epoch, as [`Self::checkpoint_at`] does, and opens it for [`crate::backup::PartWriter`], which
+    /// can read it from then on whether or not it is still there.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint_at`].
+    #[cfg(feature = "object-store")]
+    pub fn part_checkpoint(&self, epoch: Epoch) -> Result<crate::backup::PartCheckpoint, StoreError> {
+        let (reader, owner) = self.shared.checkpoint_at_to_read(epoch)?;
+        Ok(crate::backup::PartCheckpoint { reader, owner })
     }
 
     /// Waits until a backup holds the newest checkpoint, for at most `at_most`; false when the time is over first. At once

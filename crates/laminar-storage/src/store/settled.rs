@@ -33,11 +33,13 @@ impl Settled {
 pub(crate) struct Cuts {
     usable: DurableCut,
     waiting: VecDeque<DurableCut>,
+    /// A checkpoint is to hold exactly the end of this epoch; until it is made, none may hold more.
+    reserved: Option<Epoch>,
 }
 
 impl Cuts {
     pub(crate) fn starting_at(cut: DurableCut) -> Self {
-        Self { usable: cut, waiting: VecDeque::new() }
+        Self { usable: cut, waiting: VecDeque::new(), reserved: None }
     }
 
     /// Adds a new durable epoch; `settled` is `None` where everything durable is for good.
@@ -48,19 +50,48 @@ impl Cuts {
 
     /// The newest that a checkpoint may be made of.
     pub(crate) fn usable(&mut self, settled: Option<Epoch>) -> &DurableCut {
-        while self.waiting.front().is_some_and(|cut| settled.is_none_or(|settled| cut.epoch <= settled)) {
+        let bound = [settled, self.reserved].into_iter().flatten().min();
+        while self.waiting.front().is_some_and(|cut| bound.is_none_or(|bound| cut.epoch <= bound)) {
             self.usable = self.waiting.pop_front().unwrap_or_default();
         }
         &self.usable
+    }
+
+    /// Keeps the end of `epoch` for a checkpoint, unless checkpoints may have gone beyond it already, or another one is
+    /// kept; says what stands in the way.
+    pub(crate) fn reserve(&mut self, epoch: Epoch, settled: Option<Epoch>) -> Result<(), Epoch> {
+        let usable = self.usable(settled).epoch;
+        match self.reserved {
+            Some(other) if other != epoch => Err(other),
+            _ if usable > epoch => Err(usable),
+            _ => {
+                self.reserved = Some(epoch);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where to read what a checkpoint of exactly `epoch` needs: the logs as they were when that or a later epoch became
+    /// durable. None while it is not.
+    pub(crate) fn at(&self, epoch: Epoch) -> Option<DurableCut> {
+        let mut cuts = std::iter::once(&self.usable).chain(&self.waiting);
+        cuts.find(|cut| cut.epoch >= epoch).map(|cut| DurableCut { epoch, ..cut.clone() })
+    }
+
+    /// A checkpoint of `epoch` was made.
+    pub(crate) fn made(&mut self, epoch: Epoch) {
+        self.reserved = self.reserved.filter(|reserved| *reserved > epoch);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
     use super::*;
+    use crate::ids::SegmentNumber;
 
     fn cut(epoch: u64) -> DurableCut {
-        DurableCut { epoch: Epoch(epoch), ends: Vec::new() }
+        DurableCut { epoch: Epoch(epoch), ..DurableCut::default() }
     }
 
     #[test]
@@ -80,5 +111,25 @@ mod tests {
         assert_eq!(usable(&mut cuts, &settled), 8);
         cuts.add(cut(12), None);
         assert_eq!(cuts.usable(None).epoch.0, 12);
+    }
+
+    #[test]
+    fn no_cut_goes_beyond_a_reserved_epoch_until_it_is_made() {
+        let mut cuts = Cuts::starting_at(cut(3));
+        cuts.add(cut(5), None);
+        assert_eq!(cuts.reserve(Epoch(4), None), Err(Epoch(5)), "a checkpoint may hold 5 already");
+        assert_eq!(cuts.reserve(Epoch(7), None), Ok(()));
+        assert_eq!(cuts.reserve(Epoch(8), None), Err(Epoch(7)), "one at a time");
+        assert!(cuts.at(Epoch(7)).is_none(), "it is not durable yet");
+        cuts.add(cut(6), None);
+        cuts.add(DurableCut { ends: vec![(SegmentNumber(1), 900)], ..cut(9) }, None);
+        assert_eq!(cuts.usable(None).epoch.0, 6);
+        // It became durable together with later ones.
+        let at = cuts.at(Epoch(7)).unwrap();
+        assert_eq!((at.epoch.0, at.ends.as_slice()), (7, [(SegmentNumber(1), 900)].as_slice()));
+        cuts.made(Epoch(6));
+        assert_eq!(cuts.usable(None).epoch.0, 6, "that was an earlier one");
+        cuts.made(Epoch(7));
+        assert_eq!(cuts.usable(None).epoch.0, 9);
     }
 }

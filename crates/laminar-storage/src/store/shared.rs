@@ -1,10 +1,11 @@
 //! What the threads of a store share, and the two threads behind it.
 
-use std::path::Path;
+mod checkpoints;
+
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::checkpointer::{CheckpointReceipt, Checkpointer};
+use super::checkpointer::Checkpointer;
 use super::drain::Drain;
 use super::durable::Durable;
 use super::error::StoreError;
@@ -15,7 +16,6 @@ use super::sleeper::Sleeper;
 use super::stats::{Counters, Stats};
 use crate::error::Detail;
 use crate::ids::{CheckpointId, CoreId, Epoch};
-use crate::incremental::SavepointReceipt;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, JoinHandle};
 use crate::sync::{Condvar, Mutex, OnceLock, lock};
@@ -330,81 +330,6 @@ impl Shared {
     fn ring_bell(&self) {
         drop(lock(&self.bell_gate));
         self.bell.notify_all();
-    }
-
-    /// Makes a checkpoint of the durable epoch.
-    pub(crate) fn checkpoint(&self) -> Result<CheckpointReceipt, StoreError> {
-        self.with_checkpointer(|checkpointer| self.checkpoint_with(checkpointer))
-    }
-
-    /// Makes a checkpoint of the durable epoch, and a savepoint of it before anybody can remove it.
-    pub(crate) fn savepoint(
-        &self,
-        dir: &Path,
-        own_files: &[(&str, &[u8])],
-    ) -> Result<SavepointReceipt, StoreError> {
-        self.with_checkpointer(|checkpointer| {
-            // A name that cannot be used is not worth a checkpoint.
-            checkpointer.check_savepoint(dir)?;
-            self.checkpoint_with(checkpointer)?;
-            checkpointer.savepoint(dir, own_files)
-        })
-    }
-
-    pub(super) fn with_checkpointer<T>(
-        &self,
-        work: impl FnOnce(&mut Checkpointer) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.durable.check()?;
-        let mut checkpointer = lock(&self.checkpointer);
-        let Some(checkpointer) = checkpointer.as_mut() else {
-            self.check_open()?;
-            return Err(StoreError::closed(
-                Detail::new("the store was closed").remedy("Open it again to go on."),
-            ));
-        };
-        work(checkpointer)
-    }
-
-    pub(super) fn checkpoint_with(
-        &self,
-        checkpointer: &mut Checkpointer,
-    ) -> Result<CheckpointReceipt, StoreError> {
-        // In this order, so that what is not in the checkpoint is never taken for being there.
-        let bytes = self.counters.wal_bytes.get();
-        let cut = lock(&self.cuts).usable(self.settled_epoch()).clone();
-        let before = checkpointer.newest().map(|newest| newest.id);
-        let result = checkpointer.checkpoint(&cut);
-        self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
-        // Also when the log could not be cut afterwards.
-        let published = checkpointer.newest().filter(|newest| Some(newest.id) != before);
-        if let Some(receipt) = published {
-            self.counters.checkpoints.add(1);
-            self.counters.checkpoint_bytes.set(receipt.bytes_written);
-            self.counters.checkpoint_nanos.set(u64::try_from(receipt.time.as_nanos()).unwrap_or(u64::MAX));
-            self.counters.checkpoint_next.set(receipt.id.next().0);
-            self.counters.checkpoint_epoch.set(receipt.epoch.0);
-            #[cfg(feature = "object-store")]
-            if let Some(backups) = self.backups.get() {
-                backups.checkpointed(receipt.id, receipt.bytes_written);
-            }
-            if let Some(made) = checkpointer.made() {
-                lock(&self.estimator).made(self.opened.elapsed(), made);
-            }
-            self.complain();
-        }
-        match &result {
-            Ok(_) if published.is_some() => *lock(&self.checkpoint_failure) = None,
-            Ok(_) => lock(&self.estimator).nothing_new(self.opened.elapsed()),
-            Err(error) => {
-                if published.is_none() {
-                    lock(&self.estimator).failed(self.opened.elapsed());
-                }
-                tracing::error!(%error, "a checkpoint failed");
-                *lock(&self.checkpoint_failure) = Some(error.clone());
-            }
-        }
-        result
     }
 
     /// Up to here checkpoints may go; `None` where everything durable is for good.

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
-use laminar_storage::vfs::sim::{ImagePolicy, SimDisk};
+use laminar_storage::vfs::sim::{ImageId, ImagePolicy, SimDisk};
 
 use super::*;
 
@@ -82,8 +82,38 @@ fn old_records_are_forgotten_and_the_last_is_not() {
     for epoch in 1..=commits {
         sink.commit(&[(Epoch(epoch), vec![7])]).unwrap();
     }
-    assert!(sink.commits_len < 1000, "{}", sink.commits_len);
+    assert!(sink.commits_len < COMPACT * 3 / 4, "{}", sink.commits_len);
     drop(sink);
-    let sink = open(&disk, "job").unwrap();
+    let mut sink = open(&disk, "job").unwrap();
     assert_eq!((sink.committed(), sink.len), (Epoch(commits), commits * 2));
+    // The newer half is there to be cut back to, the older one is not.
+    sink.cut_back(Epoch(commits - 1000)).unwrap();
+    assert_eq!((sink.committed(), sink.len), (Epoch(commits - 1000), (commits - 1000) * 2));
+    let error = sink.cut_back(Epoch(7)).unwrap_err().to_string();
+    assert!(error.contains("epoch 7 is not noted"), "{error}");
+}
+
+/// Wherever the power goes, the sink has all of what is to stay, and what is cut off is gone for good once that is said.
+#[test]
+fn a_sink_that_is_cut_back_has_what_it_had_then() {
+    let disk = SimDisk::new(3);
+    let mut sink = open(&disk, "job").unwrap();
+    for epoch in [2, 4, 7] {
+        sink.commit(&[(Epoch(epoch), vec![epoch, epoch])]).unwrap();
+    }
+    let before = disk.snapshot();
+    sink.cut_back(Epoch(6)).unwrap();
+    assert_eq!((sink.committed(), sink.len), (Epoch(4), 8));
+    drop(sink);
+    let again = before.image(&ImageId::default()).mount();
+    let sink = open(&again, "job").unwrap();
+    assert_eq!((sink.committed(), rows(&again).as_str()), (Epoch(7), "2\n2\n4\n4\n7\n7\n"));
+    drop(sink);
+    let after = disk.snapshot().image(&ImageId::default()).mount();
+    let mut sink = open(&after, "job").unwrap();
+    assert_eq!((sink.committed(), rows(&after).as_str()), (Epoch(4), "2\n2\n4\n4\n"));
+    sink.commit(&[(Epoch(5), vec![5])]).unwrap();
+    assert_eq!(rows(&after), "2\n2\n4\n4\n5\n");
+    sink.cut_back(Epoch(1)).unwrap();
+    assert_eq!((sink.committed(), rows(&after).as_str()), (Epoch::ZERO, ""));
 }

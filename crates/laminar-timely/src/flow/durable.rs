@@ -8,6 +8,7 @@
 //! operator with state, goes on sealing empty epochs, so that it holds nobody back.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +21,9 @@ use timely::dataflow::{ProbeHandle, StreamVec};
 
 use super::start::Process;
 use super::windows::Says;
-use super::{or_end, upper};
-use crate::ledger::Ledger;
+use super::{epoch_of, or_end, upper};
+use crate::error::Error;
+use crate::ledger::{Ledger, pop_up_to};
 
 /// Adds it to the dataflow. Of `control` only the frontier counts: that of the slowest input of any worker.
 pub(super) fn durable<'scope>(
@@ -68,21 +70,30 @@ pub(super) fn durable<'scope>(
     )
 }
 
-/// Tells the store what is durable everywhere, so that it may go into checkpoints; the probe says so to the inputs.
-pub(super) fn settle(
-    durable: StreamVec<'_, u64, ()>,
+/// Tells the store what is durable everywhere, so that it may go into checkpoints; the probe says so to the inputs. A message of
+/// an epoch is told when exactly that is durable everywhere, before anything later is.
+pub(super) fn settle<D: Clone + 'static>(
+    durable: StreamVec<'_, u64, D>,
     first: Epoch,
     process: &Arc<Process>,
+    mut told: impl FnMut(D) -> Result<(), Error> + 'static,
 ) -> ProbeHandle<u64> {
     let process = Arc::clone(process);
     let early = process.config.mistakes.acknowledge_before_sync;
     let mut settled = Epoch(first.0.saturating_sub(1));
+    let mut messages = VecDeque::new();
     let watched =
         durable.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(Pipeline, "settle", |_, _| {
             move |(input, frontier), _| {
-                input.for_each_stamp(|_, _| {});
+                input.for_each_stamp(|capability, data| {
+                    let epoch = Epoch(epoch_of(&capability, "settle"));
+                    messages.extend(data.flat_map(std::mem::take).map(|message| (epoch, message)));
+                });
                 let everywhere = upper(frontier).map(|upper| Epoch(upper.0.saturating_sub(1)));
                 if let Some(everywhere) = everywhere.filter(|everywhere| *everywhere > settled && !early) {
+                    while let Some((_, message)) = pop_up_to(&mut messages, everywhere) {
+                        or_end(told(message));
+                    }
                     or_end(process.settle(everywhere));
                     settled = everywhere;
                 }

@@ -8,14 +8,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use laminar_storage::Epoch;
+#[cfg(feature = "object-store")]
+use laminar_storage::backup::WholeId;
 use laminar_storage::error::Detail;
 use timely::dataflow::operators::Input;
-use timely::dataflow::{InputHandle, Scope, StreamVec};
+use timely::dataflow::{InputHandle, ProbeHandle, Scope, StreamVec};
 use timely::worker::Worker;
 
 use super::durable::{durable, settle};
 use super::gather::gather;
 use super::input::{EpochInput, Gate, InputParts, Pace};
+#[cfg(feature = "object-store")]
+use super::marks::marks;
 use super::start::Process;
 use super::windows::Says;
 use crate::error::Error;
@@ -44,6 +48,9 @@ pub struct Job {
     pace: Option<Rc<RefCell<Pace>>>,
     waiting: Rc<RefCell<Waiting>>,
     threads: Rc<RefCell<Vec<JoinHandle<()>>>>,
+    /// Behind what all processes have backed up.
+    #[cfg(feature = "object-store")]
+    backed_up: Option<ProbeHandle<u64>>,
 }
 
 impl Job {
@@ -69,6 +76,8 @@ impl Job {
             pace: None,
             waiting: Rc::new(RefCell::new(waiting)),
             threads: Rc::default(),
+            #[cfg(feature = "object-store")]
+            backed_up: None,
         })
     }
 
@@ -145,7 +154,8 @@ impl Job {
             control.advance_to(first.0);
             let pace = Rc::new(RefCell::new(Pace::new(control, first)));
             let durable = durable(stream.clone(), &self.ledger, &self.process);
-            self.gate.add(settle(durable.clone(), first, &self.process));
+            let settled = self.settled(durable.clone(), first);
+            self.gate.add(settled);
             let parts = InputParts {
                 worker: self.worker.clone(),
                 process: Arc::clone(&self.process),
@@ -170,6 +180,26 @@ impl Job {
         pace.borrow_mut().follow();
         self.pace = Some(pace);
         built
+    }
+
+    /// Settles what is durable everywhere, and has marked epochs backed up where that is asked for.
+    fn settled(&mut self, durable: StreamVec<'_, u64, ()>, first: Epoch) -> ProbeHandle<u64> {
+        #[cfg(feature = "object-store")]
+        if let Some(backups) = &self.process.config.backups {
+            let (marks, complete) = marks(durable, first, backups.every, &self.ledger, &self.process);
+            self.backed_up = Some(complete);
+            let process = Arc::clone(&self.process);
+            return settle(marks, first, &self.process, move |id: String| process.settle_marked(&id));
+        }
+        settle(durable, first, &self.process, |()| Ok(()))
+    }
+
+    /// The newest epoch of this run that all processes have backed up; none while there is no such backup.
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backed_up_epoch(&self) -> Option<Epoch> {
+        let least = self.backed_up.as_ref()?.with_frontier(|frontier| frontier.iter().next().copied())?;
+        Some(Epoch(least.saturating_sub(1))).filter(|epoch| *epoch >= self.recovered.first)
     }
 
     /// Ends the job in order: all workers agree which epoch is the last, and stay until it is durable and committed
@@ -197,6 +227,14 @@ impl Job {
             while self.gate.passed().is_some() {
                 self.worker.step_or_park(Some(Duration::from_millis(100)));
             }
+        }
+        #[cfg(feature = "object-store")]
+        if self.process.config.backups.is_some() {
+            // Where no epoch came, the state is what was recovered.
+            let end = if last > before { last } else { self.recovered.point };
+            let proposal = WholeId::new(end).to_string();
+            let all = gather(&mut self.worker, &self.process.pulse, &proposal)?;
+            self.process.back_up_last(all.first().map_or("", String::as_str))?;
         }
         for thread in self.threads.take() {
             if thread.join().is_err() {

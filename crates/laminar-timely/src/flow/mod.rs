@@ -8,6 +8,7 @@
 //! | `rescale` | from the state of one size of the job to that of another |
 //! | `job` | what the program's code sees on a worker |
 //! | `durable` | the operator whose output frontier is the durable frontier |
+//! | `marks` | which epochs are backed up |
 //! | `input` | inputs that go from epoch to epoch, not too far ahead |
 //! | `keyed` | operators with state |
 //! | `groups` | the rows of an epoch, by key |
@@ -21,6 +22,8 @@ mod groups;
 mod input;
 mod job;
 mod keyed;
+#[cfg(feature = "object-store")]
+mod marks;
 mod rescale;
 mod sink;
 mod start;

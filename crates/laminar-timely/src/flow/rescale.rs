@@ -24,7 +24,7 @@ use super::sink::{part_of, part_of_committed};
 use super::start::{Landed, Process, Stands, merged};
 use crate::error::Error;
 use crate::flow::keyed::owner_of;
-use crate::layout::{Generation, Layout, Part, Size, Stage};
+use crate::layout::{Generation, Layout, Part, Restored, Size, Stage};
 use crate::ledger::{Kind, split_key, undecodable};
 use crate::recover::{Recoverable, agree};
 
@@ -35,6 +35,8 @@ const BATCH: usize = 1 << 14;
 pub(super) struct Rescaling {
     pub(super) from: Generation,
     pub(super) size: Size,
+    /// If the old state came from a backup.
+    pub(super) restored: Option<Restored>,
     /// Parts that this process reads.
     pub(super) parts: Vec<u32>,
     pub(super) to: Generation,
@@ -75,11 +77,11 @@ pub(super) fn rescale(
 ) -> Result<(CoreStore, Landed), Error> {
     let pulse = Arc::clone(&process.pulse);
     let local = worker.index() % process.cluster.workers;
-    let old = if local == 0 {
+    let (point, old) = if local == 0 {
         open_old(worker, process, layout, work)?
     } else {
         gather(worker, &pulse, &None::<Recoverable>)?;
-        Vec::new()
+        (Epoch::ZERO, Vec::new())
     };
     let cores = || old.iter().flat_map(|opened| &opened.cores);
     let mine = Stands {
@@ -91,9 +93,11 @@ pub(super) fn rescale(
     let epoch = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
     if local == 0 {
-        let stage = |stage| layout.write(&process.part(work.to, stage));
-        stage(Stage::Filling)?;
-        process.opened(process.builder(layout, work.to).open_as_part(Ok)?, work.to);
+        // Nothing has happened since, so that sinks may still have more.
+        let still = work.restored.filter(|restored| restored.at == point);
+        process.came_from(still.map(|restored| Restored { at: epoch, ..restored }));
+        layout.write(&process.part(work.to, Stage::Filling))?;
+        process.opened(process.builder(layout, work.to).open_as_part(Ok)?, work.to)?;
     }
     gather(worker, &pulse, &())?;
     let (core, _) = process.take_core(local)?;
@@ -119,13 +123,13 @@ pub(super) fn rescale(
     Ok((core, Landed { point: epoch, generation: work.to }))
 }
 
-/// Opens the old parts that this process reads, at the epoch that all old parts have.
+/// Opens the old parts that this process reads, at the epoch that all old parts have, which is returned with them.
 fn open_old(
     worker: &mut Worker,
     process: &Arc<Process>,
     layout: &Layout,
     work: &Rescaling,
-) -> Result<Vec<Opened>, Error> {
+) -> Result<(Epoch, Vec<Opened>), Error> {
     let mut failure = None;
     let mut opened = Vec::new();
     let mut all_agree = |lowest: Option<Epoch>| {
@@ -144,7 +148,7 @@ fn open_old(
     let build = |dir: &std::path::PathBuf| process.store_builder(dir, work.size.workers as usize);
     let result = open_nested(&dirs, &build, None, &mut opened, &mut all_agree);
     match (result, failure) {
-        (Ok(_), _) => Ok(opened),
+        (Ok(agreed), _) => Ok((agreed, opened)),
         (Err(_), Some(failure)) => Err(failure),
         (Err(error), None) => Err(error.into()),
     }
@@ -236,7 +240,9 @@ fn distribute<'a>(
 impl Process {
     /// What this process' part says about itself.
     pub(super) fn part(&self, generation: Generation, stage: Stage) -> Part {
-        Part::new(&self.config.job, generation, self.number(), self.size(), stage)
+        let mut part = Part::new(&self.config.job, generation, self.number(), self.size(), stage);
+        part.restored = self.restored.get().copied();
+        part
     }
 
     /// Opens this process' part of a generation.

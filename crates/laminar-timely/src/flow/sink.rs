@@ -29,6 +29,7 @@ use super::{epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::fail::{Pulse, fail_stop};
+use crate::layout::Restored;
 use crate::ledger::{Kind, Ledger, OperatorId, PREFIX_LEN, Seat, pop_up_to, prefix, undecodable};
 use crate::sink::{EpochSink, SinkPart};
 
@@ -118,48 +119,80 @@ impl<'scope> Flow<'scope> {
             }
             outbox.old.push(key);
         }
-        self.check(operator, part, &sink)?;
+        self.check(operator, part, &mut sink)?;
+        for old in self.restored().into_iter().flat_map(Restored::sinks) {
+            let own = old.worker as usize % self.scope.peers() == self.scope.index();
+            if own && old != part {
+                self.check(operator, old, &mut open(old)?)?;
+            }
+        }
         let pulse = Arc::clone(&self.parts.process.pulse);
         for (of, epochs) in epochs {
             if of == part {
                 catch_up(&mut sink, of, epochs, forget, &pulse)?;
             } else {
                 let mut old = open(of)?;
-                self.check(operator, of, &old)?;
+                self.check(operator, of, &mut old)?;
                 catch_up(&mut old, of, epochs, forget, &pulse)?;
             }
         }
         Ok(self.sink_operator(stream, name, sink, outbox))
     }
 
+    /// If the state is that of a backup still.
+    fn restored(&self) -> Option<Restored> {
+        let restored = self.parts.process.restored.get().copied();
+        restored.filter(|restored| restored.at == self.recovered.point)
+    }
+
     /// Nothing is committed that is not durable everywhere, and what was committed still is: its rows are gone from the state.
-    fn check<D>(&self, operator: OperatorId, part: SinkPart, sink: &impl EpochSink<D>) -> Result<(), Error> {
-        let (committed, point) = (sink.committed(), self.recovered.point);
+    fn check<D>(
+        &self,
+        operator: OperatorId,
+        part: SinkPart,
+        sink: &mut impl EpochSink<D>,
+    ) -> Result<(), Error> {
+        let restored = self.restored();
+        let point = restored.map_or(self.recovered.point, |restored| restored.epoch);
+        let ahead = sink.committed();
+        if ahead > point {
+            let told = |what: String, remedy: &'static str| {
+                Err(Error::sink(Detail::new(what).in_epoch(point).remedy(remedy)))
+            };
+            let what = format!("the sink of {part} has epoch {ahead}, but the state goes only to {point}");
+            if restored.is_none() {
+                return told(
+                    what,
+                    "The sink belongs to another state, or the state was lost: put together what belongs together.",
+                );
+            }
+            tracing::info!(%part, %ahead, %point, "the sink is cut back to the backup");
+            if let Err(error) = sink.cut_back(point) {
+                return told(
+                    format!("{what}, from a backup, and it could not be cut back: {error}"),
+                    "Bring its target back to that epoch, or begin with an empty one and another state.",
+                );
+            }
+        }
+        let committed = sink.committed();
         let mut key = Vec::new();
         committed_key(operator, part, &mut key);
         let had = match self.parts.ledger.borrow().core.get(&key) {
             Some(bytes) => Epoch(u64::decode_all(bytes).ok_or_else(|| undecodable("what a sink has"))?),
             None => Epoch(0),
         };
-        if committed < had {
-            return Err(Error::sink(
-                Detail::new(format!(
-                    "the sink of {part} has rows up to epoch {committed} only, but had committed them up to {had}"
-                ))
-                .in_epoch(had)
-                .remedy(
-                    "What it lost cannot be given again. Bring back a newer copy of its target, or begin anew with another \
-                     state and an empty target.",
-                ),
-            ));
-        }
-        if committed <= point {
+        if committed >= had {
             return Ok(());
         }
         Err(Error::sink(
-            Detail::new(format!("the sink of {part} has epoch {committed}, but the state goes only to {point}"))
-                .in_epoch(point)
-                .remedy("The sink belongs to another state, or the state was lost: put together what belongs together."),
+            Detail::new(format!(
+                "the sink of {part} has rows up to epoch {committed} only, but had committed them up to {had}"
+            ))
+            .in_epoch(had)
+            .remedy(
+                "What it lost cannot be given again. Bring back a newer copy of its target, or begin anew with another \
+                 state and an empty target.",
+            ),
         ))
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+#[cfg(feature = "object-store")]
+use laminar_storage::backup::WholeId;
 use laminar_storage::error::Detail;
 use laminar_storage::{CoreStore, Epoch, Opened, StoreError};
 use serde::{Deserialize, Serialize};
@@ -14,10 +16,12 @@ use super::execute::lock;
 use super::gather::gather;
 use super::job::{Job, Recovered};
 use super::rescale::{Rescaling, clean, rescale};
+#[cfg(feature = "object-store")]
+use crate::backups::Backups;
 use crate::config::{Cluster, Config};
 use crate::error::Error;
 use crate::fail::{Pulse, StoreSlot};
-use crate::layout::{Generation, Layout, Part, Size, Stage};
+use crate::layout::{Generation, Layout, Part, Restored, Size, Stage};
 use crate::ledger::Ledger;
 use crate::recover::{Decision, Has, Recoverable, agree, decide};
 
@@ -35,6 +39,21 @@ pub(super) struct Process {
     pub(super) durable: AtomicU64,
     /// Called when that grows.
     wakes: Mutex<Vec<SyncActivator>>,
+    /// Where sinks may have more than the state.
+    pub(super) restored: OnceLock<Restored>,
+    #[cfg(feature = "object-store")]
+    backups: Backed,
+}
+
+/// What of a job's backups is a process' own.
+#[cfg(feature = "object-store")]
+#[derive(Default)]
+struct Backed {
+    backups: OnceLock<Backups>,
+    /// Called when one is made.
+    wakes: Mutex<Vec<SyncActivator>>,
+    /// The last one, once it is asked for.
+    last: OnceLock<WholeId>,
 }
 
 impl Process {
@@ -48,6 +67,9 @@ impl Process {
             landed: OnceLock::new(),
             durable: AtomicU64::new(0),
             wakes: Mutex::default(),
+            restored: OnceLock::new(),
+            #[cfg(feature = "object-store")]
+            backups: Backed::default(),
         }
     }
 
@@ -83,7 +105,7 @@ impl Process {
     }
 
     /// Hands out what was opened, and hears from now on when it is durable.
-    pub(super) fn opened(self: &Arc<Self>, opened: Opened, generation: Generation) {
+    pub(super) fn opened(self: &Arc<Self>, opened: Opened, generation: Generation) -> Result<(), Error> {
         let point = opened.report.recovery_point;
         self.durable.store(point.0, Ordering::Release);
         let process = Arc::downgrade(self);
@@ -100,7 +122,22 @@ impl Process {
         });
         *lock(&self.cores) = opened.cores.into_iter().map(Some).collect();
         let _ = self.landed.set(Landed { point, generation });
-        let _ = self.store.set(Arc::new(opened.store));
+        let store = Arc::new(opened.store);
+        let _ = self.store.set(Arc::clone(&store));
+        #[cfg(feature = "object-store")]
+        if let Some(plan) = &self.config.backups {
+            let process = Arc::downgrade(self);
+            let part = self.part(generation, Stage::Current);
+            let backups = Backups::start(plan, &store, &part, move || {
+                let Some(process) = process.upgrade() else { return };
+                for activator in lock(&process.backups.wakes).iter() {
+                    // A worker that has ended needs no call.
+                    let _ = activator.activate();
+                }
+            })?;
+            let _ = self.backups.backups.set(backups);
+        }
+        Ok(())
     }
 
     pub(super) fn take_core(&self, local: usize) -> Result<(CoreStore, Landed), Error> {
@@ -110,6 +147,14 @@ impl Process {
             _ => {
                 Err(Error::worker(Detail::new("the state of a worker was not opened").remedy("Report this.")))
             }
+        }
+    }
+
+    /// Takes note that the state came from a backup, if so.
+    pub(super) fn came_from(&self, restored: Option<Restored>) {
+        if let Some(restored) = restored {
+            // Every worker says the same.
+            let _ = self.restored.set(restored);
         }
     }
 
@@ -123,10 +168,40 @@ impl Process {
 
     /// Ends the store; what was sealed is durable.
     pub(super) fn close(&self) -> Result<(), Error> {
-        match self.store.get() {
-            Some(store) => Ok(store.wait_durable(store.durable_epoch())?),
-            None => Ok(()),
+        if let Some(store) = self.store.get() {
+            store.wait_durable(store.durable_epoch())?;
         }
+        #[cfg(feature = "object-store")]
+        if let (Some(backups), Some(last)) = (self.backups.backups.get(), self.backups.last.get()) {
+            backups.finish(*last)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "object-store")]
+impl Process {
+    /// Calls this whenever a backup of this process' part is made.
+    pub(super) fn wake_when_backed_up(&self, activator: SyncActivator) {
+        lock(&self.backups.wakes).push(activator);
+    }
+
+    /// The last epoch of this run that this process has backed up; 0 before.
+    pub(super) fn backed_up(&self) -> Epoch {
+        self.backups.backups.get().map_or(Epoch::ZERO, Backups::done)
+    }
+
+    /// As [`Self::settle`], up to the epoch of a backup of the job, whose id came in the dataflow.
+    pub(super) fn settle_marked(&self, id: &str) -> Result<(), Error> {
+        self.pulse.beat();
+        self.backups.backups.get().map_or(Ok(()), |backups| backups.settle(id.parse()?))
+    }
+
+    /// Takes note which is the last backup of the job; [`Self::close`] makes it.
+    pub(super) fn back_up_last(&self, id: &str) -> Result<(), Error> {
+        // Every worker says so.
+        let _ = self.backups.last.set(id.parse()?);
+        Ok(())
     }
 }
 
@@ -164,10 +239,16 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         job: process.config.job.clone(),
         size: process.size(),
         parts: if local == 0 { layout.parts()? } else { Vec::new() },
+        backups: process.config.backs_up(),
     };
     let all = gather(worker, &process.pulse, &has)?;
+    let restored = |generation| {
+        let mut parts = all.iter().flat_map(|has| &has.parts);
+        parts.find(|part| part.generation == generation).and_then(|part| part.restored)
+    };
     let (core, landed) = match decide(&all, process.config.other_size)? {
         Decision::Open { generation, begun } => {
+            process.came_from(restored(generation));
             open(worker, process, &layout, generation, begun)?;
             // A barrier: whoever is behind it knows that all have cut what was not agreed on, durably.
             gather(worker, &process.pulse, &())?;
@@ -179,7 +260,7 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         Decision::Rescale { from, size, readers, to } => {
             let mine = readers.into_iter().filter(|(_, reader)| *reader == process.number());
             let parts = mine.map(|(part, _)| part).collect();
-            rescale(worker, process, &layout, &Rescaling { from, size, parts, to })?
+            rescale(worker, process, &layout, &Rescaling { from, size, restored: restored(from), parts, to })?
         }
     };
     let mine = Stands { first: core.epoch().0, offsets: core.source_offsets().clone() };
@@ -245,8 +326,7 @@ fn open(
     match (opened, failure) {
         (Ok(opened), _) => {
             tracing::info!(process = number, report = ?opened.report, "recovered");
-            process.opened(opened, generation);
-            Ok(())
+            process.opened(opened, generation)
         }
         (Err(_), Some(failure)) => Err(failure),
         (Err(error), None) => Err(error.into()),

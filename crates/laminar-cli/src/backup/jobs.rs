@@ -1,0 +1,142 @@
+//! Backups of jobs that run with `--workers`: one for all parts, of one epoch.
+
+use std::io::Write;
+
+use indicatif::{HumanBytes, HumanCount};
+use laminar_storage::backup::{BackupError, BackupOptions, BackupTarget, verify_backup};
+use laminar_timely::{JobBackup, list_job_backups, restore_job};
+use serde_json::{Value, json};
+
+use super::args::{BackupsArgs, RestoreArgs};
+use super::{bar, of_library, print};
+use crate::error::{CliError, Result};
+use crate::job::Job;
+use crate::savepoint::next_step;
+use crate::summary::table;
+
+/// Whether the backups at a place are those of such a job.
+pub fn are_of_job(target: &BackupTarget, options: &BackupOptions) -> Result<bool> {
+    Ok(target.folders(options)?.iter().any(|folder| folder.starts_with("generation-")))
+}
+
+fn told(error: &laminar_timely::Error) -> CliError {
+    CliError::failure(error.to_string())
+}
+
+/// `laminar restore`.
+pub fn restore(
+    args: &RestoreArgs,
+    target: &BackupTarget,
+    options: &BackupOptions,
+    out: &mut dyn Write,
+) -> Result<()> {
+    if args.savepoint || args.cores.is_some() {
+        return Err(CliError::usage("--savepoint and --cores do not go with a job that ran with --workers")
+            .remedy("Restore it, then run it with --rescale and as many --workers as you like."));
+    }
+    let id = args.backup.as_deref().map(str::parse).transpose()?;
+    let made =
+        restore_job(target, id, &args.dir, options, bar(&args.transfer)).map_err(|error| told(&error))?;
+    let (backup, job) = (&made.backup, Job::path(&args.dir).exists());
+    let shown = json!({
+        "state": args.dir.display().to_string(),
+        "url": target.to_string(),
+        "backup": backup.id.to_string(),
+        "epoch": backup.id.epoch().get(),
+        "keys": backup.keys(),
+        "processes": made.processes,
+        "workers": made.workers,
+        "job": job,
+    });
+    let rows = [
+        ("state", args.dir.display().to_string()),
+        ("from", format!("backup {} at {target}", backup.id)),
+        ("begins at", format!("epoch {}", backup.id.epoch())),
+        ("keys", HumanCount(backup.keys()).to_string()),
+        ("ran on", format!("{} processes with {} workers each", made.processes, made.workers)),
+        ("next", next_step(job).to_owned()),
+    ];
+    print(out, args.transfer.json, &shown, &rows)
+}
+
+/// `laminar backups`.
+pub fn backups(
+    args: &BackupsArgs,
+    target: &BackupTarget,
+    options: &BackupOptions,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let listed = list_job_backups(target, options).map_err(|error| told(&error))?;
+    let (mut shown, mut damaged) = (Vec::new(), 0);
+    for backup in &listed {
+        let state = if args.verify { Some(verified(backup, args, options)?) } else { None };
+        damaged += usize::from(state.as_ref().is_some_and(|state| state != WHOLE));
+        shown.push((backup, state));
+    }
+    let text = if args.transfer.json { as_json(&shown) } else { as_text(&shown, target) };
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
+    if damaged == 0 {
+        return Ok(());
+    }
+    Err(CliError::failure(format!("{damaged} of {} backups are damaged", listed.len()))
+        .remedy("Restore one that is whole, or make a new one."))
+}
+
+/// What is said of a backup that was read and is in order.
+const WHOLE: &str = "whole";
+
+/// Reads every byte of every part.
+fn verified(backup: &JobBackup, args: &BackupsArgs, options: &BackupOptions) -> Result<String> {
+    for (place, info) in &backup.parts {
+        match verify_backup(place, Some(info.id), options, bar(&args.transfer)) {
+            Ok(_) => {}
+            Err(error @ BackupError::Corruption(_)) => return Ok(of_library(error).to_string()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(WHOLE.to_owned())
+}
+
+/// When the first of its parts was made.
+fn made_ms(backup: &JobBackup) -> u64 {
+    backup.parts.iter().map(|(_, info)| info.made_ms).min().unwrap_or_default()
+}
+
+fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {
+    let backups: Vec<Value> = shown
+        .iter()
+        .map(|(backup, state)| {
+            json!({
+                "backup": backup.id.to_string(),
+                "generation": backup.generation,
+                "parts": backup.parts.len(),
+                "epoch": backup.id.epoch().get(),
+                "made_ms": made_ms(backup),
+                "keys": backup.keys(),
+                "bytes": backup.bytes(),
+                "verified": state,
+            })
+        })
+        .collect();
+    format!("{}\n", json!({ "backups": backups }))
+}
+
+fn as_text(shown: &[(&JobBackup, Option<String>)], target: &BackupTarget) -> String {
+    if shown.is_empty() {
+        return format!("no backups at {target} that all parts of the job have\n");
+    }
+    let rows: Vec<(String, String)> = shown
+        .iter()
+        .map(|(backup, state)| {
+            let made = std::time::UNIX_EPOCH + std::time::Duration::from_millis(made_ms(backup));
+            let made = humantime::format_rfc3339_seconds(made);
+            let state = state.as_ref().map(|state| format!(", {state}")).unwrap_or_default();
+            let (keys, bytes) = (HumanCount(backup.keys()), HumanBytes(backup.bytes()));
+            let (epoch, parts) = (backup.id.epoch(), backup.parts.len());
+            let text = format!("epoch {epoch}, {keys} keys, {bytes} in {parts} parts, of {made}{state}");
+            (format!("backup {}", backup.id), text)
+        })
+        .collect();
+    let rows: Vec<(&str, String)> = rows.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
+    format!("{}\n", table(&rows))
+}

@@ -1,0 +1,86 @@
+//! A job of several processes loses its machines while it runs, and goes on from its backup on another number of processes.
+#![cfg(feature = "object-store")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use support::jobs::{JOB, laminar, prepared, run_to_end, same_as_alone, start, succeeds};
+
+const BACKED_UP: &str = "--backup place --checkpoint-interval 10ms --epoch 1ms";
+
+fn listed(dir: &Path) -> Vec<serde_json::Value> {
+    let output = laminar(dir, "backups place --json").output().unwrap();
+    let told: Option<serde_json::Value> = serde_json::from_slice(&output.stdout).ok();
+    told.and_then(|told| told["backups"].as_array().cloned()).unwrap_or_default()
+}
+
+#[test]
+fn three_processes_that_are_lost_with_their_disks_go_on_from_the_backup_as_two() {
+    let dir = prepared(150_000);
+    let dir = dir.path();
+    // One of three is killed, and all go on.
+    let mut children = start(dir, 3, 1, BACKED_UP);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let has_records = || listed(dir).last().is_some_and(|newest| newest["keys"].as_u64() > Some(0));
+    while !has_records() {
+        assert!(Instant::now() < deadline, "no backup came");
+        std::thread::sleep(Duration::from_millis(20));
+        if children.iter_mut().any(|child| child.try_wait().unwrap().is_some()) {
+            // Done already, or a port that somebody else took.
+            children.iter_mut().for_each(|child| drop(child.kill().and_then(|()| child.wait())));
+            children = start(dir, 3, 1, BACKED_UP);
+        }
+    }
+    children[1].kill().unwrap();
+    children.iter_mut().for_each(|child| drop(child.kill().and_then(|()| child.wait())));
+    fs::remove_dir_all(dir.join("together")).unwrap();
+
+    let told = succeeds(dir, "restore place together --json");
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&told["processes"], &told["workers"], &told["job"]),
+        (&3.into(), &1.into(), &true.into()),
+        "{told}"
+    );
+    run_to_end(dir, 2, 2, &format!("{BACKED_UP} --rescale --take-over"));
+    same_as_alone(dir);
+    // The last backup is the finished job, in the size that it has now.
+    let newest = listed(dir).pop().unwrap();
+    assert_eq!(
+        (&newest["generation"], &newest["parts"], &newest["keys"]),
+        (&2.into(), &2.into(), &1000.into())
+    );
+    let verified = succeeds(dir, "backups place --verify");
+    assert!(verified.contains("in 2 parts") && verified.contains("whole"), "{verified}");
+    fs::remove_dir_all(dir.join("together")).unwrap();
+    succeeds(dir, "restore place together");
+    same_as_alone(dir);
+}
+
+#[test]
+fn what_cannot_be_done_with_backups_of_jobs_is_said() {
+    let dir = prepared(100);
+    let dir = dir.path();
+    succeeds(dir, &format!("{JOB} --state together --workers 2 --backup place --quiet"));
+    let refused = |line: &str, sign: &str| {
+        let output = laminar(dir, line).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(sign), "{line}: {told}");
+    };
+    refused("restore place new --cores 2", "--rescale");
+    refused("restore place new --savepoint", "--rescale");
+    refused("restore place together", "exists already");
+    refused("restore place new --backup 1", "id of a backup");
+    refused("restore place new --backup 0000000000000001-0000000000000001", "no backup");
+    assert!(!dir.join("new").exists());
+    // Another job's backups are not written over; the job is done all the same.
+    let other = format!("{JOB} --state other --workers 2 --backup place --quiet");
+    refused(&other, "done and durable, but its last backup is not made");
+    refused(&other, "--take-over");
+    succeeds(dir, "export --state other --output other.ndjson");
+    assert_eq!(fs::read(dir.join("other.ndjson")).unwrap(), fs::read(dir.join("alone.ndjson")).unwrap());
+}

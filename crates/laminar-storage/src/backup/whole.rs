@@ -1,0 +1,263 @@
+//! Backups of a whole whose parts are stores of their own, on several machines.
+//!
+//! ```text
+//! PLACE/part-0000-of-0003/…        the backups of part 0, as those of any store
+//! PLACE/part-0001-of-0003/…
+//! PLACE/part-0002-of-0003/…
+//! ```
+//! Every part makes a backup of the same epoch ([`crate::Store::reserve_checkpoint`]) under the same [`WholeId`], which is in the
+//! name of a file that goes with it. A backup of the whole is there when every part has one of that id. There is no record
+//! of it elsewhere, so none that could be wrong: whoever looks reads the logs of all parts.
+//!
+//! An epoch alone would not do. A whole that was restored to an earlier epoch, and went on, has other states under the numbers
+//! of later ones; an id is drawn for each backup.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::catalog::{BackupInfo, list_records};
+use super::error::{BackupError, Result};
+use super::options::BackupOptions;
+use super::record::{BackupOwner, Keep, Nonce, Record};
+use super::remote::Remote;
+use super::target::BackupTarget;
+use super::writer::{BackupReceipt, BackupWriter};
+use crate::ids::{BackupId, Epoch};
+use crate::incremental::CheckpointReader;
+use crate::vfs::{OsVfs, Vfs};
+
+/// Begins the name of the file that says which backup of the whole it is.
+const MARK: &str = "whole-";
+
+/// One backup of a whole, the same in all of its parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WholeId {
+    epoch: Epoch,
+    nonce: Nonce,
+}
+
+impl WholeId {
+    /// A new one, of the end of this epoch.
+    #[must_use]
+    pub fn new(epoch: Epoch) -> Self {
+        Self { epoch, nonce: Nonce(OsVfs::new().random_u64()) }
+    }
+
+    /// The epoch whose end it holds, in all parts.
+    #[must_use]
+    pub fn epoch(self) -> Epoch {
+        self.epoch
+    }
+
+    /// The name of the file that says so in every part's backup, and in what is restored from it.
+    #[must_use]
+    pub fn file_name(self) -> String {
+        format!("{MARK}{self}.json")
+    }
+
+    fn of_file_name(name: &str) -> Option<Self> {
+        name.strip_prefix(MARK)?.strip_suffix(".json")?.parse().ok()
+    }
+
+    pub(super) fn of_record(record: &Record) -> Option<Self> {
+        record.backup.as_ref()?.objects.iter().find_map(|object| Self::of_file_name(&object.name))
+    }
+}
+
+impl fmt::Display for WholeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:016x}", self.epoch.0, self.nonce.0)
+    }
+}
+
+impl FromStr for WholeId {
+    type Err = BackupError;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        let numbers = text.split_once('-').and_then(|(epoch, nonce)| Some((hex(epoch)?, hex(nonce)?)));
+        let id = numbers.map(|(epoch, nonce)| Self { epoch: Epoch(epoch), nonce: Nonce(nonce) });
+        // Only what is written here: a sign or a capital would be another name of the same.
+        id.filter(|id| id.to_string() == text).ok_or_else(|| {
+            let remedy = "Use one as it is listed.";
+            BackupError::invalid("this is not the id of a backup of a whole", text, remedy)
+        })
+    }
+}
+
+/// A checkpoint of a part, opened to be backed up; from [`crate::Store::part_checkpoint`].
+#[derive(Debug)]
+pub struct PartCheckpoint {
+    pub(crate) reader: CheckpointReader,
+    pub(crate) owner: BackupOwner,
+}
+
+/// Makes the backups of one part of a whole.
+#[derive(Debug)]
+pub struct PartWriter {
+    place: BackupTarget,
+    part: u32,
+    parts: u32,
+    options: BackupOptions,
+    writer: Option<BackupWriter>,
+}
+
+impl PartWriter {
+    /// For part `part`, counted from 0, of `parts`, at `place`. Nothing is done yet. [`BackupOptions::keep`] are backups of the
+    /// whole.
+    ///
+    /// # Errors
+    /// `InvalidInput` for options, or a part that there is not.
+    pub fn new(place: &BackupTarget, part: u32, parts: u32, options: &BackupOptions) -> Result<Self> {
+        options.validate()?;
+        if part >= parts || parts > MOST_PARTS {
+            let what = format!("part {part} of {parts} cannot be backed up");
+            let remedy = "Parts are counted from 0, up to 9999 of them.";
+            return Err(BackupError::invalid(what, place.to_string(), remedy));
+        }
+        Ok(Self { place: place.clone(), part, parts, options: options.clone(), writer: None })
+    }
+
+    /// Backs a checkpoint of this part up, as part of the backup `id` of the whole, whose epoch it must hold. `mark` is the
+    /// content of the file that says so; `own_files` are others of the program's own. Older backups stay as long as they belong to one of
+    /// the newest [`BackupOptions::keep`] that are whole, or to a later one, whatever the other parts have.
+    ///
+    /// # Errors
+    /// As [`BackupWriter::open`], and [`BackupWriter::back_up`]; `InvalidInput` when the checkpoint holds another epoch. It may be
+    /// called again with the same arguments.
+    pub fn back_up(
+        &mut self,
+        checkpoint: &PartCheckpoint,
+        id: WholeId,
+        mark: &[u8],
+        own_files: &[(&str, &[u8])],
+    ) -> Result<BackupReceipt> {
+        let held = Epoch(checkpoint.reader.metadata().epoch);
+        if held != id.epoch {
+            let what = format!("the checkpoint holds epoch {held}, the backup is of {}", id.epoch);
+            let remedy = "Make a checkpoint of exactly that epoch, with Store::part_checkpoint.";
+            return Err(BackupError::invalid(what, self.place.to_string(), remedy));
+        }
+        let oldest = self.oldest_needed()?;
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            None => {
+                let place = part_place(&self.place, self.part, self.parts);
+                self.writer.insert(BackupWriter::open(&place, &self.options, checkpoint.owner)?)
+            }
+        };
+        let name = id.file_name();
+        let own: Vec<_> = [(name.as_str(), mark)].into_iter().chain(own_files.iter().copied()).collect();
+        writer.back_up_keeping(&checkpoint.reader, &own, Keep::Since(oldest))
+    }
+
+    /// The oldest backup of this part that is to stay; 0 while no backup is whole, and then everything stays.
+    fn oldest_needed(&self) -> Result<BackupId> {
+        let records = |part| list_records(&part_place(&self.place, part, self.parts), &self.options);
+        let mut whole = records(self.part)?;
+        whole.retain(|(_, id)| id.is_some());
+        for part in (0..self.parts).filter(|part| *part != self.part) {
+            let there = records(part)?;
+            whole.retain(|(_, id)| there.iter().any(|(_, other)| other == id));
+        }
+        // Of those that are whole now; the one that is being made comes on top.
+        let oldest = whole.len().saturating_sub(self.options.keep);
+        Ok(whole.get(oldest).map_or(BackupId(0), |(info, _)| info.id))
+    }
+}
+
+/// Parts of a whole at most.
+const MOST_PARTS: u32 = 10_000;
+
+fn part_folder(part: u32, parts: u32) -> String {
+    format!("part-{part:04}-of-{parts:04}")
+}
+
+fn part_place(place: &BackupTarget, part: u32, parts: u32) -> BackupTarget {
+    place.within(&part_folder(part, parts))
+}
+
+/// A backup of a whole: every part has it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WholeBackup {
+    /// Which it is.
+    pub id: WholeId,
+    /// The backup of each part, and where it is, in the order of the parts.
+    pub parts: Vec<(BackupTarget, BackupInfo)>,
+}
+
+/// The backups of a whole that every part has, oldest first; none where there is no part. Nothing is changed.
+///
+/// # Errors
+/// `Unreachable`, `Refused`; `Corruption` when the log of a part is damaged, or parts contradict each other.
+pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Result<Vec<WholeBackup>> {
+    let folders = place.folders(options)?;
+    let counts = folders.iter().filter_map(|name| parse_folder(name));
+    let Some(parts) = counts.clone().map(|(_, parts)| parts).max() else { return Ok(Vec::new()) };
+    if let Some((part, other)) = counts.clone().find(|(_, other)| *other != parts) {
+        let what = format!("there is a part {part} of {other}, and there are parts of {parts}");
+        return Err(BackupError::corruption(what, &place.to_string()));
+    }
+    let mut whole: Option<Vec<WholeBackup>> = None;
+    for part in 0..parts {
+        let place = part_place(place, part, parts);
+        let there = list_records(&place, options)?;
+        let all = whole.get_or_insert_with(|| {
+            let ids = there.iter().filter_map(|(_, id)| *id);
+            ids.map(|id| WholeBackup { id, parts: Vec::new() }).collect()
+        });
+        all.retain_mut(|backup| {
+            let own = there.iter().find(|(_, id)| *id == Some(backup.id));
+            own.map(|(info, _)| backup.parts.push((place.clone(), info.clone()))).is_some()
+        });
+    }
+    Ok(whole.unwrap_or_default())
+}
+
+fn parse_folder(name: &str) -> Option<(u32, u32)> {
+    let (part, parts) = name.strip_prefix("part-")?.split_once("-of-")?;
+    let (part, parts) = (part.parse().ok()?, parts.parse().ok()?);
+    (part < parts && parts <= MOST_PARTS && part_folder(part, parts) == name).then_some((part, parts))
+}
+
+impl BackupTarget {
+    /// A place below this one; `folder` is a plain name.
+    #[must_use]
+    pub fn within(&self, folder: &str) -> Self {
+        let url = format!("{}/{folder}", self.to_string().trim_end_matches('/'));
+        self.below(folder, url)
+    }
+
+    /// The names of the places below this one that anything was put into.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`.
+    pub fn folders(&self, options: &BackupOptions) -> Result<Vec<String>> {
+        let remote = Remote::new(self, options)?;
+        remote.run(remote.folders())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
+    use super::*;
+
+    #[test]
+    fn ids_and_folders_come_back_and_nothing_else_does() {
+        let id = WholeId::new(Epoch(0x2a));
+        assert_eq!(id.to_string().parse::<WholeId>().unwrap(), id);
+        assert_eq!(WholeId::of_file_name(&id.file_name()), Some(id));
+        assert_ne!(id, WholeId::new(Epoch(0x2a)), "drawn anew for each backup");
+        for bad in ["", "2a-1", "+00000000000002a-0000000000000001", "000000000000002A-0000000000000001"] {
+            assert!(bad.parse::<WholeId>().is_err(), "{bad}");
+        }
+        assert_eq!(parse_folder(&part_folder(2, 3)), Some((2, 3)));
+        for bad in
+            ["part-0003-of-0003", "part-2-of-3", "part-0002", "generation-00000001", "part-0001-of-20000"]
+        {
+            assert_eq!(parse_folder(bad), None, "{bad}");
+        }
+    }
+}

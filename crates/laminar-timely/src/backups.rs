@@ -1,0 +1,287 @@
+//! Backups of a job while it runs: every process copies its part, on a thread of its own; only with the feature
+//! `object-store`.
+//!
+//! ```text
+//! PLACE/generation-00000001/part-0000-of-0003/…      what process 0 keeps; see laminar_storage::backup
+//! ```
+//! Worker 0 marks an epoch (`flow::marks`); each process reserves its end for a checkpoint before it settles anything later,
+//! so that what all of them copy is one state of the job.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use laminar_storage::backup::{
+    BackupError, BackupOptions, BackupReceipt, BackupTarget, PartCheckpoint, PartWriter, WholeId,
+};
+use laminar_storage::error::Detail;
+use laminar_storage::{Epoch, Store};
+
+use crate::error::Error;
+use crate::layout::{Generation, Part};
+
+/// The pause after a try that failed; twice as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// No pause is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often the last backup of a job fails before the job ends without it.
+const LAST_TRIES: u32 = 3;
+
+/// Small files of the program's own, name and content of each.
+pub(crate) type OwnFiles = dyn Fn() -> io::Result<Vec<(String, Vec<u8>)>> + Send + Sync;
+
+/// Where the backups of a job go, and how often.
+#[derive(Clone)]
+pub(crate) struct JobBackups {
+    place: BackupTarget,
+    pub(crate) options: BackupOptions,
+    pub(crate) every: Duration,
+    pub(crate) own_files: Arc<OwnFiles>,
+}
+
+impl JobBackups {
+    pub(crate) fn new(place: &BackupTarget, options: &BackupOptions, every: Duration) -> Self {
+        let own_files = Arc::new(|| Ok(Vec::new()));
+        Self { place: place.clone(), options: options.clone(), every, own_files }
+    }
+}
+
+impl fmt::Display for JobBackups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
+impl fmt::Debug for JobBackups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, options, every, .. } = self;
+        f.debug_struct("JobBackups")
+            .field("place", place)
+            .field("options", options)
+            .field("every", every)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The folder of a generation's backups.
+pub(crate) fn folder_of(generation: Generation) -> String {
+    format!("generation-{:08}", generation.0)
+}
+
+/// The generation whose folder this is.
+pub(crate) fn generation_of(folder: &str) -> Option<Generation> {
+    let generation = Generation(folder.strip_prefix("generation-")?.parse().ok()?);
+    (folder_of(generation) == folder).then_some(generation)
+}
+
+/// Copies checkpoints of one part.
+struct Copier {
+    store: Arc<Store>,
+    writer: PartWriter,
+    /// What the part says about itself.
+    mark: Vec<u8>,
+    own_files: Arc<OwnFiles>,
+}
+
+impl Copier {
+    fn copy(
+        &mut self,
+        id: WholeId,
+        checkpoint: &mut Option<PartCheckpoint>,
+    ) -> Result<BackupReceipt, BackupError> {
+        let local = |detail: &Detail| BackupError::Local(Box::new(detail.clone()));
+        let checkpoint = match checkpoint {
+            Some(checkpoint) => checkpoint,
+            None => {
+                let made = self.store.part_checkpoint(id.epoch()).map_err(|e| local(e.detail()))?;
+                checkpoint.insert(made)
+            }
+        };
+        // After the checkpoint was made: they are those of then or of later.
+        let files = (self.own_files)().map_err(|error| {
+            let what = format!("the files that are to go with the backup could not be had: {error}");
+            local(&Detail::new(what).caused_by(error).remedy("Remove the cause: it is tried again."))
+        })?;
+        let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+        self.writer.back_up(checkpoint, id, &self.mark, &files)
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct State {
+    /// The last one that was made.
+    done: Epoch,
+    /// Tries that failed, since the last that did not or since the last one of the job was asked for.
+    failures: u32,
+    error: Option<BackupError>,
+    /// No further one is tried.
+    ended: bool,
+    /// The last one of the job is waited for.
+    hurry: bool,
+}
+
+/// What the workers of a process and its backup thread share.
+#[derive(Debug, Default)]
+struct Progress {
+    state: Mutex<State>,
+    bell: Condvar,
+    /// As in `state`, for operators.
+    done: AtomicU64,
+}
+
+/// The backups of this process' part.
+#[derive(Debug)]
+pub(crate) struct Backups {
+    orders: Sender<WholeId>,
+    /// The last epoch that was ordered.
+    ordered: Mutex<Epoch>,
+    progress: Arc<Progress>,
+    store: Arc<Store>,
+}
+
+impl Backups {
+    /// Starts the thread; it calls `wake` when a backup of this part is made.
+    pub(crate) fn start(
+        plan: &JobBackups,
+        store: &Arc<Store>,
+        part: &Part,
+        wake: impl Fn() + Send + 'static,
+    ) -> Result<Self, Error> {
+        let place = plan.place.within(&folder_of(part.generation));
+        let mut copier = Copier {
+            store: Arc::clone(store),
+            writer: PartWriter::new(&place, part.part, part.size.processes, &plan.options)?,
+            mark: part.encode(),
+            own_files: Arc::clone(&plan.own_files),
+        };
+        let (orders, receiver) = channel();
+        let progress = Arc::new(Progress::default());
+        let told = Arc::clone(&progress);
+        let thread = thread::Builder::new().name("laminar-job-backup".into());
+        let started = thread.spawn(move || told.run(&mut copier, &receiver, &wake));
+        started.map_err(|e| {
+            let what = format!("the thread of the backups could not be started: {e}");
+            let remedy = "Raise the limit of threads (`ulimit -u`), then start again.";
+            Error::worker(Detail::new(what).remedy(remedy))
+        })?;
+        Ok(Self { orders, ordered: Mutex::default(), progress, store: Arc::clone(store) })
+    }
+
+    /// Takes note that everything up to the epoch of `id` is durable everywhere, and has exactly that backed up. Every worker calls
+    /// it before it settles anything later; the first counts.
+    pub(crate) fn settle(&self, id: WholeId) -> Result<(), Error> {
+        // Held until the epoch is reserved: another worker goes on from here only then.
+        let mut ordered = lock(&self.ordered);
+        if *ordered >= id.epoch() {
+            return Ok(());
+        }
+        self.store.reserve_checkpoint(id.epoch())?;
+        self.store.settle(id.epoch())?;
+        self.order(&mut ordered, id);
+        Ok(())
+    }
+
+    fn order(&self, ordered: &mut Epoch, id: WholeId) {
+        *ordered = id.epoch();
+        // A thread that is gone has said why.
+        let _ = self.orders.send(id);
+    }
+
+    /// The last epoch that this part was backed up with.
+    pub(crate) fn done(&self) -> Epoch {
+        Epoch(self.progress.done.load(Ordering::Acquire))
+    }
+
+    /// Has the end of the job backed up, after which no epoch comes, and waits for it.
+    pub(crate) fn finish(&self, id: WholeId) -> Result<(), Error> {
+        self.store.settle(id.epoch())?;
+        self.order(&mut lock(&self.ordered), id);
+        let mut state = lock(&self.progress.state);
+        (state.hurry, state.failures) = (true, 0);
+        self.progress.bell.notify_all();
+        loop {
+            if state.done >= id.epoch() {
+                return Ok(());
+            }
+            if let Some(error) = state.error.clone().filter(|_| state.ended || state.failures >= LAST_TRIES) {
+                let what = format!("the job is done and durable, but its last backup is not made: {error}");
+                let remedy = "Run the job again once that is repaired: it is done, and is backed up then.";
+                return Err(Error::Backup(BackupError::Local(Box::new(Detail::new(what).remedy(remedy)))));
+            }
+            state = self.progress.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Progress {
+    fn run(&self, copier: &mut Copier, orders: &Receiver<WholeId>, wake: &dyn Fn()) {
+        while let Ok(id) = orders.recv() {
+            let (mut checkpoint, mut pause) = (None, Duration::ZERO);
+            loop {
+                match copier.copy(id, &mut checkpoint) {
+                    Ok(receipt) => {
+                        tracing::info!(epoch = %id.epoch(), bytes = receipt.bytes_sent, "backed up");
+                        self.succeeded(id.epoch());
+                        wake();
+                        break;
+                    }
+                    Err(error) => {
+                        let ends = error.is_final();
+                        tracing::warn!(%error, ends, "a backup of the job failed; the job goes on");
+                        pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+                        self.failed(error, ends, pause);
+                        if ends {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn succeeded(&self, epoch: Epoch) {
+        let mut state = lock(&self.state);
+        (state.done, state.failures, state.error) = (epoch, 0, None);
+        self.done.store(epoch.0, Ordering::Release);
+        self.bell.notify_all();
+    }
+
+    /// Takes note of a failure, and waits; not for long when the job waits too.
+    fn failed(&self, error: BackupError, ends: bool, pause: Duration) {
+        let mut state = lock(&self.state);
+        state.failures += 1;
+        state.error = Some(error);
+        state.ended |= ends;
+        self.bell.notify_all();
+        if !ends {
+            let waited = self.bell.wait_timeout_while(state, pause, |state| !state.hurry);
+            let hurry = waited.unwrap_or_else(PoisonError::into_inner).0.hurry;
+            if hurry {
+                thread::sleep(FIRST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Takes a lock whoever panicked with it: a panic has ended the process then.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_generations_come_back_and_nothing_else_does() {
+        assert_eq!(generation_of(&folder_of(Generation(7))), Some(Generation(7)));
+        for bad in ["generation-7", "generation-00000007x", "part-0000-of-0001", "generation-+0000007"] {
+            assert_eq!(generation_of(bad), None, "{bad}");
+        }
+    }
+}
