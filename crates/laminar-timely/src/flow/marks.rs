@@ -36,7 +36,7 @@ pub(super) fn marks<'scope>(
     ledger: &Rc<RefCell<Ledger>>,
     process: &Arc<Process>,
 ) -> (StreamVec<'scope, u64, String>, ProbeHandle<u64>) {
-    let mut closed = ProbeHandle::new();
+    let closed = ProbeHandle::new();
     let backed_up = backed_up(durable.scope(), first, closed.clone(), ledger, process);
     let complete = backed_up.clone();
     let decides = durable.scope().index() == 0;
@@ -65,7 +65,7 @@ pub(super) fn marks<'scope>(
             }
         },
     );
-    (marks.broadcast().probe_with(&mut closed), backed_up)
+    (marks.broadcast().probe_with(&closed), backed_up)
 }
 
 /// Says what this process has backed up, as a frontier, until the marks are `closed`. Did it end before, worker 0 would take a backup

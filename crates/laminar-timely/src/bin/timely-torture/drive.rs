@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use laminar_timely::EXIT_FAILED;
 
 use crate::model::{lines, mix};
+use crate::network::Network;
 use crate::{ENDED, Options};
 
 /// The longest that anything may take before it counts as hung. Far more than it takes.
@@ -24,6 +25,8 @@ struct Tally {
     early: u32,
     recoveries: u32,
     starts: u32,
+    /// Links that were cut for a moment only, and the job went on.
+    outlived: u32,
 }
 
 pub fn drive(options: &Options) -> Result<(), String> {
@@ -45,14 +48,26 @@ pub fn drive(options: &Options) -> Result<(), String> {
 }
 
 fn repeat(options: &Options) -> String {
-    let Options { processes, workers, kills, seed, epochs, events, keys, ahead, pause_us, stall_ms, .. } =
-        options;
+    let Options {
+        processes,
+        workers,
+        kills,
+        fault,
+        seed,
+        epochs,
+        events,
+        keys,
+        ahead,
+        pause_us,
+        stall_ms,
+        ..
+    } = options;
     let sizes: Vec<_> = options.sizes.iter().map(|(p, w)| format!("{p}x{w}")).collect();
     let sizes = if sizes.is_empty() { String::new() } else { format!(" --sizes {}", sizes.join(",")) };
     let mistake = &options.mistake;
     let mistake = if mistake.is_empty() { String::new() } else { format!(" --mistake {mistake}") };
     format!(
-        "timely-torture drive --processes {processes} --workers {workers}{sizes} --kills {kills} --seed {seed} --epochs {epochs} \
+        "timely-torture drive --processes {processes} --workers {workers}{sizes} --fault {fault} --kills {kills} --seed {seed} --epochs {epochs} \
          --events {events} --keys {keys} --ahead {ahead} --pause-us {pause_us} --stall-ms {stall_ms}{mistake}"
     )
 }
@@ -79,9 +94,12 @@ fn drive_in(options: &Options) -> Result<(), String> {
     if sizes.len() == 1 {
         compare_uninterrupted(options)?;
     }
-    let Tally { kills, early, recoveries, starts } = tally;
+    let Tally { kills, early, recoveries, starts, outlived } = tally;
+    if options.fault == "cut" {
+        println!("{kills} links cut, {outlived} of them for a moment, and the job went on");
+    }
     println!(
-        "{} kills ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
+        "{} kills or cuts ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
          0 missing, 0 twice, 0 besides",
         kills
     );
@@ -97,13 +115,26 @@ enum Moment {
     Never,
 }
 
+impl Moment {
+    /// A little later than this: the job has gone on then.
+    fn later(&self) -> Self {
+        match self {
+            Self::Early(after) => Self::Early(*after),
+            Self::Output(bytes) => Self::Output(bytes + 1),
+            Self::Never => Self::Never,
+        }
+    }
+}
+
 /// Runs the job up to `options.until`, with kills on the way.
 fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
     let all: usize =
         lines(options.seed, options.until, options.events, options.keys).iter().map(String::len).sum();
     let mut alone = 0;
+    let cuts = options.fault == "cut" && options.processes > 1;
+    let network = if cuts { Some(Network::new(options.processes)?) } else { None };
     loop {
-        let mut processes = Processes::start(options, tally)?;
+        let mut processes = Processes::start(options, network.as_ref(), tally)?;
         let mut draw = |below: u64| {
             *random = mix(*random);
             *random % below
@@ -135,18 +166,36 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
         }
         let victim = usize::try_from(draw(processes.children.len() as u64)).unwrap_or(0);
         let recovered = processes.said().contains("recovered to epoch");
-        processes.kill(victim)?;
         tally.kills += 1;
         tally.early += u32::from(!recovered);
         tally.recoveries += u32::from(recovered);
+        match &network {
+            None => processes.kill(victim)?,
+            Some(network) => {
+                network.cut(victim)?;
+                if draw(2) == 0 {
+                    // For less than what counts as a stall. What comes of it is seen when the next one is due.
+                    thread::sleep(Duration::from_millis(options.stall_ms / 8));
+                    network.join(victim)?;
+                    if processes.wait_until(&moment.later(), &options.dir)?.is_none() {
+                        tally.outlived += 1;
+                        processes.kill_all();
+                        continue;
+                    }
+                }
+            }
+        }
         let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
         for (process, status) in ended.iter().enumerate() {
-            let fine = process == victim
+            let fine = (network.is_none() && process == victim)
                 || status.success()
                 || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
             if !fine {
                 return Err(format!("process {process} ended with {status}\n{}", processes.said()));
             }
+        }
+        if let Some(network) = &network {
+            network.join(victim)?;
         }
     }
 }
@@ -158,7 +207,7 @@ struct Processes {
 }
 
 impl Processes {
-    fn start(options: &Options, tally: &mut Tally) -> Result<Self, String> {
+    fn start(options: &Options, network: Option<&Network>, tally: &mut Tally) -> Result<Self, String> {
         let failed = |e: std::io::Error| format!("a process could not be started: {e}");
         let program = std::env::current_exe().map_err(failed)?;
         // Free now; whoever takes one in between makes a process end, which is noticed.
@@ -166,7 +215,11 @@ impl Processes {
             (0..options.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
         let addresses: Result<Vec<_>, _> =
             listeners.map_err(failed)?.iter().map(TcpListener::local_addr).collect();
-        let addresses: Vec<_> = addresses.map_err(failed)?.iter().map(ToString::to_string).collect();
+        let addresses = addresses.map_err(failed)?;
+        let addresses = match network {
+            Some(network) => network.addresses(),
+            None => addresses.iter().map(ToString::to_string).collect(),
+        };
         let mut all = Self { children: Vec::new(), logs: Vec::new() };
         for process in 0..options.processes {
             let log = options.dir.join(format!("process-{process}.log"));
@@ -183,7 +236,8 @@ impl Processes {
                 ("--stall-ms", options.stall_ms),
                 ("--pause-us", options.pause_us),
             ];
-            let mut command = Command::new(&program);
+            let mut command =
+                network.map_or_else(|| Command::new(&program), |network| network.command(process, &program));
             command.arg("worker").arg("--dir").arg(&options.dir).args(["--addresses", &addresses.join(",")]);
             command.args(numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]));
             if !options.mistake.is_empty() {

@@ -6,11 +6,15 @@
 //! starts the job, kills one process at a random moment (start-up and recovery included), waits until the others have ended,
 //! and starts all of them again, until the job is done. Then every row must be there once: those of a model, computed by other
 //! code. `timely-torture worker` is one process of that job.
+//!
+//! With `--fault cut` the link of one process to the others is cut instead, each in a network namespace of its own (as root):
+//! for a moment, after which the job is to go on, or for good, until all processes have ended by themselves.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
 
 mod cache;
 mod drive;
 mod model;
+mod network;
 mod work;
 
 use std::process::ExitCode;
@@ -53,6 +57,8 @@ struct Options {
     /// Sizes of later runs: the job is stopped in order in between.
     sizes: Vec<(usize, usize)>,
     kills: u32,
+    /// What happens to a process so often: `kill`, or `cut` for its link to the others.
+    fault: String,
     seed: u64,
     epochs: u64,
     events: u64,
@@ -77,6 +83,7 @@ impl Options {
             workers: 1,
             sizes: Vec::new(),
             kills: 10,
+            fault: "kill".to_owned(),
             seed: 1,
             epochs: 200,
             events: 500,
@@ -99,6 +106,7 @@ impl Options {
                 "--workers" => options.workers = count()?,
                 "--sizes" => options.sizes = value.split(',').map(size).collect::<Result<_, _>>()?,
                 "--kills" => options.kills = value.parse().map_err(|e| format!("{name} {value}: {e}"))?,
+                "--fault" if ["kill", "cut"].contains(&value.as_str()) => options.fault.clone_from(&value),
                 "--seed" => options.seed = number()?,
                 "--epochs" => options.epochs = number()?,
                 "--events" => options.events = number()?,
