@@ -120,11 +120,18 @@ pub fn run(
     }
     let other_size = if rescale { OtherSize::Rescale } else { OtherSize::Refuse };
     #[cfg(feature = "object-store")]
-    let every = Duration::from_millis(store.checkpoint_interval_ms);
+    let every = match store.checkpoint_interval_ms {
+        0 => laminar_storage::Settings::default().checkpoint_interval_ms,
+        interval => interval,
+    };
     let config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
     #[cfg(feature = "object-store")]
     let config = match &settings.backups {
-        Some(backups) => backups.on_workers(config, &settings.state, every),
+        // Only process 0 has a `job.json` that is up to date.
+        Some(backups) => {
+            let every = Duration::from_millis(every);
+            backups.on_workers(config, &settings.state, every, cluster.process == 0)
+        }
         None => config,
     };
     let leader = Mutex::new(claim.map(|claim| Leader { claim, settings: settings.clone(), stop }));

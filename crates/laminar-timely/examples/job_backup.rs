@@ -45,10 +45,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::remove_dir_all(&state)?;
 
     let options = BackupOptions::new();
-    for backup in list_job_backups(&place, &options)? {
+    for backup in list_job_backups(&place, &options)?.backups {
         println!("backup {} of epoch {}, {} keys", backup.id, backup.id.epoch(), backup.keys());
     }
-    restore_job(&place, None, &state, &options, |_| {})?;
+    restore_job(&place, None, None, &state, &options, |_| {})?;
     job(&state, &place, 3, 2_000)?;
     Ok(std::fs::remove_dir_all(dir)?)
 }

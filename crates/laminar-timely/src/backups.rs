@@ -12,7 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use laminar_storage::backup::{
@@ -36,30 +36,39 @@ pub(crate) type OwnFiles = dyn Fn() -> io::Result<Vec<(String, Vec<u8>)>> + Send
 
 /// Where the backups of a job go, and how often.
 #[derive(Clone)]
-pub(crate) struct JobBackups {
+pub(crate) struct BackupPlan {
     place: BackupTarget,
     pub(crate) options: BackupOptions,
     pub(crate) every: Duration,
     pub(crate) own_files: Arc<OwnFiles>,
 }
 
-impl JobBackups {
+impl BackupPlan {
     pub(crate) fn new(place: &BackupTarget, options: &BackupOptions, every: Duration) -> Self {
         let own_files = Arc::new(|| Ok(Vec::new()));
         Self { place: place.clone(), options: options.clone(), every, own_files }
     }
+
+    /// The latest generation that there are backups of.
+    pub(crate) fn latest(&self) -> u32 {
+        let folders = self.place.folders(&self.options).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the backups cannot be seen now");
+            Vec::new()
+        });
+        folders.iter().filter_map(|folder| generation_of(folder)).map(|found| found.0).max().unwrap_or(0)
+    }
 }
 
-impl fmt::Display for JobBackups {
+impl fmt::Display for BackupPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.place.fmt(f)
     }
 }
 
-impl fmt::Debug for JobBackups {
+impl fmt::Debug for BackupPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, options, every, .. } = self;
-        f.debug_struct("JobBackups")
+        f.debug_struct("BackupPlan")
             .field("place", place)
             .field("options", options)
             .field("every", every)
@@ -76,6 +85,11 @@ pub(crate) fn folder_of(generation: Generation) -> String {
 pub(crate) fn generation_of(folder: &str) -> Option<Generation> {
     let generation = Generation(folder.strip_prefix("generation-")?.parse().ok()?);
     (folder_of(generation) == folder).then_some(generation)
+}
+
+/// Whether a file of this name in the job's directory would be taken for the job's own.
+fn is_of_job(name: &str) -> bool {
+    ["generation-", "process-", "whole-"].iter().any(|begin| name.starts_with(begin))
 }
 
 /// Copies checkpoints of one part.
@@ -106,6 +120,11 @@ impl Copier {
             let what = format!("the files that are to go with the backup could not be had: {error}");
             local(&Detail::new(what).caused_by(error).remedy("Remove the cause: it is tried again."))
         })?;
+        if let Some((name, _)) = files.iter().find(|(name, _)| is_of_job(name)) {
+            let what = format!("{name:?} is a name of the job's own files");
+            let detail = Detail::new(what).remedy("Give the program's file another name.");
+            return Err(BackupError::InvalidInput(Box::new(detail)));
+        }
         let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
         self.writer.back_up(checkpoint, id, &self.mark, &files)
     }
@@ -115,14 +134,16 @@ impl Copier {
 #[derive(Debug, Default)]
 struct State {
     /// The last one that was made.
-    done: Epoch,
+    done: Option<WholeId>,
     /// Tries that failed, since the last that did not or since the last one of the job was asked for.
     failures: u32,
     error: Option<BackupError>,
     /// No further one is tried.
     ended: bool,
-    /// The last one of the job is waited for.
+    /// One is waited for.
     hurry: bool,
+    /// Nobody wants any more.
+    stop: bool,
 }
 
 /// What the workers of a process and its backup thread share.
@@ -137,7 +158,9 @@ struct Progress {
 /// The backups of this process' part.
 #[derive(Debug)]
 pub(crate) struct Backups {
-    orders: Sender<WholeId>,
+    /// None once nobody orders any more.
+    orders: Mutex<Option<Sender<WholeId>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     /// The last epoch that was ordered.
     ordered: Mutex<Epoch>,
     progress: Arc<Progress>,
@@ -147,7 +170,7 @@ pub(crate) struct Backups {
 impl Backups {
     /// Starts the thread; it calls `wake` when a backup of this part is made.
     pub(crate) fn start(
-        plan: &JobBackups,
+        plan: &BackupPlan,
         store: &Arc<Store>,
         part: &Part,
         wake: impl Fn() + Send + 'static,
@@ -163,13 +186,18 @@ impl Backups {
         let progress = Arc::new(Progress::default());
         let told = Arc::clone(&progress);
         let thread = thread::Builder::new().name("laminar-job-backup".into());
-        let started = thread.spawn(move || told.run(&mut copier, &receiver, &wake));
-        started.map_err(|e| {
+        let started = thread.spawn(move || {
+            let bomb = EndOnPanic(&told);
+            told.run(&mut copier, &receiver, &wake);
+            std::mem::forget(bomb);
+        });
+        let thread = started.map_err(|e| {
             let what = format!("the thread of the backups could not be started: {e}");
             let remedy = "Raise the limit of threads (`ulimit -u`), then start again.";
             Error::worker(Detail::new(what).remedy(remedy))
         })?;
-        Ok(Self { orders, ordered: Mutex::default(), progress, store: Arc::clone(store) })
+        let (orders, thread) = (Mutex::new(Some(orders)), Mutex::new(Some(thread)));
+        Ok(Self { orders, thread, ordered: Mutex::default(), progress, store: Arc::clone(store) })
     }
 
     /// Takes note that everything up to the epoch of `id` is durable everywhere, and has exactly that backed up. Every worker calls
@@ -188,8 +216,10 @@ impl Backups {
 
     fn order(&self, ordered: &mut Epoch, id: WholeId) {
         *ordered = id.epoch();
-        // A thread that is gone has said why.
-        let _ = self.orders.send(id);
+        if let Some(orders) = &*lock(&self.orders) {
+            // A thread that is gone has said why.
+            let _ = orders.send(id);
+        }
     }
 
     /// The last epoch that this part was backed up with.
@@ -197,36 +227,72 @@ impl Backups {
         Epoch(self.progress.done.load(Ordering::Acquire))
     }
 
-    /// Has the end of the job backed up, after which no epoch comes, and waits for it.
-    pub(crate) fn finish(&self, id: WholeId) -> Result<(), Error> {
-        self.store.settle(id.epoch())?;
+    /// Has an epoch backed up that all workers of all processes stand at, and waits for it.
+    pub(crate) fn back_up_now(&self, id: WholeId) -> Result<(), BackupError> {
+        let local = |e: laminar_storage::StoreError| BackupError::Local(Box::new(e.detail().clone()));
+        self.store.settle(id.epoch()).map_err(local)?;
         self.order(&mut lock(&self.ordered), id);
         let mut state = lock(&self.progress.state);
         (state.hurry, state.failures) = (true, 0);
         self.progress.bell.notify_all();
-        loop {
-            if state.done >= id.epoch() {
-                return Ok(());
-            }
+        while state.done != Some(id) {
             if let Some(error) = state.error.clone().filter(|_| state.ended || state.failures >= LAST_TRIES) {
-                let what = format!("the job is done and durable, but its last backup is not made: {error}");
-                let remedy = "Run the job again once that is repaired: it is done, and is backed up then.";
-                return Err(Error::Backup(BackupError::Local(Box::new(Detail::new(what).remedy(remedy)))));
+                return Err(error);
             }
             state = self.progress.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.hurry = false;
+        Ok(())
+    }
+
+    /// Has the end of the job backed up, after which no epoch comes, waits for it, and ends the thread.
+    pub(crate) fn finish(&self, id: WholeId) -> Result<(), Error> {
+        let made = self.back_up_now(id).map_err(|error| {
+            let what = format!("the job is done and durable, but its last backup is not made: {error}");
+            let remedy = "Run the job again once that is repaired: it is done, and is backed up then.";
+            Error::Backup(BackupError::Local(Box::new(Detail::new(what).remedy(remedy))))
+        });
+        self.end();
+        made
+    }
+
+    fn end(&self) {
+        lock(&self.progress.state).stop = true;
+        self.progress.bell.notify_all();
+        drop(lock(&self.orders).take());
+        let thread = lock(&self.thread).take();
+        // One that panicked has said so.
+        let _ = thread.map(JoinHandle::join);
+    }
+
+    /// Why no backup is made, if the last try failed.
+    pub(crate) fn error(&self) -> Option<BackupError> {
+        lock(&self.progress.state).error.clone()
+    }
+}
+
+/// Says so when the thread panics, to whoever waits for it.
+struct EndOnPanic<'a>(&'a Progress);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        let detail =
+            Detail::new("the thread of the backups panicked").remedy("Report this; start the job again.");
+        self.0.failed(BackupError::Local(Box::new(detail)), true, Duration::ZERO);
     }
 }
 
 impl Progress {
     fn run(&self, copier: &mut Copier, orders: &Receiver<WholeId>, wake: &dyn Fn()) {
-        while let Ok(id) = orders.recv() {
+        while let Ok(id) = orders.recv()
+            && !lock(&self.state).stop
+        {
             let (mut checkpoint, mut pause) = (None, Duration::ZERO);
             loop {
                 match copier.copy(id, &mut checkpoint) {
                     Ok(receipt) => {
                         tracing::info!(epoch = %id.epoch(), bytes = receipt.bytes_sent, "backed up");
-                        self.succeeded(id.epoch());
+                        self.succeeded(id);
                         wake();
                         break;
                     }
@@ -234,8 +300,7 @@ impl Progress {
                         let ends = error.is_final();
                         tracing::warn!(%error, ends, "a backup of the job failed; the job goes on");
                         pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-                        self.failed(error, ends, pause);
-                        if ends {
+                        if self.failed(error, ends, pause) {
                             return;
                         }
                     }
@@ -244,27 +309,27 @@ impl Progress {
         }
     }
 
-    fn succeeded(&self, epoch: Epoch) {
+    fn succeeded(&self, id: WholeId) {
         let mut state = lock(&self.state);
-        (state.done, state.failures, state.error) = (epoch, 0, None);
-        self.done.store(epoch.0, Ordering::Release);
+        (state.done, state.failures, state.error) = (Some(id), 0, None);
+        self.done.store(id.epoch().0, Ordering::Release);
         self.bell.notify_all();
     }
 
-    /// Takes note of a failure, and waits; not for long when the job waits too.
-    fn failed(&self, error: BackupError, ends: bool, pause: Duration) {
+    /// Takes note of a failure, and waits; not for long when somebody waits for it. True when it is to end.
+    fn failed(&self, error: BackupError, ends: bool, pause: Duration) -> bool {
         let mut state = lock(&self.state);
         state.failures += 1;
         state.error = Some(error);
         state.ended |= ends;
         self.bell.notify_all();
-        if !ends {
-            let waited = self.bell.wait_timeout_while(state, pause, |state| !state.hurry);
-            let hurry = waited.unwrap_or_else(PoisonError::into_inner).0.hurry;
-            if hurry {
-                thread::sleep(FIRST_PAUSE);
-            }
-        }
+        let pause = if ends { Duration::ZERO } else { pause };
+        let waited = self.bell.wait_timeout_while(state, pause, |state| !state.hurry && !state.stop);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let pause = if state.hurry && !ends { FIRST_PAUSE } else { Duration::ZERO };
+        let waited = self.bell.wait_timeout_while(state, pause, |state| !state.stop);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        ends || state.stop
     }
 }
 

@@ -104,7 +104,7 @@ pub struct Config {
     pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) mistakes: Mistakes,
     #[cfg(feature = "object-store")]
-    pub(crate) backups: Option<crate::backups::JobBackups>,
+    pub(crate) backups: Option<crate::backups::BackupPlan>,
 }
 
 impl Config {
@@ -193,13 +193,13 @@ impl Config {
         options: &laminar_storage::backup::BackupOptions,
         every: Duration,
     ) -> Self {
-        self.backups = Some(crate::backups::JobBackups::new(place, options, every));
+        self.backups = Some(crate::backups::BackupPlan::new(place, options, every));
         self
     }
 
     /// Small files of the program's own that go with the backups of this process, name and content of each, asked for with
-    /// each backup after its checkpoint was made. [`crate::restore_job`] puts them into the job's directory. After
-    /// [`Self::backup_to`].
+    /// each backup after its checkpoint was made. [`crate::restore_job`] puts them into the job's directory; of a name that several
+    /// processes give, the first one's. After [`Self::backup_to`].
     #[cfg(feature = "object-store")]
     #[must_use]
     pub fn backup_files(
@@ -227,6 +227,15 @@ impl Config {
         #[cfg(not(feature = "object-store"))]
         let place = None;
         place
+    }
+
+    /// The latest generation that there are backups of; 0 when none is, or that cannot be seen now.
+    pub(crate) fn backed_up(&self) -> u32 {
+        #[cfg(feature = "object-store")]
+        let generation = self.backups.as_ref().map_or(0, crate::backups::BackupPlan::latest);
+        #[cfg(not(feature = "object-store"))]
+        let generation = 0;
+        generation
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {

@@ -67,6 +67,9 @@ pub(crate) struct Part {
     /// Where the state came from, if from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restored: Option<Restored>,
+    /// There was a backup of the job in this size.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) backed_up: bool,
 }
 
 /// A state that was restored from a backup: sinks may have more than it.
@@ -92,7 +95,16 @@ impl Restored {
 
 impl Part {
     pub(crate) fn new(job: &str, generation: Generation, part: u32, size: Size, stage: Stage) -> Self {
-        Self { format: FORMAT, job: job.to_owned(), generation, part, size, stage, restored: None }
+        Self {
+            format: FORMAT,
+            job: job.to_owned(),
+            generation,
+            part,
+            size,
+            stage,
+            restored: None,
+            backed_up: false,
+        }
     }
 
     /// As it stands in its file.

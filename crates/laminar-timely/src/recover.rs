@@ -19,6 +19,8 @@ pub(crate) struct Has {
     pub(crate) parts: Vec<Part>,
     /// Where it backs the job up, if it does.
     pub(crate) backups: Option<String>,
+    /// The latest generation that there are backups of, as far as that could be seen.
+    pub(crate) backed_up: u32,
 }
 
 /// What is to be done.
@@ -71,7 +73,8 @@ pub(crate) fn decide(all: &[Has], other_size: OtherSize) -> Result<Decision, Err
     for generation in generations.iter().rev() {
         let found = Found::of(all, *generation)?;
         if found.counts() {
-            return found.open_or_rescale(first.size, &generations, other_size);
+            let taken = all.iter().map(|has| has.backed_up).max().unwrap_or_default();
+            return found.open_or_rescale(first.size, &generations, taken, other_size);
         }
         if found.needed() {
             return Err(found.incomplete());
@@ -150,6 +153,7 @@ impl Found {
         &self,
         wanted: Size,
         generations: &[Generation],
+        taken: u32,
         other_size: OtherSize,
     ) -> Result<Decision, Error> {
         let own = |(part, seen): (u32, &Vec<(u32, Stage)>)| seen.iter().any(|(process, _)| *process == part);
@@ -170,11 +174,12 @@ impl Found {
                 self.size
             )));
         }
+        // Whose part it is reads it, if it sees it: others may have a copy of what it was once.
         let readers = (0..).zip(&self.parts).filter_map(|(part, seen)| {
-            let lowest = seen.iter().map(|(process, _)| *process).min()?;
-            Some((part, lowest))
+            let own = seen.iter().map(|(process, _)| *process).find(|process| *process == part);
+            Some((part, own.or(seen.iter().map(|(process, _)| *process).min())?))
         });
-        let newest = generations.iter().max().map_or(self.generation.0, |newest| newest.0);
+        let newest = generations.iter().max().map_or(self.generation.0, |newest| newest.0).max(taken);
         Ok(Decision::Rescale {
             from: self.generation,
             size: self.size,
@@ -229,7 +234,14 @@ mod tests {
     }
 
     fn all(parts: [Vec<Part>; 2]) -> Vec<Has> {
-        let has = |(process, parts)| Has { process, job: "job".into(), size: SIZE, parts, backups: None };
+        let has = |(process, parts)| Has {
+            process,
+            job: "job".into(),
+            size: SIZE,
+            parts,
+            backups: None,
+            backed_up: 0,
+        };
         (0..).zip(parts).map(has).collect()
     }
 
@@ -289,6 +301,13 @@ mod tests {
             to: Generation(5),
         };
         assert_eq!(decide(&all(there.clone()), OtherSize::Rescale).unwrap(), expected);
+        // One that there are backups of is another life's.
+        let mut taken = all(there.clone());
+        taken[1].backed_up = 8;
+        let Decision::Rescale { to, .. } = decide(&taken, OtherSize::Rescale).unwrap() else {
+            panic!("not rescaled")
+        };
+        assert_eq!(to, Generation(9));
         // A rescaling that was interrupted is begun again, under a new number.
         let mut again = there.clone();
         again[1].push(part(5, 1, SIZE, Stage::Ready));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use laminar_storage::backup::{
-    BackupInfo, BackupOptions, BackupTarget, TransferProgress, WholeBackup, WholeId, list_whole_backups,
+    BackupError, BackupInfo, BackupOptions, BackupTarget, TransferProgress, WholeId, list_whole_backups,
     restore,
 };
 use laminar_storage::error::Detail;
@@ -47,11 +47,27 @@ impl JobBackup {
         self.parts.iter().map(|(_, info)| info.keys).sum()
     }
 
+    /// When the first of its checkpoints was made, in milliseconds since the Unix epoch, by the clock of its machine.
+    #[must_use]
+    pub fn made_ms(&self) -> u64 {
+        self.parts.iter().map(|(_, info)| info.made_ms).min().unwrap_or_default()
+    }
+
     /// Bytes of all parts.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|(_, info)| info.bytes).sum()
     }
+}
+
+/// What [`list_job_backups`] finds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct JobBackups {
+    /// Those that are whole, oldest first, of all sizes that the job had.
+    pub backups: Vec<JobBackup>,
+    /// What is damaged or missing of others.
+    pub damaged: Vec<BackupError>,
 }
 
 /// What [`restore_job`] made.
@@ -68,41 +84,48 @@ pub struct RestoredJob {
     pub workers: u32,
 }
 
-/// The backups of a job that are whole, oldest first, of all sizes that it had; none where no job was ever backed up. Nothing is
-/// changed.
+/// The backups of a job; none where no job was ever backed up. Sizes of the job come in the order in which their last backups were made,
+/// by the clocks of their machines; within a size the logs of the backups say the order. Nothing is changed.
 ///
 /// # Errors
 /// `Backup`: as [`list_whole_backups`].
-pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result<Vec<JobBackup>, Error> {
-    let mut generations: Vec<_> = place
-        .folders(options)?
-        .into_iter()
-        .filter_map(|folder| Some((generation_of(&folder)?, place.within(&folder))))
-        .collect();
-    generations.sort_by_key(|(generation, _)| *generation);
-    let mut backups = Vec::new();
-    for (generation, place) in generations {
-        let whole = list_whole_backups(&place, options)?.into_iter();
-        backups.extend(whole.map(|WholeBackup { id, parts, .. }| JobBackup {
-            id,
-            generation: generation.0,
-            parts,
-        }));
+pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result<JobBackups, Error> {
+    let mut all = JobBackups::default();
+    let mut sizes = Vec::new();
+    for folder in place.folders(options)? {
+        let Some(generation) = generation_of(&folder) else { continue };
+        let found = list_whole_backups(&place.within(&folder), options)?;
+        all.damaged.extend(found.damaged);
+        // Several numbers of parts under one generation are several sizes.
+        for backup in found.backups {
+            let size = (generation, backup.parts.len());
+            let backup = JobBackup { id: backup.id, generation: generation.0, parts: backup.parts };
+            match sizes.iter_mut().find(|(known, _): &&mut (_, Vec<JobBackup>)| *known == size) {
+                Some((_, backups)) => backups.push(backup),
+                None => sizes.push((size, vec![backup])),
+            }
+        }
     }
-    Ok(backups)
+    sizes.sort_by_key(|(_, backups)| backups.last().map(JobBackup::made_ms));
+    all.backups = sizes.into_iter().flat_map(|(_, backups)| backups).collect();
+    Ok(all)
 }
 
 /// Makes a backup of a job its state in the new directory `dir`: all parts, and the program's files. `id`: which one; none for the
-/// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`]. To run it on several
-/// machines, restore it on each; each process takes its own part.
+/// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`].
 ///
-/// When it is interrupted or fails, what was fetched is in `DIR.fetched`, and the same call goes on from there.
+/// `part`: only that one, for a job that goes on with as many processes on several machines: each restores its own, counted from
+/// 0, of the same backup. A part that is on two machines is a copy that goes out of date on one.
+///
+/// When it is interrupted or fails, what was fetched is in `DIR.fetched`, and the same call goes on from there; without an id it
+/// is refused when there is a newer backup meanwhile.
 ///
 /// # Errors
 /// `Config` when there is something at `dir`, or no such backup; `Backup` as [`restore`]; `Store`, `Io`.
 pub fn restore_job(
     place: &BackupTarget,
     id: Option<WholeId>,
+    part: Option<u32>,
     dir: impl AsRef<Path>,
     options: &BackupOptions,
     mut on_progress: impl FnMut(TransferProgress) + Send,
@@ -110,35 +133,65 @@ pub fn restore_job(
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
     let work = Work { vfs, dir: absolute(dir.as_ref()) };
     let [fetched, pending] = [work.beside(".fetched")?, work.beside(".unfinished")?];
-    let backups = list_job_backups(place, options)?;
-    let chosen = backups.into_iter().rev().find(|backup| id.is_none_or(|id| backup.id == id));
-    let backup = chosen.ok_or_else(|| {
-        let what = id.map_or("there is no backup of a job here".to_owned(), |id| {
-            format!("there is no backup {id} of a job here that is whole")
-        });
-        Error::config(
-            Detail::new(what).at_path(place.to_string()).remedy("Check the URL; choose one that is there."),
-        )
-    })?;
+    let backup = choose(place, id, options)?;
+    let parts: Vec<_> = (0_u32..)
+        .zip(&backup.parts)
+        .filter(|(number, _)| part.is_none_or(|part| part == *number))
+        .map(|(number, (place, info))| Wanted {
+            number,
+            place,
+            info,
+            fetched: fetched.join(format!("part-{number:04}")),
+        })
+        .collect();
+    if parts.is_empty() {
+        let what = format!("the job has {} parts, counted from 0", backup.parts.len());
+        return Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy("Name one of them.")));
+    }
     work.create(&fetched)?;
     let mut told = TransferProgress::default();
-    told.bytes_total = backup.bytes();
+    told.bytes_total = parts.iter().map(|part| part.info.bytes).sum();
     let mut before = 0;
-    for (number, (place, info)) in backup.parts.iter().enumerate() {
-        let part = fetched.join(format!("part-{number:04}"));
-        if !work.is_fetched(&part, info)? {
-            restore(place, Some(info.id), &part, options, |progress| {
+    for part in &parts {
+        if !work.is_fetched(&part.fetched, part.info)? {
+            restore(part.place, Some(part.info.id), &part.fetched, options, |progress| {
                 told.bytes_done = before + progress.bytes_done;
                 on_progress(told);
             })?;
         }
-        before += info.bytes;
+        before += part.info.bytes;
     }
-    let part = work.make(&backup, &fetched, &pending)?;
+    let made = work.make(&backup, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
-    Ok(RestoredJob { job: part.job, backup, processes: part.size.processes, workers: part.size.workers })
+    Ok(RestoredJob { job: made.job, backup, processes: made.size.processes, workers: made.size.workers })
 }
+
+fn choose(place: &BackupTarget, id: Option<WholeId>, options: &BackupOptions) -> Result<JobBackup, Error> {
+    let JobBackups { backups, damaged } = list_job_backups(place, options)?;
+    if let Some(backup) = backups.into_iter().rev().find(|backup| id.is_none_or(|id| backup.id == id)) {
+        return Ok(backup);
+    }
+    if let Some(damage) = damaged.into_iter().next() {
+        return Err(damage.into());
+    }
+    let what = id.map_or("there is no backup of a job here".to_owned(), |id| {
+        format!("there is no backup {id} of a job here that is whole")
+    });
+    let remedy = "Check the URL; choose one that is there.";
+    Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy(remedy)))
+}
+
+/// A part to be restored.
+struct Wanted<'a> {
+    number: u32,
+    place: &'a BackupTarget,
+    info: &'a BackupInfo,
+    fetched: PathBuf,
+}
+
+/// In every directory that a restore works in: what has it is not somebody else's.
+const MARKER: &str = "laminar-restore";
 
 /// A restore, and where.
 struct Work {
@@ -167,10 +220,26 @@ impl Work {
         Ok(self.dir.with_file_name(beside))
     }
 
+    /// Makes a directory to work in, or takes the one of an earlier try.
     fn create(&self, dir: &Path) -> Result<(), Error> {
-        create_dir_durably(self.vfs.as_ref(), dir).map_err(|e| Error::io("could not create", dir, e))
+        let failed = |e| Error::io("could not create", dir, e);
+        let kind = |path: &Path| self.vfs.kind(path).map_err(failed);
+        match (kind(dir)?, kind(&dir.join(MARKER))?) {
+            (None, _) => {
+                self.vfs.create_dir(dir).map_err(failed)?;
+                let text = b"Made by a restore; it may be removed.\n";
+                replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
+            }
+            (Some(FileKind::Dir), Some(FileKind::File { .. })) => Ok(()),
+            _ => Err(Error::config(
+                Detail::new("this is in the way, and no earlier restore made it")
+                    .at_path(dir)
+                    .remedy("Look what it is and remove it, or name another directory."),
+            )),
+        }
     }
 
+    /// Removes a directory that [`Self::create`] made.
     fn remove(&self, dir: &Path) -> Result<(), Error> {
         let layout = Layout::new(dir, &self.vfs);
         layout.remove_all(dir).map_err(|e| Error::io("could not remove", dir, e))
@@ -193,26 +262,30 @@ impl Work {
     }
 
     /// Makes the job's directory of what was fetched; what an earlier try made of it goes.
-    fn make(&self, backup: &JobBackup, fetched: &Path, pending: &Path) -> Result<Part, Error> {
+    fn make(&self, backup: &JobBackup, parts: &[Wanted<'_>], pending: &Path) -> Result<Part, Error> {
+        self.create(pending)?;
         self.remove(pending)?;
+        self.create(pending)?;
         let layout = Layout::new(pending, &self.vfs);
         let mut first = None;
-        for number in 0..backup.parts.len() {
-            let savepoint = fetched.join(format!("part-{number:04}"));
-            let mark = backup.id.file_name();
-            let part = self.part(&savepoint.join(&mark), number, backup)?;
+        for wanted in parts {
+            let (savepoint, mark) = (&wanted.fetched, backup.id.file_name());
+            let part = self.part(&savepoint.join(&mark), wanted.number, backup)?;
             let dir = layout.store_dir(part.generation, part.part);
-            self.create(parent_of(&dir))?;
+            create_dir_durably(self.vfs.as_ref(), parent_of(&dir))
+                .map_err(|e| Error::io("could not create", parent_of(&dir), e))?;
             // As large as it was: the settings of the job count when it is opened by it.
             let builder =
                 Store::builder(&dir).cores(part.size.workers as usize).settings(Settings::default());
-            let Opened { store, cores, .. } = builder.from_savepoint(&savepoint).open_as_part(Ok)?;
+            let Opened { store, cores, .. } = builder.from_savepoint(savepoint).open_as_part(Ok)?;
             drop(cores);
             store.close()?;
             layout.write(&part)?;
-            self.copy_own_files(&savepoint, &mark, pending)?;
+            self.copy_own_files(savepoint, &mark, pending)?;
             first.get_or_insert(part);
         }
+        let marker = pending.join(MARKER);
+        self.vfs.remove_file(&marker).map_err(|e| Error::io("could not remove", &marker, e))?;
         first.ok_or_else(|| {
             Error::config(
                 Detail::new("the backup has no part").remedy("Choose another backup, and report this."),
@@ -221,7 +294,7 @@ impl Work {
     }
 
     /// What a part says about itself, restored.
-    fn part(&self, mark: &Path, number: usize, backup: &JobBackup) -> Result<Part, Error> {
+    fn part(&self, mark: &Path, number: u32, backup: &JobBackup) -> Result<Part, Error> {
         let bytes = read_small_file(self.vfs.as_ref(), mark, MOST_BYTES)
             .map_err(|e| Error::io("could not read what the part is", mark, e))?;
         let senseless = |what: String| {
@@ -230,7 +303,7 @@ impl Work {
             )
         };
         let mut part = Part::decode(&bytes).map_err(senseless)?;
-        let place = (part.generation.0, part.part as usize, part.size.processes as usize);
+        let place = (part.generation.0, part.part, part.size.processes as usize);
         if place != (backup.generation, number, backup.parts.len()) {
             return Err(senseless("the part is of another place".to_owned()));
         }
@@ -246,7 +319,8 @@ impl Work {
         let entries = vfs.read_dir(savepoint).map_err(|e| Error::io("could not list", savepoint, e))?;
         for (name, kind) in entries {
             let own = matches!(kind, FileKind::File { .. }) && name != mark && can_be_own_file(&name);
-            if own {
+            let there = vfs.kind(&to.join(&name)).map_err(|e| Error::io("could not look at", to, e))?;
+            if own && there.is_none() {
                 let path = savepoint.join(&name);
                 let bytes = read_small_file(vfs, &path, MOST_BYTES)
                     .map_err(|e| Error::io("could not read", &path, e))?;

@@ -109,7 +109,7 @@ fn restore(dir: &Path, backup: Option<&JobBackup>) {
     let state = dir.join("state");
     fs::remove_dir_all(&state).unwrap();
     let id = backup.map(|backup| backup.id);
-    let made = restore_job(&place(dir), id, &state, &options(), |_| {}).unwrap();
+    let made = restore_job(&place(dir), id, None, &state, &options(), |_| {}).unwrap();
     assert_eq!(made.job, "sums");
     assert_eq!(fs::read(state.join("notes")).unwrap(), b"of the program");
     assert!(!dir.join("state.fetched").exists() && !dir.join("state.unfinished").exists());
@@ -124,7 +124,7 @@ fn a_job_goes_on_from_its_last_backup_when_its_state_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     goes_well(this, dir, 2, 200);
-    let backups = list_job_backups(&place(dir), &options()).unwrap();
+    let backups = list_job_backups(&place(dir), &options()).unwrap().backups;
     assert!(backups.len() >= 2 && backups.iter().all(|backup| backup.parts.len() == 1), "{backups:?}");
     assert_eq!(lines(dir), truth(200));
     restore(dir, None);
@@ -134,8 +134,12 @@ fn a_job_goes_on_from_its_last_backup_when_its_state_is_lost() {
     restore(dir, None);
     goes_well(this, dir, 3, 400);
     assert_eq!(lines(dir), truth(400));
-    let generations: Vec<_> =
-        list_job_backups(&place(dir), &options()).unwrap().iter().map(|backup| backup.generation).collect();
+    let generations: Vec<_> = list_job_backups(&place(dir), &options())
+        .unwrap()
+        .backups
+        .iter()
+        .map(|backup| backup.generation)
+        .collect();
     assert_eq!((generations.first(), generations.last()), (Some(&1), Some(&2)), "{generations:?}");
 }
 
@@ -150,7 +154,7 @@ fn sinks_are_cut_back_to_an_older_backup_on_any_number_of_workers() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         goes_well(this, dir, 2, 200);
-        let backups = list_job_backups(&place(dir), &options()).unwrap();
+        let backups = list_job_backups(&place(dir), &options()).unwrap().backups;
         restore(dir, backups.first());
         goes_well(this, dir, workers, 250);
         assert_eq!(lines(dir), truth(250), "{workers} workers, from {:?}", backups.first());

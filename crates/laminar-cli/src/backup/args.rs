@@ -94,6 +94,9 @@ pub struct RestoreArgs {
     /// Make a savepoint instead of a state
     #[arg(long)]
     pub savepoint: bool,
+    /// Of a job that ran with --workers: only what process I had, for each machine its own
+    #[arg(long, value_name = "I")]
+    pub process: Option<u32>,
     #[command(flatten)]
     pub transfer: TransferArgs,
 }

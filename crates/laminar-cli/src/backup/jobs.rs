@@ -4,7 +4,7 @@ use std::io::Write;
 
 use indicatif::{HumanBytes, HumanCount};
 use laminar_storage::backup::{BackupError, BackupOptions, BackupTarget, verify_backup};
-use laminar_timely::{JobBackup, list_job_backups, restore_job};
+use laminar_timely::{JobBackup, JobBackups, list_job_backups, restore_job};
 use serde_json::{Value, json};
 
 use super::args::{BackupsArgs, RestoreArgs};
@@ -17,6 +17,24 @@ use crate::summary::table;
 /// Whether the backups at a place are those of such a job.
 pub fn are_of_job(target: &BackupTarget, options: &BackupOptions) -> Result<bool> {
     Ok(target.folders(options)?.iter().any(|folder| folder.starts_with("generation-")))
+}
+
+/// Refuses to put the backups of one kind of job beside those of the other: one of them would not be seen.
+pub fn check_kind(target: &BackupTarget, options: &BackupOptions, on_workers: bool) -> Result<()> {
+    let looked = target.folders(options);
+    // What cannot be seen now is found out when backups are made.
+    let Ok(folders) = looked else { return Ok(()) };
+    let other = if on_workers {
+        folders.iter().any(|folder| folder == "log")
+    } else {
+        folders.iter().any(|folder| folder.starts_with("generation-"))
+    };
+    if !other {
+        return Ok(());
+    }
+    let kind = if on_workers { "without" } else { "with" };
+    let what = format!("{target} has the backups of a job that runs {kind} --workers");
+    Err(CliError::failure(what).remedy("Name another place for the backups of this one."))
 }
 
 fn told(error: &laminar_timely::Error) -> CliError {
@@ -35,8 +53,8 @@ pub fn restore(
             .remedy("Restore it, then run it with --rescale and as many --workers as you like."));
     }
     let id = args.backup.as_deref().map(str::parse).transpose()?;
-    let made =
-        restore_job(target, id, &args.dir, options, bar(&args.transfer)).map_err(|error| told(&error))?;
+    let made = restore_job(target, id, args.process, &args.dir, options, bar(&args.transfer))
+        .map_err(|error| told(&error))?;
     let (backup, job) = (&made.backup, Job::path(&args.dir).exists());
     let shown = json!({
         "state": args.dir.display().to_string(),
@@ -66,7 +84,8 @@ pub fn backups(
     options: &BackupOptions,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let listed = list_job_backups(target, options).map_err(|error| told(&error))?;
+    let JobBackups { backups: listed, damaged: broken, .. } =
+        list_job_backups(target, options).map_err(|error| told(&error))?;
     let (mut shown, mut damaged) = (Vec::new(), 0);
     for backup in &listed {
         let state = if args.verify { Some(verified(backup, args, options)?) } else { None };
@@ -75,6 +94,9 @@ pub fn backups(
     }
     let text = if args.transfer.json { as_json(&shown) } else { as_text(&shown, target) };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
+    if let Some(error) = broken.into_iter().next() {
+        return Err(of_library(error));
+    }
     if damaged == 0 {
         return Ok(());
     }
@@ -97,11 +119,6 @@ fn verified(backup: &JobBackup, args: &BackupsArgs, options: &BackupOptions) -> 
     Ok(WHOLE.to_owned())
 }
 
-/// When the first of its parts was made.
-fn made_ms(backup: &JobBackup) -> u64 {
-    backup.parts.iter().map(|(_, info)| info.made_ms).min().unwrap_or_default()
-}
-
 fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {
     let backups: Vec<Value> = shown
         .iter()
@@ -111,7 +128,7 @@ fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {
                 "generation": backup.generation,
                 "parts": backup.parts.len(),
                 "epoch": backup.id.epoch().get(),
-                "made_ms": made_ms(backup),
+                "made_ms": backup.made_ms(),
                 "keys": backup.keys(),
                 "bytes": backup.bytes(),
                 "verified": state,
@@ -128,7 +145,7 @@ fn as_text(shown: &[(&JobBackup, Option<String>)], target: &BackupTarget) -> Str
     let rows: Vec<(String, String)> = shown
         .iter()
         .map(|(backup, state)| {
-            let made = std::time::UNIX_EPOCH + std::time::Duration::from_millis(made_ms(backup));
+            let made = std::time::UNIX_EPOCH + std::time::Duration::from_millis(backup.made_ms());
             let made = humantime::format_rfc3339_seconds(made);
             let state = state.as_ref().map(|state| format!(", {state}")).unwrap_or_default();
             let (keys, bytes) = (HumanCount(backup.keys()), HumanBytes(backup.bytes()));

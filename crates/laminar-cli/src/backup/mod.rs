@@ -47,6 +47,7 @@ pub fn backup(args: &BackupArgs, out: &mut dyn Write) -> Result<()> {
     let options = options(&args.transfer).keep(args.keep).take_over(args.take_over);
     options.validate()?;
     let target = BackupTarget::create(&args.url)?;
+    jobs::check_kind(&target, &options, false)?;
     // With as many cores as it has: another number would distribute the keys anew.
     let Opened { store, cores, report } = Store::builder(&args.state).cores(parts.cores()?).open()?;
     let job = job_of(&args.state, &report.source_offsets, report.keys)?;
@@ -99,6 +100,9 @@ pub fn restore(args: &RestoreArgs, out: &mut dyn Write) -> Result<()> {
     });
     let number = number.transpose()?;
     let id = number.map(Into::into);
+    if args.process.is_some() {
+        return Err(CliError::usage("--process is for the backups of a job that ran with --workers"));
+    }
     if args.savepoint {
         let receipt = fetch(&target, id, &args.dir, &options, bar(&args.transfer))?;
         let told = json!({

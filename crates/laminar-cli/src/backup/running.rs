@@ -11,6 +11,7 @@ use laminar_timely::Config;
 use serde_json::{Value, json};
 
 use super::args::RunBackupArgs;
+use super::jobs::check_kind;
 use crate::engine::advice::for_user;
 use crate::error::{CliError, Result};
 use crate::job::Job;
@@ -29,14 +30,16 @@ pub struct Running {
 
 impl Running {
     /// What the command line asks for.
-    pub fn new(args: &RunBackupArgs) -> Result<Option<Self>> {
+    pub fn new(args: &RunBackupArgs, on_workers: bool) -> Result<Option<Self>> {
         let Some(url) = &args.backup else { return Ok(None) };
         let options = BackupOptions::new()
             .keep(args.backup_keep)
             .bytes_per_second(args.backup_bandwidth.unwrap_or(0))
             .take_over(args.take_over);
         options.validate()?;
-        Ok(Some(Self { target: BackupTarget::create(url)?, options }))
+        let target = BackupTarget::create(url)?;
+        check_kind(&target, &options, on_workers)?;
+        Ok(Some(Self { target, options }))
     }
 
     /// Has a store backed up, with what `job.json` says at the time of each backup: it is written before the first record is
@@ -47,9 +50,13 @@ impl Running {
     }
 
     /// Has a job on workers backed up as often as checkpoints are made, its `job.json` with the part of the process that has it.
-    pub fn on_workers(&self, config: Config, state: &Path, every: Duration) -> Config {
+    pub fn on_workers(&self, config: Config, state: &Path, every: Duration, has_job: bool) -> Config {
+        let config = config.backup_to(&self.target, &self.options, every);
+        if !has_job {
+            return config;
+        }
         let path = Job::path(state);
-        config.backup_to(&self.target, &self.options, every).backup_files(move || own_files(&path))
+        config.backup_files(move || own_files(&path))
     }
 
     /// Waits until the newest checkpoint is backed up, or until that has failed too often.

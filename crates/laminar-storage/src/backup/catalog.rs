@@ -76,17 +76,49 @@ impl<'a> Meter<'a> {
 /// # Errors
 /// `Unreachable`, `Refused`; `Corruption` when the newest record, or that of a backup, is damaged.
 pub fn list_backups(target: &BackupTarget, options: &BackupOptions) -> Result<Vec<BackupInfo>> {
-    Ok(list_records(target, options)?.into_iter().map(|(info, _)| info).collect())
-}
-
-/// All backups that count at a place, oldest first, each with the backup of a whole that it is a part of, if any.
-pub(super) fn list_records(
-    target: &BackupTarget,
-    options: &BackupOptions,
-) -> Result<Vec<(BackupInfo, Option<WholeId>)>> {
     let remote = Remote::new(target, options)?;
     let records = remote.run(read_all(&remote))?;
-    records.iter().map(|record| Ok((describe(record)?, WholeId::of_record(record)))).collect()
+    records.iter().map(describe).collect()
+}
+
+/// The backups of a part that can be read, oldest first, and which backup of the whole each is of; what cannot be read goes to
+/// `damaged`. One that is damaged keeps nobody from the others.
+pub(super) fn list_part(
+    target: &BackupTarget,
+    options: &BackupOptions,
+    damaged: &mut Vec<BackupError>,
+) -> Result<Vec<(BackupInfo, WholeId)>> {
+    let remote = Remote::new(target, options)?;
+    let mut found = Vec::new();
+    let mut note = |error| match error {
+        damage @ BackupError::Corruption(_) => {
+            damaged.push(damage);
+            Ok(())
+        }
+        error => Err(error),
+    };
+    let head = match remote.run(read_head(&remote)) {
+        Ok(Some(head)) => head,
+        Ok(None) => return Ok(found),
+        Err(error) => return note(error).map(|()| found),
+    };
+    for id in head.retained {
+        let read = remote.run(read_record(&remote, id)).and_then(|record| {
+            let Some(record) = record else { return Err(missing(&remote, id)) };
+            Ok((describe(&record)?, WholeId::of_record(&record)))
+        });
+        match read {
+            Ok((info, Some(id))) => found.push((info, id)),
+            Ok((_, None)) => {}
+            Err(error) => note(error)?,
+        }
+    }
+    Ok(found)
+}
+
+fn missing(remote: &Remote, id: BackupId) -> BackupError {
+    let what = "the record of a backup that counts is missing";
+    BackupError::corruption(what, &remote.name_of(LOG, &record_name(id)))
 }
 
 /// Reads every byte of a backup and compares it with its checksums; none: of the newest one.
@@ -162,10 +194,7 @@ async fn read_all(remote: &Remote) -> Result<Vec<Record>> {
                     attempt += 1;
                     continue 'again;
                 }
-                None => {
-                    let what = "the record of a backup that counts is missing";
-                    return Err(BackupError::corruption(what, &remote.name_of(LOG, &record_name(*id))));
-                }
+                None => return Err(missing(remote, *id)),
             }
         }
         return Ok(records);
@@ -200,10 +229,7 @@ pub(super) async fn choose(remote: &Remote, id: Option<BackupId>) -> Result<Reco
     };
     match read_record(remote, chosen).await? {
         Some(record) => Ok(record),
-        None => {
-            let what = "the record of a backup that counts is missing";
-            Err(BackupError::corruption(what, &remote.name_of(LOG, &record_name(chosen))))
-        }
+        None => Err(missing(remote, chosen)),
     }
 }
 

@@ -50,7 +50,7 @@ pub use options::BackupOptions;
 pub use record::BackupOwner;
 pub use restore::{RestoreReceipt, restore, restore_with};
 pub use target::BackupTarget;
-pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeId, list_whole_backups};
+pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeBackups, WholeId, list_whole_backups};
 pub use worker::BackupStatus;
 pub use writer::{BackupReceipt, BackupWriter};
 

@@ -15,7 +15,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::catalog::{BackupInfo, list_records};
+use super::catalog::{BackupInfo, list_part};
 use super::error::{BackupError, Result};
 use super::options::BackupOptions;
 use super::record::{BackupOwner, Keep, Nonce, Record};
@@ -151,18 +151,26 @@ impl PartWriter {
         writer.back_up_keeping(&checkpoint.reader, &own, Keep::Since(oldest))
     }
 
-    /// The oldest backup of this part that is to stay; 0 while no backup is whole, and then everything stays.
+    /// The oldest backup of this part that is to stay; 0 while no backup is whole, or not all can be read, and then everything
+    /// stays.
     fn oldest_needed(&self) -> Result<BackupId> {
-        let records = |part| list_records(&part_place(&self.place, part, self.parts), &self.options);
+        let mut damaged = Vec::new();
+        let mut records =
+            |part| list_part(&part_place(&self.place, part, self.parts), &self.options, &mut damaged);
         let mut whole = records(self.part)?;
-        whole.retain(|(_, id)| id.is_some());
+        // Made again after a reply was lost, with other files of the program: the same backup of the whole.
+        whole.dedup_by_key(|(_, id)| *id);
         for part in (0..self.parts).filter(|part| *part != self.part) {
             let there = records(part)?;
             whole.retain(|(_, id)| there.iter().any(|(_, other)| other == id));
         }
+        for error in &damaged {
+            tracing::warn!(%error, "a backup of a part is damaged; no older one is removed");
+        }
         // Of those that are whole now; the one that is being made comes on top.
         let oldest = whole.len().saturating_sub(self.options.keep);
-        Ok(whole.get(oldest).map_or(BackupId(0), |(info, _)| info.id))
+        let oldest = whole.get(oldest).filter(|_| damaged.is_empty());
+        Ok(oldest.map_or(BackupId(0), |(info, _)| info.id))
     }
 }
 
@@ -187,32 +195,71 @@ pub struct WholeBackup {
     pub parts: Vec<(BackupTarget, BackupInfo)>,
 }
 
-/// The backups of a whole that every part has, oldest first; none where there is no part. Nothing is changed.
+/// What [`list_whole_backups`] finds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct WholeBackups {
+    /// Those that every part has, oldest first.
+    pub backups: Vec<WholeBackup>,
+    /// What is damaged or missing of others.
+    pub damaged: Vec<BackupError>,
+}
+
+/// The backups of a whole at a place. Where the whole once had another number of parts, those come last of which the last
+/// was made last.
+/// Nothing is changed.
 ///
 /// # Errors
-/// `Unreachable`, `Refused`; `Corruption` when the log of a part is damaged, or parts contradict each other.
-pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Result<Vec<WholeBackup>> {
+/// `Unreachable`, `Refused`.
+pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Result<WholeBackups> {
     let folders = place.folders(options)?;
-    let counts = folders.iter().filter_map(|name| parse_folder(name));
-    let Some(parts) = counts.clone().map(|(_, parts)| parts).max() else { return Ok(Vec::new()) };
-    if let Some((part, other)) = counts.clone().find(|(_, other)| *other != parts) {
-        let what = format!("there is a part {part} of {other}, and there are parts of {parts}");
-        return Err(BackupError::corruption(what, &place.to_string()));
+    let mut counts: Vec<_> =
+        folders.iter().filter_map(|name| parse_folder(name)).map(|(_, parts)| parts).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let mut all = WholeBackups::default();
+    let mut groups = Vec::new();
+    for parts in counts {
+        groups.push(list_whole_of(place, parts, options, &mut all.damaged)?);
     }
+    // By the logs within each, whose order no clock can change.
+    groups.sort_by_key(|group| group.last().map(WholeBackup::made_ms));
+    all.backups = groups.concat();
+    Ok(all)
+}
+
+/// Those of a whole with so many parts.
+fn list_whole_of(
+    place: &BackupTarget,
+    parts: u32,
+    options: &BackupOptions,
+    damaged: &mut Vec<BackupError>,
+) -> Result<Vec<WholeBackup>> {
     let mut whole: Option<Vec<WholeBackup>> = None;
     for part in 0..parts {
         let place = part_place(place, part, parts);
-        let there = list_records(&place, options)?;
+        let there = list_part(&place, options, damaged)?;
         let all = whole.get_or_insert_with(|| {
-            let ids = there.iter().filter_map(|(_, id)| *id);
-            ids.map(|id| WholeBackup { id, parts: Vec::new() }).collect()
+            there.iter().map(|(_, id)| WholeBackup { id: *id, parts: Vec::new() }).collect()
         });
+        all.dedup_by_key(|backup| backup.id);
         all.retain_mut(|backup| {
-            let own = there.iter().find(|(_, id)| *id == Some(backup.id));
+            let own = there.iter().rev().find(|(_, id)| *id == backup.id);
             own.map(|(info, _)| backup.parts.push((place.clone(), info.clone()))).is_some()
         });
+        if all.is_empty() {
+            break;
+        }
     }
     Ok(whole.unwrap_or_default())
+}
+
+impl WholeBackup {
+    /// When the first of its checkpoints was made, in milliseconds since the Unix epoch, by the clock of its machine.
+    #[must_use]
+    pub fn made_ms(&self) -> u64 {
+        self.parts.iter().map(|(_, info)| info.made_ms).min().unwrap_or_default()
+    }
 }
 
 fn parse_folder(name: &str) -> Option<(u32, u32)> {

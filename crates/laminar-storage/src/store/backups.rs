@@ -49,7 +49,9 @@ impl Shared {
     ) -> Result<(CheckpointReader, BackupOwner), StoreError> {
         self.with_checkpointer(|checkpointer| {
             self.checkpoint_exactly(checkpointer, epoch)?;
-            checkpointer.open_newest()
+            let opened = checkpointer.open_newest()?;
+            self.release(epoch);
+            Ok(opened)
         })
     }
 }

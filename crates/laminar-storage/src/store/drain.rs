@@ -55,8 +55,6 @@ pub(crate) struct DurableCut {
     pub(crate) epoch: Epoch,
     /// Per core: the segment in use and its durable length.
     pub(crate) ends: Vec<(SegmentNumber, u64)>,
-    /// Bytes of all logs since they began, up to there.
-    pub(crate) wal_bytes: u64,
 }
 
 /// The Ring 1 machine.
@@ -143,7 +141,7 @@ impl Drain {
     /// Where the logs end, for whoever reads them while they grow.
     pub(crate) fn cut(&self) -> DurableCut {
         let ends = self.writers.iter().map(|writer| (writer.header().number, writer.synced_len())).collect();
-        DurableCut { epoch: self.durable, ends, wal_bytes: self.wal_bytes() }
+        DurableCut { epoch: self.durable, ends }
     }
 
     /// Bytes of all logs since they began.

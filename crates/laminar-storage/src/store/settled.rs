@@ -78,7 +78,7 @@ impl Cuts {
         cuts.find(|cut| cut.epoch >= epoch).map(|cut| DurableCut { epoch, ..cut.clone() })
     }
 
-    /// A checkpoint of `epoch` was made.
+    /// Whoever reserved `epoch` has its checkpoint.
     pub(crate) fn made(&mut self, epoch: Epoch) {
         self.reserved = self.reserved.filter(|reserved| *reserved > epoch);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use laminar_storage::Epoch;
 #[cfg(feature = "object-store")]
-use laminar_storage::backup::WholeId;
+use laminar_storage::backup::{BackupError, WholeId};
 use laminar_storage::error::Detail;
 use timely::dataflow::operators::Input;
 use timely::dataflow::{InputHandle, ProbeHandle, Scope, StreamVec};
@@ -200,6 +200,14 @@ impl Job {
     pub fn backed_up_epoch(&self) -> Option<Epoch> {
         let least = self.backed_up.as_ref()?.with_frontier(|frontier| frontier.iter().next().copied())?;
         Some(Epoch(least.saturating_sub(1))).filter(|epoch| *epoch >= self.recovered.first)
+    }
+
+    /// Why the last try to back this process' part up failed; none once one has succeeded. Another is made by itself, but for
+    /// `Fenced`, `Foreign` and `InvalidInput`: then there are no more backups of the job until it is started again.
+    #[cfg(feature = "object-store")]
+    #[must_use]
+    pub fn backup_error(&self) -> Option<BackupError> {
+        self.process.backup_error()
     }
 
     /// Ends the job in order: all workers agree which epoch is the last, and stay until it is durable and committed

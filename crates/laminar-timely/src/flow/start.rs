@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 #[cfg(feature = "object-store")]
-use laminar_storage::backup::WholeId;
+use laminar_storage::backup::{BackupError, WholeId};
 use laminar_storage::error::Detail;
 use laminar_storage::{CoreStore, Epoch, Opened, StoreError};
 use serde::{Deserialize, Serialize};
@@ -191,6 +191,11 @@ impl Process {
         self.backups.backups.get().map_or(Epoch::ZERO, Backups::done)
     }
 
+    /// Why the last try to back this process' part up failed, if it did.
+    pub(super) fn backup_error(&self) -> Option<BackupError> {
+        self.backups.backups.get().and_then(Backups::error)
+    }
+
     /// As [`Self::settle`], up to the epoch of a backup of the job, whose id came in the dataflow.
     pub(super) fn settle_marked(&self, id: &str) -> Result<(), Error> {
         self.pulse.beat();
@@ -240,6 +245,7 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         size: process.size(),
         parts: if local == 0 { layout.parts()? } else { Vec::new() },
         backups: process.config.backs_up(),
+        backed_up: if local == 0 { process.config.backed_up() } else { 0 },
     };
     let all = gather(worker, &process.pulse, &has)?;
     let restored = |generation| {
@@ -263,12 +269,41 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
             rescale(worker, process, &layout, &Rescaling { from, size, restored: restored(from), parts, to })?
         }
     };
+    #[cfg(feature = "object-store")]
+    if process.config.backups.is_some() {
+        begin_backups(worker, process, &layout, landed)?;
+    }
     let mine = Stands { first: core.epoch().0, offsets: core.source_offsets().clone() };
     let all = gather(worker, &process.pulse, &mine)?;
     let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
     let recovered = Recovered { point: landed.point, first, generation: landed.generation, offsets };
     Job::new(worker, process, Ledger::new(core, first)?, recovered)
+}
+
+/// Makes the first backup of a job that has another size than before, before any row goes to a sink of that size. Were the job
+/// restored from an older backup, nobody would know of that sink, and its rows would be there twice. All workers call it.
+#[cfg(feature = "object-store")]
+fn begin_backups(
+    worker: &mut Worker,
+    process: &Arc<Process>,
+    layout: &Layout,
+    landed: Landed,
+) -> Result<(), Error> {
+    let local = worker.index() % process.cluster.workers;
+    let is_own = |part: &Part| (part.generation, part.part) == (landed.generation, process.number());
+    let own = if local == 0 { layout.parts()?.into_iter().find(is_own) } else { None };
+    let needed = landed.generation.0 > 1 && own.as_ref().is_some_and(|own| !own.backed_up);
+    let mine = (needed, WholeId::new(landed.point).to_string());
+    let all = gather(worker, &process.pulse, &mine)?;
+    let (true, Some((_, id))) = (all.iter().any(|(needed, _)| *needed), all.first()) else { return Ok(()) };
+    if let (Some(mut own), Some(backups)) = (own, process.backups.backups.get()) {
+        tracing::info!(id, "the first backup in this size is made before the job begins");
+        backups.back_up_now(id.parse()?)?;
+        own.backed_up = true;
+        layout.write(&own)?;
+    }
+    gather(worker, &process.pulse, &()).map(drop)
 }
 
 /// Which process, the first of them, sees which part.

@@ -51,22 +51,23 @@ impl Shared {
         &self,
         checkpointer: &mut Checkpointer,
     ) -> Result<CheckpointReceipt, StoreError> {
+        // In this order, so that what is not in the checkpoint is never taken for being there.
+        let bytes = self.counters.wal_bytes.get();
         let cut = lock(&self.cuts).usable(self.settled_epoch()).clone();
-        self.checkpoint_of(checkpointer, &cut)
+        self.checkpoint_of(checkpointer, &cut, bytes)
     }
 
-    /// Makes a checkpoint of the durable epochs up to `cut`.
+    /// Makes a checkpoint of the durable epochs up to `cut`. The next one that the size of the log asks for is due so much after
+    /// `bytes` of it, also when this one could not go far: it would be asked for without an end.
     fn checkpoint_of(
         &self,
         checkpointer: &mut Checkpointer,
         cut: &DurableCut,
+        bytes: u64,
     ) -> Result<CheckpointReceipt, StoreError> {
         let before = checkpointer.newest().map(|newest| newest.id);
         let result = checkpointer.checkpoint(cut);
-        self.checkpointed_bytes.store(cut.wal_bytes, Ordering::Relaxed);
-        if let Some(newest) = checkpointer.newest() {
-            lock(&self.cuts).made(newest.epoch);
-        }
+        self.checkpointed_bytes.store(bytes, Ordering::Relaxed);
         // Also when the log could not be cut afterwards.
         let published = checkpointer.newest().filter(|newest| Some(newest.id) != before);
         if let Some(receipt) = published {
@@ -115,7 +116,17 @@ impl Shared {
 
     /// Makes a checkpoint that holds exactly the end of `epoch`.
     pub(crate) fn checkpoint_at(&self, epoch: Epoch) -> Result<CheckpointReceipt, StoreError> {
-        self.with_checkpointer(|checkpointer| self.checkpoint_exactly(checkpointer, epoch))
+        self.with_checkpointer(|checkpointer| {
+            let receipt = self.checkpoint_exactly(checkpointer, epoch)?;
+            self.release(epoch);
+            Ok(receipt)
+        })
+    }
+
+    /// Checkpoints may go beyond `epoch` again: whoever reserved it has its checkpoint. Nothing else does that, not even
+    /// a checkpoint of that epoch which somebody else asked for: it could be gone before it is looked for.
+    pub(in crate::store) fn release(&self, epoch: Epoch) {
+        lock(&self.cuts).made(epoch);
     }
 
     pub(in crate::store) fn checkpoint_exactly(
@@ -139,6 +150,7 @@ impl Shared {
                 "Wait for it.",
             );
         };
-        self.checkpoint_of(checkpointer, &cut)
+        let bytes = self.counters.wal_bytes.get();
+        self.checkpoint_of(checkpointer, &cut, bytes)
     }
 }
