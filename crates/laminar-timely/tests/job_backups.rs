@@ -31,7 +31,13 @@ fn job(dir: &Path, workers: usize, numbers: u64) -> Result<(), Error> {
     let config = Config::new(dir.join("state"), "sums").other_size(OtherSize::Rescale);
     let config = config.backup_to(&place(dir), &options(), Duration::ZERO);
     let config = config.backup_files(|| Ok(vec![("notes".into(), b"of the program".to_vec())]));
+    let backups = place(dir);
     run(&Cluster::single(workers), &config, move |job| {
+        if job.index() == 0 && job.peers() != 2 {
+            // It had two workers before. Were there no backup of this size, a restore would know nothing of its output.
+            let there = list_job_backups(&backups, &options())?.backups;
+            assert!(there.iter().any(|backup| backup.generation == 2), "{there:?}");
+        }
         let mut input = job.dataflow(|flow| {
             let (input, stream) = flow.input::<(u64, u64)>("numbers")?;
             let sums = flow.fold(stream, "sums", |sum: &mut u64, n| *sum += n)?;

@@ -1,0 +1,214 @@
+//! Backups of a whole whose parts are stores of their own: what counts, what stays, and what is never put together.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use laminar_backup_tests::faults::{Fault, Faulty};
+use laminar_backup_tests::stores::{quick, target};
+use laminar_storage::backup::object_store::memory::InMemory;
+use laminar_storage::backup::object_store::path::Path;
+use laminar_storage::backup::object_store::{ObjectStore, ObjectStoreExt};
+use laminar_storage::backup::{
+    BackupError, BackupOptions, PartWriter, WholeBackups, WholeId, list_whole_backups, restore, verify_backup,
+};
+use laminar_storage::{CoreStore, Epoch, Settings, Store};
+
+/// One part: a store, which is opened anew for each use, as by a process that was started again.
+struct Part {
+    store: Store,
+    core: CoreStore,
+}
+
+impl Part {
+    fn open(dir: &FilePath) -> Self {
+        let settings = Settings { checkpoint_interval_ms: 0, checkpoint_wal_bytes: 0, ..Settings::default() };
+        let opened = Store::builder(dir).settings(settings).open_as_part(Ok).unwrap();
+        Self { store: opened.store, core: opened.cores.into_iter().next().unwrap() }
+    }
+
+    /// Goes on to the end of `epoch`, in which `key` gets its value.
+    fn seal(&mut self, epoch: Epoch) {
+        self.store.reserve_checkpoint(epoch).unwrap();
+        self.core.put(b"epoch", &epoch.get().to_le_bytes()).unwrap();
+        self.core.seal_epoch_to(epoch).unwrap();
+        self.store.wait_durable(epoch).unwrap();
+        self.store.settle(epoch).unwrap();
+    }
+
+    fn back_up(&self, writer: &mut PartWriter, id: WholeId) -> Result<(), BackupError> {
+        let checkpoint = self.store.part_checkpoint(id.epoch()).unwrap();
+        writer.back_up(&checkpoint, id, b"mark", &[]).map(drop)
+    }
+}
+
+fn options() -> BackupOptions {
+    quick().keep(2).attempts(2, Duration::ZERO)
+}
+
+fn writer(place: &Arc<dyn ObjectStore>, part: u32, parts: u32) -> PartWriter {
+    PartWriter::new(&target(place), part, parts, &options()).unwrap()
+}
+
+fn list(place: &Arc<dyn ObjectStore>) -> WholeBackups {
+    list_whole_backups(&target(place), &options()).unwrap()
+}
+
+fn ids(place: &Arc<dyn ObjectStore>) -> Vec<WholeId> {
+    list(place).backups.iter().map(|backup| backup.id).collect()
+}
+
+/// Every part of every backup that is listed is there to the last byte, and holds the epoch it says.
+fn check(place: &Arc<dyn ObjectStore>) {
+    let dir = tempfile::tempdir().unwrap();
+    for backup in list(place).backups {
+        for (number, (place, info)) in backup.parts.iter().enumerate() {
+            assert_eq!(info.epoch, backup.id.epoch());
+            verify_backup(place, Some(info.id), &options(), |_| {}).unwrap();
+            let saved = dir.path().join(format!("{}-{number}", backup.id));
+            restore(place, Some(info.id), &saved, &options(), |_| {}).unwrap();
+            let fork = dir.path().join(format!("{}-{number}-fork", backup.id));
+            let fork = Store::builder(fork).from_savepoint(&saved).open_as_part(Ok).unwrap();
+            assert_eq!(fork.report.recovery_point, backup.id.epoch());
+            let value = fork.cores[0].get(b"epoch").unwrap();
+            assert_eq!(value, backup.id.epoch().get().to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_backup_counts_when_every_part_has_it_and_no_older_one_goes_before() {
+    let place: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+    let mut writers = [writer(&place, 0, 2), writer(&place, 1, 2)];
+    assert!(list(&place).backups.is_empty());
+    let mut made = Vec::new();
+    for epoch in (1..=4).map(Epoch) {
+        let id = WholeId::new(epoch);
+        parts.iter_mut().for_each(|part| part.seal(epoch));
+        parts[0].back_up(&mut writers[0], id).unwrap();
+        assert!(!ids(&place).contains(&id), "half of it counts");
+        parts[1].back_up(&mut writers[1], id).unwrap();
+        made.push(id);
+        // Two are kept; the one before stays until the next part is sure of the newer one.
+        let there = ids(&place);
+        assert!(there.ends_with(&made[made.len().saturating_sub(2)..]) && there.len() <= 3, "{there:?}");
+        check(&place);
+    }
+    // One part gets ahead of the other, crash after crash: what is whole stays.
+    let whole = ids(&place);
+    for epoch in (5..=12).map(Epoch) {
+        parts[0].seal(epoch);
+        parts[0].back_up(&mut writer(&place, 0, 2), WholeId::new(epoch)).unwrap();
+        assert!(whole.ends_with(&ids(&place)) && ids(&place).len() >= 2, "epoch {epoch}: {:?}", ids(&place));
+    }
+    check(&place);
+}
+
+/// The same epochs, in two lives: an id that only one part has, and another one of the same epoch that the other has, make no backup.
+#[test]
+fn what_two_lives_left_of_an_epoch_is_never_put_together() {
+    let place: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+    let epoch = Epoch(1);
+    for (number, part) in (0..).zip(&mut parts) {
+        part.seal(epoch);
+        part.back_up(&mut writer(&place, number, 2), WholeId::new(epoch)).unwrap();
+    }
+    assert!(list(&place).backups.is_empty());
+    // Of another number of parts, under the same place: each counts for itself.
+    let id = WholeId::new(epoch);
+    for (number, part) in (0..).zip(&parts) {
+        part.back_up(&mut writer(&place, number, 2), id).unwrap();
+    }
+    let other = tempfile::tempdir().unwrap();
+    let mut alone = Part::open(other.path());
+    alone.seal(epoch);
+    let only = WholeId::new(epoch);
+    alone.back_up(&mut writer(&place, 0, 1), only).unwrap();
+    let there: Vec<_> = list(&place).backups.iter().map(|backup| (backup.id, backup.parts.len())).collect();
+    assert!(there.contains(&(id, 2)) && there.contains(&(only, 1)) && there.len() == 2, "{there:?}");
+    let refused = alone.store.part_checkpoint(epoch).unwrap();
+    let error = writer(&place, 0, 1).back_up(&refused, WholeId::new(Epoch(2)), b"", &[]).unwrap_err();
+    assert!(error.to_string().contains("holds epoch 1, the backup is of 2"), "{error}");
+}
+
+/// A record that is damaged made every backup of the job impossible to list, to restore and to go on from.
+#[test]
+fn a_damaged_record_keeps_nobody_from_the_other_backups() {
+    let inner = Arc::new(InMemory::new());
+    let place: Arc<dyn ObjectStore> = inner.clone();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+    let mut back_up = |epoch| {
+        let id = WholeId::new(epoch);
+        for (number, part) in (0..).zip(&mut parts) {
+            part.seal(epoch);
+            part.back_up(&mut writer(&place, number, 2), id).unwrap();
+        }
+        id
+    };
+    let made = [back_up(Epoch(1)), back_up(Epoch(2))];
+    let first = list(&place).backups[0].parts[1].1.id;
+    let record = Path::from(format!("a/prefix/part-0001-of-0002/log/{:016x}.json", first.get()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(inner.put(&record, bytes::Bytes::from_static(b"{}").into())).unwrap();
+    let found = list(&place);
+    assert_eq!(found.backups.iter().map(|backup| backup.id).collect::<Vec<_>>(), made[1..]);
+    assert!(found.damaged.len() == 1 && found.damaged[0].to_string().contains("part-0001-of-0002"));
+    check(&place);
+    let third = back_up(Epoch(3));
+    assert_eq!(ids(&place), [made[1], third]);
+}
+
+/// A part's writer dies at every one of its requests, before or after it took effect, and another one goes on.
+#[test]
+fn wherever_a_writer_dies_what_is_whole_stays_and_the_next_backup_is_made() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let mut epoch = Epoch(0);
+    let mut next = |parts: &mut [Part; 2]| {
+        epoch = epoch.next();
+        parts.iter_mut().for_each(|part| part.seal(epoch));
+        WholeId::new(epoch)
+    };
+    let mut cases = 0;
+    for victim in [0_u32, 1] {
+        for after in [false, true] {
+            for at in 0.. {
+                let id = next(&mut parts);
+                let before = ids(&plain);
+                let count = Arc::new(AtomicUsize::new(0));
+                let seen = Arc::clone(&count);
+                let dying: Arc<dyn ObjectStore> =
+                    Faulty::new(&inner, move |_, _, _| match (seen.fetch_add(1, Ordering::SeqCst), after) {
+                        (n, _) if n < at => Fault::None,
+                        (n, true) if n == at => Fault::LostReply,
+                        _ => Fault::Dead,
+                    });
+                let died = parts[victim as usize].back_up(&mut writer(&dying, victim, 2), id).is_err();
+                let there = ids(&plain);
+                assert!(before.len() < 2 || there.len() >= 2, "{before:?} became {there:?}, request {at}");
+                cases += 1;
+                // All parts go on with the same or, as after a crash of the whole, with the next one.
+                parts.iter().for_each(|part| drop(part.store.checkpoint_at(id.epoch()).unwrap()));
+                let id = if at % 2 == 0 { id } else { next(&mut parts) };
+                for (number, part) in (0..).zip(&parts) {
+                    part.back_up(&mut writer(&plain, number, 2), id).unwrap();
+                }
+                assert_eq!(ids(&plain).last(), Some(&id), "request {at}");
+                if !died {
+                    break;
+                }
+            }
+            check(&plain);
+        }
+    }
+    assert!(cases > 40, "{cases}");
+}
