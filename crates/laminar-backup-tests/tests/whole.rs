@@ -197,7 +197,9 @@ fn wherever_a_writer_dies_what_is_whole_stays_and_the_next_backup_is_made() {
                 assert!(before.len() < 2 || there.len() >= 2, "{before:?} became {there:?}, request {at}");
                 cases += 1;
                 // All parts go on with the same or, as after a crash of the whole, with the next one.
-                parts.iter().for_each(|part| drop(part.store.checkpoint_at(id.epoch()).unwrap()));
+                for part in &parts {
+                    part.store.checkpoint_at(id.epoch()).unwrap();
+                }
                 let id = if at % 2 == 0 { id } else { next(&mut parts) };
                 for (number, part) in (0..).zip(&parts) {
                     part.back_up(&mut writer(&plain, number, 2), id).unwrap();

@@ -48,6 +48,24 @@ fn epoch(opened: &mut Opened, value: u64) -> Epoch {
     sealed
 }
 
+/// A checkpoint of the reserved epoch that somebody else asked for released it: the next one could go beyond before whoever had
+/// reserved it looked for it, and a backup of the whole was never made again. Found by reading.
+#[test]
+fn only_whoever_reserved_an_epoch_releases_it() {
+    let disk = SimDisk::new(10);
+    let mut opened = open(&disk, Ok).unwrap();
+    let reserved = opened.cores[0].epoch();
+    opened.store.reserve_checkpoint(reserved).unwrap();
+    assert_eq!(epoch(&mut opened, 1), reserved);
+    opened.store.settle(reserved).unwrap();
+    assert_eq!(opened.store.checkpoint().unwrap().epoch, reserved, "as the checkpoint thread may");
+    let last = epoch(&mut opened, 2);
+    opened.store.settle(last).unwrap();
+    assert_eq!(opened.store.checkpoint().unwrap().epoch, reserved, "still none beyond it");
+    assert_eq!(opened.store.checkpoint_at(reserved).unwrap().epoch, reserved);
+    assert_eq!(opened.store.checkpoint().unwrap().epoch, last);
+}
+
 /// What all parts are to have in their checkpoint of an epoch is exactly that epoch, whatever became durable with it and whoever asked for
 /// a checkpoint meanwhile.
 #[test]

@@ -22,7 +22,7 @@ use laminar_storage::sabotage::{ALL, Entry};
 /// A mistake may well make a test wait for what never comes. That is not a test that says what is wrong, so it
 /// does not count as noticed. Long, because a machine that does other things as well must not make the difference.
 const AT_MOST: Duration = Duration::from_secs(1800);
-const PACKAGES: [&str; 2] = ["laminar-storage", "laminar-sim"];
+const PACKAGES: [&str; 3] = ["laminar-storage", "laminar-sim", "laminar-backup-tests"];
 
 fn main() -> ExitCode {
     let mut names: Vec<String> = std::env::args().skip(1).collect();

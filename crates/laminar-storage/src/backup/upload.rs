@@ -17,6 +17,7 @@ use super::remote::{Kept, Remote};
 use crate::format::checksum::crc32c;
 use crate::ids::BackupId;
 use crate::incremental::state_file::StateFileReader;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::read_exact_at;
 
 /// Bytes that are hashed at a time.
@@ -199,6 +200,9 @@ impl Known {
                 .map(|put| async move {
                     let Some((name, bytes)) = put? else { return Ok(0) };
                     remote.make_way(bytes.len() as u64).await?;
+                    if sabotaged(Sabotage::ChunkNotPut) && name.ends_with("00000000") {
+                        return Ok(0);
+                    }
                     let kept = remote.keep(FILES, &name, &bytes).await?;
                     tracing::trace!(name, ?kept, again = kept == Kept::Old, "chunk");
                     Ok::<_, BackupError>(bytes.len() as u64)

@@ -24,6 +24,7 @@ use super::target::BackupTarget;
 use super::writer::{BackupReceipt, BackupWriter};
 use crate::ids::{BackupId, Epoch};
 use crate::incremental::CheckpointReader;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{OsVfs, Vfs};
 
 /// Begins the name of the file that says which backup of the whole it is.
@@ -162,6 +163,9 @@ impl PartWriter {
         whole.dedup_by_key(|(_, id)| *id);
         for part in (0..self.parts).filter(|part| *part != self.part) {
             let there = records(part)?;
+            if sabotaged(Sabotage::WholeGoesEarly) {
+                continue;
+            }
             whole.retain(|(_, id)| there.iter().any(|(_, other)| other == id));
         }
         for error in &damaged {
@@ -244,8 +248,11 @@ fn list_whole_of(
         });
         all.dedup_by_key(|backup| backup.id);
         all.retain_mut(|backup| {
-            let own = there.iter().rev().find(|(_, id)| *id == backup.id);
+            let by_epoch = sabotaged(Sabotage::WholeByEpoch);
+            let is_it = |id: WholeId| id == backup.id || (by_epoch && id.epoch == backup.id.epoch);
+            let own = there.iter().rev().find(|(_, id)| is_it(*id));
             own.map(|(info, _)| backup.parts.push((place.clone(), info.clone()))).is_some()
+                || sabotaged(Sabotage::HalfOfAWholeCounts)
         });
         if all.is_empty() {
             break;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::drain::DurableCut;
 use crate::ids::Epoch;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The newest settled epoch, for all threads.
@@ -50,7 +51,9 @@ impl Cuts {
 
     /// The newest that a checkpoint may be made of.
     pub(crate) fn usable(&mut self, settled: Option<Epoch>) -> &DurableCut {
-        let bound = [settled, self.reserved].into_iter().flatten().min();
+        let settled = settled.filter(|_| !sabotaged(Sabotage::UnsettledInCheckpoint));
+        let reserved = self.reserved.filter(|_| !sabotaged(Sabotage::ReservedPassed));
+        let bound = [settled, reserved].into_iter().flatten().min();
         while self.waiting.front().is_some_and(|cut| bound.is_none_or(|bound| cut.epoch <= bound)) {
             self.usable = self.waiting.pop_front().unwrap_or_default();
         }
