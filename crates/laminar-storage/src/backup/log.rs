@@ -171,9 +171,6 @@ impl Session {
 
     /// Looks whether the writer's claim is still there: see point 5 of the protocol.
     async fn confirm(&self, remote: &Remote) -> Result<()> {
-        if sabotaged(Sabotage::ClaimNotLookedFor) {
-            return Ok(());
-        }
         match read_record(remote, self.term).await? {
             Some(claim) if claim.writer == self.me => Ok(()),
             other => Err(fenced(remote, self.me, other.as_ref())),

@@ -21,7 +21,6 @@ use super::log::{SLOTS_KEPT, Session};
 use super::names::{FILES, LOG, parse_chunk_name, parse_record_name, record_name};
 use super::record::ObjectId;
 use super::remote::Remote;
-use crate::sabotage::{Sabotage, sabotaged};
 
 /// Removes objects that no counting backup needs, and records that do not count; returns how many objects are gone.
 /// `needed` are those of all counting backups.
@@ -37,9 +36,8 @@ pub(super) async fn sweep(remote: &Remote, session: &Session, needed: &HashSet<O
     let unneeded: Vec<_> = chunks
         .into_iter()
         .filter(|name| {
-            let is_ours =
-                |object: ObjectId| object.term <= session.term || sabotaged(Sabotage::LaterTermsSwept);
-            parse_chunk_name(name).is_some_and(|(object, _)| is_ours(object) && !needed.contains(&object))
+            parse_chunk_name(name)
+                .is_some_and(|(object, _)| object.term <= session.term && !needed.contains(&object))
         })
         .collect();
     let removed = unneeded.len();
