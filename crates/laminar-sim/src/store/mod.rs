@@ -301,8 +301,10 @@ impl<'a> Live<'a> {
             }
             Do::CheckpointReserved => {
                 let epoch = self.reserved.ok_or("nothing is reserved")?;
-                self.checkpoint(|store| store.checkpoint_at(epoch))?;
-                self.reserved = None;
+                let mut made = false;
+                self.checkpoint(|store| store.checkpoint_at(epoch).inspect(|_| made = true))?;
+                // One that failed is still to come, and nothing goes beyond it before.
+                self.reserved = self.reserved.filter(|_| !made);
                 Ok(())
             }
             Do::Savepoint(n) => self.savepoint(n),
