@@ -241,8 +241,17 @@ impl Work {
 
     /// Removes a directory that [`Self::create`] made.
     fn remove(&self, dir: &Path) -> Result<(), Error> {
+        let failed = |e| Error::io("could not remove", dir, e);
         let layout = Layout::new(dir, &self.vfs);
-        layout.remove_all(dir).map_err(|e| Error::io("could not remove", dir, e))
+        // What says whose it is goes last.
+        for (name, kind) in self.vfs.read_dir(dir).map_err(failed)? {
+            match kind {
+                FileKind::Dir => layout.remove_all(&dir.join(name)).map_err(failed)?,
+                _ if name == MARKER => {}
+                _ => self.vfs.remove_file(&dir.join(name)).map_err(failed)?,
+            }
+        }
+        layout.remove_all(dir).map_err(failed)
     }
 
     /// Whether an earlier try fetched this part; another backup's is in the way.
@@ -284,8 +293,6 @@ impl Work {
             self.copy_own_files(savepoint, &mark, pending)?;
             first.get_or_insert(part);
         }
-        let marker = pending.join(MARKER);
-        self.vfs.remove_file(&marker).map_err(|e| Error::io("could not remove", &marker, e))?;
         first.ok_or_else(|| {
             Error::config(
                 Detail::new("the backup has no part").remedy("Choose another backup, and report this."),
@@ -335,6 +342,8 @@ impl Work {
     fn publish(&self, pending: &Path) -> Result<(), Error> {
         let failed = |e| Error::io("could not give its name to the restored state", &self.dir, e);
         self.vfs.rename(pending, &self.dir).map_err(failed)?;
-        self.vfs.sync_dir(parent_of(&self.dir)).map_err(failed)
+        self.vfs.sync_dir(parent_of(&self.dir)).map_err(failed)?;
+        // Not before: without it the next try would take what a crash left for somebody else's.
+        self.vfs.remove_file(&self.dir.join(MARKER)).map_err(failed)
     }
 }

@@ -115,9 +115,17 @@ fn restore(dir: &Path, backup: Option<&JobBackup>) {
     let state = dir.join("state");
     fs::remove_dir_all(&state).unwrap();
     let id = backup.map(|backup| backup.id);
+    // What an interrupted restore left is gone on with; what somebody else left is not touched.
+    let left = dir.join("state.unfinished");
+    fs::create_dir_all(left.join("generation-00000001")).unwrap();
+    fs::write(left.join("generation-00000001/half"), b"").unwrap();
+    let refused = restore_job(&place(dir), id, None, &state, &options(), |_| {}).unwrap_err().to_string();
+    assert!(refused.contains("no earlier restore made it") && left.join("generation-00000001/half").exists());
+    fs::write(left.join("laminar-restore"), b"").unwrap();
     let made = restore_job(&place(dir), id, None, &state, &options(), |_| {}).unwrap();
     assert_eq!(made.job, "sums");
     assert_eq!(fs::read(state.join("notes")).unwrap(), b"of the program");
+    assert!(!state.join("laminar-restore").exists());
     assert!(!dir.join("state.fetched").exists() && !dir.join("state.unfinished").exists());
 }
 
