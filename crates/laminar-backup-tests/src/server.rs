@@ -1,14 +1,24 @@
 //! An S3 server in this process, on a port that the system chooses, over a directory.
+//!
+//! Google Cloud Storage has an API that is S3's in all that backups use, but for the condition that an object is not there
+//! yet and for the versions of objects. [`Server::start_google`] translates these, so that clients of the one can be tried on a
+//! server of the other. It shows that our requests and what we make of the answers fit what Google documents, and nothing
+//! of how Google's servers behave.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue, IF_NONE_MATCH};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use laminar_storage::backup::BackupTarget;
 use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, HttpError};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -18,6 +28,11 @@ pub const ACCESS: &str = "AKIDEXAMPLE";
 pub const SECRET: &str = "a-secret-of-the-tests";
 /// The bucket.
 pub const BUCKET: &str = "backups";
+
+/// In a request for Google: only if the object has this generation, where 0 means that there is none.
+static IF_GENERATION: HeaderName = HeaderName::from_static("x-goog-if-generation-match");
+/// In Google's answers: the version of an object.
+static GENERATION: HeaderName = HeaderName::from_static("x-goog-generation");
 
 /// The server; it ends when this is dropped.
 pub struct Server {
@@ -29,12 +44,33 @@ pub struct Server {
 impl Server {
     /// Starts one that keeps its objects in a directory.
     pub fn start(root: &Path) -> Self {
-        std::fs::create_dir_all(root.join(BUCKET)).unwrap();
-        let service = {
-            let mut builder = S3ServiceBuilder::new(FileSystem::new(root).unwrap());
-            builder.set_auth(SimpleAuth::from_single(ACCESS, SECRET));
-            builder.build()
-        };
+        let mut builder = S3ServiceBuilder::new(files(root));
+        builder.set_auth(SimpleAuth::from_single(ACCESS, SECRET));
+        let service = builder.build();
+        Self::serve(move |request| answer(service.clone(), request))
+    }
+
+    /// As [`Self::start`], for clients of Google Cloud Storage, whoever they are.
+    pub fn start_google(root: &Path) -> Self {
+        let service = S3ServiceBuilder::new(files(root)).build();
+        Self::serve(move |mut request: Request<Incoming>| {
+            if let Some(generation) = request.headers_mut().remove(&IF_GENERATION) {
+                assert_eq!(generation, "0", "backups replace nothing");
+                request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+            }
+            let answered = answer(service.clone(), request);
+            async move {
+                let mut response = answered.await?;
+                response.headers_mut().insert(&GENERATION, HeaderValue::from_static("1"));
+                Ok(response)
+            }
+        })
+    }
+
+    fn serve<F>(answers: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<Response<Body>, HttpError>> + Send + 'static,
+    {
         let (stop, mut stopped) = oneshot::channel();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
@@ -47,11 +83,11 @@ impl Server {
                         accepted = listener.accept() => accepted.unwrap().0,
                         _ = &mut stopped => break,
                     };
-                    let service = service.clone();
+                    let answers = answers.clone();
                     tokio::spawn(async move {
                         let http = Builder::new(TokioExecutor::new());
                         // A connection that breaks off is the client's to notice.
-                        let _ = http.serve_connection(TokioIo::new(socket), service).await;
+                        let _ = http.serve_connection(TokioIo::new(socket), service_fn(answers)).await;
                     });
                 }
             });
@@ -81,6 +117,23 @@ impl Server {
         ];
         BackupTarget::parse_with(&format!("s3://{BUCKET}/{prefix}"), settings).unwrap()
     }
+
+    /// Where a client of Google Cloud Storage finds it, if it was started for those.
+    pub fn google_target(&self, prefix: &str) -> BackupTarget {
+        let endpoint = self.endpoint();
+        let settings = [("google_base_url", endpoint.as_str()), ("google_skip_signature", "true")];
+        BackupTarget::parse_with(&format!("gs://{BUCKET}/{prefix}"), settings).unwrap()
+    }
+}
+
+/// What the server keeps.
+fn files(root: &Path) -> FileSystem {
+    std::fs::create_dir_all(root.join(BUCKET)).unwrap();
+    FileSystem::new(root).unwrap()
+}
+
+async fn answer(service: S3Service, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
+    service.call(request).await
 }
 
 impl Drop for Server {

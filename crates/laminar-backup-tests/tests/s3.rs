@@ -58,6 +58,15 @@ fn an_s3_server_does_all_of_it() {
     assert!(matches!(error, Err(BackupError::Unreachable(_))), "{error:?}");
 }
 
+/// The requests are those that Google documents, on a server that takes these for its own.
+#[test]
+fn a_client_of_google_does_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_google(dir.path());
+    all_of_it(&server.google_target("some/prefix"));
+    all_of_it(&server.google_target("another"));
+}
+
 #[test]
 fn a_directory_does_all_of_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn in_parallel<T: Send, R: Send, E: Send>(
     results.iter().filter_map(|result| lock(result).take()).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::sync::Barrier;
 

@@ -229,7 +229,7 @@ impl Stage {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 pub(crate) mod tests {
     use super::*;
 

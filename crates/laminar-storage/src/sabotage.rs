@@ -10,6 +10,7 @@ macro_rules! sabotages {
     ($($row:literal $variant:ident $what:literal $target:literal $test:literal)*) => {
         /// A mistake to make.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(not(feature = "object-store"), allow(dead_code, reason = "some are made by backups only"))]
         pub enum Sabotage {$(
             #[doc = $what]
             $variant,

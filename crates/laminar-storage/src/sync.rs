@@ -5,6 +5,8 @@
 //! `tools/concurrency` has the commands. The ring itself (`rtrb`), memory that is filled ahead and the threads of
 //! `OsVfs` use the standard library in any case; `tools/ring` shows the ring to loom with atomics put in from outside.
 //!
+//! Builds for them leave out all tests but those that they run, and so are ready sooner: `cargo test` waits for them.
+//!
 //! In both checkers no time passes: what waits for at most a second waits for ever, so that whoever forgets to
 //! wake somebody is found out.
 

@@ -2,8 +2,10 @@
 //! other in one run; and how long it takes from the seal of an epoch until it is durable on all workers.
 //!
 //! ```text
-//! cargo run --release -p laminar-timely --example overhead -- [WORKERS] [SECONDS PER CELL] [DIRECTORY]
+//! cargo run --release -p laminar-timely --example overhead -- [WORKERS] [PROCESSES] [SECONDS PER CELL] [KEYS] [DIRECTORY]
 //! ```
+//!
+//! It starts itself for each figure, once for each process of the job; they talk over loopback.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -12,54 +14,93 @@
 )]
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
+use laminar_timely::timely::communication::Config as Communication;
 use laminar_timely::timely::container::CapacityContainerBuilder;
 use laminar_timely::timely::dataflow::channels::pact::Exchange;
 use laminar_timely::timely::dataflow::operators::{Input, Operator, Probe};
 use laminar_timely::timely::dataflow::{InputHandle, ProbeHandle, StreamVec};
-use laminar_timely::timely::{Config as Timely, execute};
+use laminar_timely::timely::{Config as Timely, WorkerConfig, execute};
 use laminar_timely::{Cluster, Config, FileSink, run};
+use rapidhash::fast::RandomState;
+use serde::{Deserialize, Serialize};
 
-const KEYS: u64 = 10_000;
 const AHEAD: u64 = 16;
 
 /// What is measured.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum What {
+    /// Timely with a hash map in memory.
+    Plain,
+    /// A job with state.
+    Durable,
+    /// The same, with a file sink behind it.
+    WithSink,
+    /// From seal until durable.
+    Latency,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Cell {
+    what: What,
+    /// Workers of a process.
     workers: usize,
+    /// Addresses of the processes.
+    hosts: Vec<String>,
+    keys: u64,
     /// Events of an epoch, of all workers.
     events: u64,
     time: Duration,
+    dir: PathBuf,
+}
+
+impl Cell {
+    fn peers(&self) -> usize {
+        self.workers * self.hosts.len()
+    }
 }
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let workers = arguments.next().map_or(2, |text| text.parse().unwrap());
-    let seconds: f64 = arguments.next().map_or(3.0, |text| text.parse().unwrap());
-    let dir = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from).join("laminar-timely-overhead");
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let [cell, process] = arguments.as_slice()
+        && let Ok(cell) = serde_json::from_str(cell)
+    {
+        return measure(&cell, process.parse().unwrap());
+    }
+    let number = |at: usize, default| arguments.get(at).map_or(default, |text| text.parse::<f64>().unwrap());
+    let (workers, processes) = (number(0, 2.0) as usize, number(1, 1.0) as usize);
+    let (seconds, keys) = (number(2, 3.0), number(3, 10_000.0) as u64);
+    let dir = arguments.get(4).map_or_else(std::env::temp_dir, PathBuf::from).join("laminar-timely-overhead");
+    let cell = |what, events, time| {
+        let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let hosts = listeners.iter().map(|one| one.local_addr().unwrap().to_string()).collect();
+        let time = Duration::from_secs_f64(time);
+        Cell { what, workers, hosts, keys, events, time, dir: dir.clone() }
+    };
+    println!("in brackets: processor time of all processes for an event, which others who run disturb less");
     println!(
-        "in brackets: processor time of the whole process for an event, which others who run disturb less"
-    );
-    println!(
-        "{workers} workers, {KEYS} keys, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"
+        "{processes} processes of {workers} workers, {keys} keys, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"
     );
     println!(
         "| events per epoch | plain | durable | of plain | with file sink | of plain | durable epochs/s |"
     );
     println!("|---|---|---|---|---|---|---|");
     for events in [100, 1_000, 10_000, 100_000] {
-        let cell = Cell { workers, events, time: Duration::from_secs_f64(seconds) };
         // Twice, in turns: the better one counts, as whatever disturbs only takes time.
         let mut best = [Rate::default(); 3];
         for _ in 0..2 {
-            best[0].better(cell, || plain(cell));
-            best[1].better(cell, || durable(cell, &dir, false));
-            best[2].better(cell, || durable(cell, &dir, true));
+            for (best, what) in best.iter_mut().zip([What::Plain, What::Durable, What::WithSink]) {
+                best.better(events, &in_processes(&cell(what, events, seconds)));
+            }
         }
         let [plain, state, sink] = best;
         println!(
@@ -69,7 +110,47 @@ fn main() {
             state.events / events as f64
         );
     }
-    latency(workers, &dir);
+    let told = in_processes(&cell(What::Latency, 1_000, 3.0));
+    let worst = |at: usize| told.iter().map(|numbers| numbers[at]).fold(0.0, f64::max);
+    println!(
+        "from seal until durable on all workers, 1,000 events every 2 ms: median {:.0} us, p99 {:.0} us, longest {:.0} us",
+        worst(0),
+        worst(1),
+        worst(2)
+    );
+}
+
+/// Runs all processes of a cell, and returns what each of them says.
+fn in_processes(cell: &Cell) -> Vec<Vec<f64>> {
+    let _ = std::fs::remove_dir_all(&cell.dir);
+    let (program, text) = (std::env::current_exe().unwrap(), serde_json::to_string(cell).unwrap());
+    let start = |process: usize| {
+        let mut command = Command::new(&program);
+        command.arg(&text).arg(process.to_string()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<_> = (0..cell.hosts.len()).map(start).collect();
+    let told = children.into_iter().map(|child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{cell:?}: {}", output.status);
+        let text = String::from_utf8(output.stdout).unwrap();
+        // Timely speaks of its connections before.
+        let numbers = text.lines().last().unwrap().split_whitespace();
+        numbers.map(|number| number.parse().unwrap()).collect()
+    });
+    let told = told.collect();
+    let _ = std::fs::remove_dir_all(&cell.dir);
+    told
+}
+
+/// As one of the processes of a cell: measures, and says so.
+fn measure(cell: &Cell, process: usize) {
+    let (rate, epochs) = match cell.what {
+        What::Plain => plain(cell, process),
+        What::Durable => durable(cell, process, false),
+        What::WithSink => durable(cell, process, true),
+        What::Latency => return latency(cell, process),
+    };
+    println!("{rate} {epochs} {}", processor_time());
 }
 
 /// Events per second, and processor time of one in nanoseconds.
@@ -80,12 +161,12 @@ struct Rate {
 }
 
 impl Rate {
-    /// Measures once more. `epochs` says how many there were in a second, and in all.
-    fn better(&mut self, cell: Cell, epochs: impl FnOnce() -> (f64, u64)) {
-        let before = processor_time();
-        let (rate, count) = epochs();
-        let nanos = (processor_time() - before) * 1e9 / (count * cell.events) as f64;
-        self.events = self.events.max(rate * cell.events as f64);
+    /// Measured once more. Each process says how many epochs there were in a second, how many in all, and how long it took
+    /// processors.
+    fn better(&mut self, events: u64, told: &[Vec<f64>]) {
+        let mean = |at: usize| told.iter().map(|numbers| numbers[at]).sum::<f64>() / told.len() as f64;
+        let nanos = mean(2) * told.len() as f64 * 1e9 / (mean(1) * events as f64);
+        self.events = self.events.max(mean(0) * events as f64);
         self.nanos = if self.nanos > 0.0 { self.nanos.min(nanos) } else { nanos };
     }
 }
@@ -104,6 +185,13 @@ fn processor_time() -> f64 {
     ticks.iter().sum::<f64>() / 100.0
 }
 
+fn cluster(cell: &Cell, process: usize) -> Cluster {
+    match cell.hosts.len() {
+        1 => Cluster::single(cell.workers),
+        _ => Cluster { workers: cell.workers, process, addresses: cell.hosts.clone() },
+    }
+}
+
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -111,15 +199,26 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// The events of one epoch of one worker.
-fn events(cell: Cell, worker: usize, epoch: u64) -> impl Iterator<Item = (u64, u64)> {
-    let own = cell.events / cell.workers as u64;
-    let first = (epoch * cell.workers as u64 + worker as u64) * own;
-    (first..first + own).map(|n| (mix(n) % KEYS, n))
+fn events(cell: &Cell, worker: usize, epoch: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let (peers, keys) = (cell.peers() as u64, cell.keys);
+    let own = cell.events / peers;
+    let first = (epoch * peers + worker as u64) * own;
+    (first..first + own).map(move |n| (mix(n) % keys, n))
 }
 
-/// Epochs per second of a fold in memory: timely, a hash map, rows in the order of keys, as the job does it.
-fn plain(cell: Cell) -> (f64, u64) {
-    let config = if cell.workers == 1 { Timely::thread() } else { Timely::process(cell.workers) };
+/// Epochs per second of a fold in memory: timely, a hash map with the hash function that the job uses too, rows in the order
+/// of keys.
+fn plain(cell: &Cell, process: usize) -> (f64, u64) {
+    let communication = match (cell.hosts.len(), cell.workers) {
+        (1, 1) => Communication::Thread,
+        (1, workers) => Communication::Process(workers),
+        (_, threads) => {
+            let addresses = cell.hosts.clone();
+            Communication::Cluster { threads, process, addresses, report: false, zerocopy: false }
+        }
+    };
+    let config = Timely { communication, worker: WorkerConfig::default() };
+    let cell = cell.clone();
     let guards = execute(config, move |worker| {
         let mut input = InputHandle::new();
         let probe: ProbeHandle<u64> = worker.dataflow::<u64, _, _>(|scope| {
@@ -129,8 +228,8 @@ fn plain(cell: Cell) -> (f64, u64) {
                 "fold",
                 |capability, _| {
                     let mut held = Some(capability);
-                    let mut state = HashMap::<u64, (u64, u64)>::new();
-                    let mut changed = HashMap::<u64, (u64, u64)>::new();
+                    let mut state = HashMap::<u64, (u64, u64), RandomState>::default();
+                    let mut changed = HashMap::<u64, (u64, u64), RandomState>::default();
                     let mut stash = BTreeMap::<u64, Vec<(u64, u64)>>::new();
                     move |(input, frontier), output| {
                         input.for_each_stamp(|stamp, data| {
@@ -166,7 +265,7 @@ fn plain(cell: Cell) -> (f64, u64) {
         });
         let (started, mut epoch) = (Instant::now(), 0);
         while started.elapsed() < cell.time {
-            events(cell, worker.index(), epoch).for_each(|event| input.send(event));
+            events(&cell, worker.index(), epoch).for_each(|event| input.send(event));
             epoch += 1;
             input.advance_to(epoch);
             worker.step();
@@ -185,12 +284,12 @@ fn plain(cell: Cell) -> (f64, u64) {
 }
 
 /// Epochs per second of the same fold with durable state, everything durable at the end.
-fn durable(cell: Cell, dir: &Path, with_sink: bool) -> (f64, u64) {
-    let _ = std::fs::remove_dir_all(dir);
-    let (rates, out) = (Arc::new(Mutex::new(Vec::new())), dir.join("out"));
+fn durable(cell: &Cell, process: usize, with_sink: bool) -> (f64, u64) {
+    let (rates, out) = (Arc::new(Mutex::new(Vec::new())), cell.dir.join("out"));
     let total = Arc::clone(&rates);
-    let config = Config::new(dir.join("state"), "overhead").max_ahead_epochs(AHEAD);
-    run(&Cluster::single(cell.workers), &config, move |job| {
+    let config = Config::new(cell.dir.join("state"), "overhead").max_ahead_epochs(AHEAD);
+    let (cluster, cell) = (cluster(cell, process), cell.clone());
+    run(&cluster, &config, move |job| {
         let out = out.clone();
         let mut input = job.dataflow(|flow| {
             let (input, stream) = flow.input::<(u64, u64)>("events")?;
@@ -210,7 +309,7 @@ fn durable(cell: Cell, dir: &Path, with_sink: bool) -> (f64, u64) {
         })?;
         let (started, mut epoch) = (Instant::now(), 0);
         while started.elapsed() < cell.time {
-            events(cell, job.index(), epoch).for_each(|event| input.send(event));
+            events(&cell, job.index(), epoch).for_each(|event| input.send(event));
             epoch += 1;
             input.set_source_offset("events", epoch);
             let sealed = input.seal()?;
@@ -225,7 +324,6 @@ fn durable(cell: Cell, dir: &Path, with_sink: bool) -> (f64, u64) {
         input.finish()
     })
     .unwrap();
-    let _ = std::fs::remove_dir_all(dir);
     let rates = rates.lock().unwrap();
     mean(&rates)
 }
@@ -237,12 +335,12 @@ fn mean(rates: &[(f64, u64)]) -> (f64, u64) {
 }
 
 /// From a seal until the epoch is durable on all workers: an epoch of 1,000 events every 2 ms.
-fn latency(workers: usize, dir: &Path) {
-    let _ = std::fs::remove_dir_all(dir);
-    let cell = Cell { workers, events: 1_000, time: Duration::from_secs(3) };
+fn latency(cell: &Cell, process: usize) {
+    let (cluster, config) = (cluster(cell, process), Config::new(&cell.dir, "overhead"));
+    let cell = cell.clone();
     let micros = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::clone(&micros);
-    run(&Cluster::single(workers), &Config::new(dir, "overhead"), move |job| {
+    run(&cluster, &config, move |job| {
         let mut input = job.dataflow(|flow| {
             let (input, stream) = flow.input::<(u64, u64)>("events")?;
             flow.fold(stream, "fold", |known: &mut (u64, u64), value| {
@@ -254,7 +352,7 @@ fn latency(workers: usize, dir: &Path) {
         let mut took = Vec::new();
         let (started, mut epoch) = (Instant::now(), 0_u32);
         while started.elapsed() < cell.time {
-            events(cell, job.index(), u64::from(epoch)).for_each(|event| input.send(event));
+            events(&cell, job.index(), u64::from(epoch)).for_each(|event| input.send(event));
             let sealed_at = Instant::now();
             waiting.borrow_mut().push_back((input.seal()?, sealed_at));
             epoch += 1;
@@ -278,14 +376,8 @@ fn latency(workers: usize, dir: &Path) {
         input.finish()
     })
     .unwrap();
-    let _ = std::fs::remove_dir_all(dir);
     let mut micros = micros.lock().unwrap();
     micros.sort_unstable();
     let at = |part: f64| micros[((micros.len() - 1) as f64 * part) as usize];
-    println!(
-        "from seal until durable on all workers, 1,000 events every 2 ms: median {} us, p99 {} us, longest {} us",
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
+    println!("{} {} {}", at(0.5), at(0.99), at(1.0));
 }

@@ -206,9 +206,12 @@ impl State<'_> {
         S::decode_all(bytes).map(Some).ok_or_else(|| undecodable("what belongs to a key"))
     }
 
-    /// What belongs to each of these keys. Memory is fetched ahead, so that many keys take less than each by itself.
-    pub(crate) fn get_all<S: Codec>(&mut self, keys: &[impl Codec]) -> Result<Vec<Option<S>>, Error> {
-        let mut found = Vec::with_capacity(keys.len());
+    /// Gives out what belongs to each of these keys. Memory is fetched ahead, so that many keys take less than each by itself.
+    pub(crate) fn get_all<S: Codec>(
+        &mut self,
+        keys: &[impl Codec],
+        mut give: impl FnMut(Option<S>),
+    ) -> Result<(), Error> {
         let mut ends = [0; AT_ONCE];
         for keys in keys.chunks(AT_ONCE) {
             self.encode_all(keys.iter(), &mut ends);
@@ -216,10 +219,10 @@ impl State<'_> {
             split_at_ends(self.key, &ends, &mut encoded);
             for value in self.core.get_batch(encoded.get(..keys.len()).unwrap_or_default()) {
                 let decode = |bytes| S::decode_all(bytes).ok_or_else(|| undecodable("what belongs to a key"));
-                found.push(value.map(decode).transpose()?);
+                give(value.map(decode).transpose()?);
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Replaces what belongs to these keys.

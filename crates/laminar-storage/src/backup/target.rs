@@ -182,7 +182,7 @@ fn install_tls() {
     });
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -293,7 +293,7 @@ impl BackupTarget {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
     use super::*;

@@ -70,7 +70,7 @@ pub fn joined_digest(both: &[u8], key_len: usize) -> u64 {
     xxh3_64_with_seed(both, key_len as u64)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -248,7 +248,7 @@ impl<'a> Record<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -535,5 +535,5 @@ impl StateChangelogBuffer {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -117,7 +117,7 @@ impl CheckpointConfig {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -236,5 +236,5 @@ impl<'a> Side<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -152,7 +152,7 @@ fn with_remedy(detail: Detail) -> Detail {
     detail.remedy("Run 'laminar verify', and recover from an older checkpoint or from a copy.")
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -567,5 +567,5 @@ fn check_count(what: &str, count: usize) -> Result<()> {
     ))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 pub(super) mod tests;

@@ -368,7 +368,7 @@ impl<'a> Merge<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -440,5 +440,5 @@ pub fn flatten(cores: &[CoreOffsets]) -> (BTreeMap<String, u64>, Option<i64>) {
     (offsets, cores.iter().filter_map(|core| core.watermark).min())
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

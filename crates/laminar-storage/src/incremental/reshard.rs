@@ -179,7 +179,7 @@ impl IncrementalCheckpointManager {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};

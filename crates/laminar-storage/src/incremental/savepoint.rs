@@ -439,5 +439,5 @@ fn unusable(error: IncrementalCheckpointError) -> IncrementalCheckpointError {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -188,7 +188,7 @@ impl FromIterator<(Vec<u8>, Vec<u8>)> for StateMap {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::collections::BTreeMap;
 

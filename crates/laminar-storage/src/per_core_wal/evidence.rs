@@ -88,7 +88,7 @@ pub(crate) fn testify(writers: &[CoreWalWriter]) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};

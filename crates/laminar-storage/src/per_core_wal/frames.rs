@@ -190,7 +190,7 @@ impl FrameReader {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::path::Path;
 

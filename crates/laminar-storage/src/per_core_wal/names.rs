@@ -55,7 +55,7 @@ pub(crate) fn take_back(vfs: &dyn Vfs, path: &Path) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::vfs::sim::{Duration, Fault, Keep, SimDisk};

@@ -133,7 +133,7 @@ fn remove(
     scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use std::sync::Arc;
 

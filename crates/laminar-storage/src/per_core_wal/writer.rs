@@ -596,5 +596,5 @@ impl Drop for CoreWalWriter {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

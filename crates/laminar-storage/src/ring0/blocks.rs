@@ -197,7 +197,7 @@ impl Directory {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::super::region::HUGE_PAGE;
     use super::*;

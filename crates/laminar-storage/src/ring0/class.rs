@@ -64,7 +64,7 @@ impl Class {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};

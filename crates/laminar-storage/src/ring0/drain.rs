@@ -15,6 +15,7 @@ use super::retire::Released;
 use crate::format::digest::{StateDigest, joined_digest};
 use crate::ids::Epoch;
 use crate::incremental::changelog::{ChangelogConsumer, StateChangelogEntry, StateOp};
+use crate::sabotage::{Sabotage, sabotaged};
 
 /// How far ahead records, and half of that far the ones they replaced, are fetched.
 const FETCH_AHEAD: usize = 16;
@@ -43,10 +44,18 @@ pub(crate) struct Seal {
 /// What one call of [`CoreDrain::drain`] came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
-    /// The entries, to be used with [`CoreDrain::entry`] and [`CoreDrain::record`] before the release.
+    /// The entries, to be used with [`CoreDrain::record`] before the release.
     pub entries: Range<usize>,
     /// The end of their epoch, if it was reached.
     pub seal: Option<Seal>,
+}
+
+/// What [`CoreDrain::drain`] found out about a change.
+#[derive(Clone, Copy, Debug)]
+struct Drained {
+    digest: u64,
+    /// A later change of the batch replaced the record.
+    superseded: bool,
 }
 
 /// The changes of one core, for Ring 1. `Send`, not `Sync`.
@@ -58,6 +67,10 @@ pub(crate) struct CoreDrain {
     released: Arc<Released>,
     /// Popped entries: `..first` released, `first..done` handed out, `done..` not looked at yet.
     held: Vec<StateChangelogEntry>,
+    /// Of the batch that was handed out last.
+    drained: Vec<Drained>,
+    /// Where that batch begins.
+    batch: usize,
     first: usize,
     done: usize,
     /// Entries handed out since the beginning, seals included.
@@ -68,7 +81,19 @@ pub(crate) struct CoreDrain {
 impl CoreDrain {
     pub(super) fn new(records: Arc<Region>, changelog: ChangelogConsumer, released: Arc<Released>) -> Self {
         let digest = StateDigest::default();
-        Self { changelog, records, released, held: Vec::new(), first: 0, done: 0, processed: 0, digest }
+        let (held, drained) = (Vec::new(), Vec::new());
+        Self {
+            changelog,
+            records,
+            released,
+            held,
+            drained,
+            batch: 0,
+            first: 0,
+            done: 0,
+            processed: 0,
+            digest,
+        }
     }
 
     /// Takes up to `max` changes, all of one epoch, and the end of that epoch if it comes next. The
@@ -93,12 +118,11 @@ impl CoreDrain {
         self.held[..self.done].get(index).filter(|_| index >= self.first)
     }
 
-    /// The entries of a batch that is not released yet; none of another.
-    pub(crate) fn entries(&self, batch: &Batch) -> &[StateChangelogEntry] {
-        if batch.entries.start < self.first {
-            return &[];
-        }
-        self.held[..self.done].get(batch.entries.clone()).unwrap_or_default()
+    /// Whether a later change of the batch that was handed out last makes this one of it unnecessary. To leave it out is
+    /// legal because a batch lies within one epoch, and recovery lands on ends of epochs only.
+    pub(crate) fn is_superseded(&self, index: usize) -> bool {
+        let drained = index.checked_sub(self.batch).and_then(|nth| self.drained.get(nth));
+        drained.is_some_and(|drained| drained.superseded)
     }
 
     /// The record of an entry of a batch that is not released yet.
@@ -128,6 +152,7 @@ impl CoreDrain {
         }
         self.first = 0;
         self.done = 0;
+        self.drained.clear();
     }
 
     /// The digest of the state after everything drained so far.
@@ -170,33 +195,51 @@ impl CoreDrain {
         Seal { epoch: Epoch(entry.epoch), commit }
     }
 
-    /// Adds changes to the digest, in order: the new record comes, the replaced one goes.
+    /// Adds changes to the digest, in order: the new record comes, the replaced one goes. Notes which records of the batch
+    /// are replaced within it, which the chain of replaced records tells without a search for keys: meanwhile each of them has
+    /// its place in the batch where its digest belongs.
     fn digest_range(&mut self, range: Range<usize>) {
         let mut sum = self.digest;
+        self.batch = range.start;
+        self.drained.clear();
         for i in range.clone() {
             self.fetch_ahead(i, range.end);
-            let entry = &self.held[i];
-            let new = self.read(entry);
-            let old = self.prev_digest(new.header.prev);
+            let entry = self.held[i];
+            let new = self.read(&entry);
             let digest = if entry.is_put() { joined_digest(new.both, new.key.len()) } else { 0 };
-            new.header.digest.store(digest, Ordering::Relaxed);
+            let prev = new.header.prev;
+            new.header.digest.store((i - range.start) as u64, Ordering::Relaxed);
+            let (old, superseded) = self.replaced(prev);
             sum.digest = sum.digest.wrapping_sub(old).wrapping_add(digest);
-            sum.live_keys = sum
-                .live_keys
-                .wrapping_sub(u64::from(new.header.prev != 0))
-                .wrapping_add(u64::from(entry.is_put()));
+            sum.live_keys =
+                sum.live_keys.wrapping_sub(u64::from(prev != 0)).wrapping_add(u64::from(entry.is_put()));
+            let first_wins = sabotaged(Sabotage::FirstVersionWins);
+            if let Some(earlier) = superseded.filter(|_| !first_wins) {
+                self.drained[earlier].superseded = true;
+            }
+            self.drained.push(Drained { digest, superseded: first_wins && superseded.is_some() });
+        }
+        for (drained, i) in self.drained.iter().zip(range) {
+            self.read(&self.held[i]).header.digest.store(drained.digest, Ordering::Relaxed);
         }
         self.digest = sum;
     }
 
-    /// The digest that the record replaced by a popped, unreleased entry was given.
-    fn prev_digest(&self, prev: u64) -> u64 {
+    /// The digest of the record that a popped, unreleased entry replaced, and its place if it is in the batch that is being
+    /// drained.
+    fn replaced(&self, prev: u64) -> (u64, Option<usize>) {
         if prev == 0 {
-            return 0;
+            return (0, None);
         }
         // SAFETY: the entry that replaced it is not released, so that it is not reused (R0-5), and it
         // was written before that entry was pushed (R0-7); `self.records` keeps the region (R0-2).
-        unsafe { record::header(self.records.base(), prev) }.digest.load(Ordering::Relaxed)
+        let kept = unsafe { record::header(self.records.base(), prev) }.digest.load(Ordering::Relaxed);
+        // A digest may be any number: only the record that stands at that place of the batch is in it.
+        let place = usize::try_from(kept).ok().filter(|place| *place < self.drained.len());
+        match place.filter(|place| self.held[self.batch + place].mmap_offset == prev) {
+            Some(place) => (self.drained[place].digest, Some(place)),
+            None => (kept, None),
+        }
     }
 
     fn fetch_ahead(&self, i: usize, end: usize) {

@@ -83,7 +83,7 @@ mod state;
 use std::io;
 use std::sync::Arc;
 
-pub(crate) use drain::{Batch, CoreDrain};
+pub(crate) use drain::CoreDrain;
 pub(crate) use hash::KeyHasher;
 pub use read::MemoryStats;
 pub(crate) use read::{Iter, Values as StateValues};
@@ -168,5 +168,5 @@ fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, 
     Ok((CoreState::new(config.core, hasher, arena, index, producer, retired), drain))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 pub(crate) mod tests;

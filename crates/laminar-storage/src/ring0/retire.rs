@@ -135,8 +135,7 @@ impl RetireQueue {
 #[cfg(all(test, loom))]
 mod loom_tests;
 
-#[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -8,8 +8,6 @@
 //! Order (invariants I2, I11): append, sync, publish. Slots are released to Ring 0 as soon as their
 //! bytes are in the writer's buffer. The first failure ends the machine.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::error::StoreError;
@@ -22,7 +20,7 @@ use crate::pace::Commits;
 use crate::per_core_wal::incarnation::leave_evidence;
 use crate::per_core_wal::sync_writers;
 use crate::per_core_wal::writer::CoreWalWriter;
-use crate::ring0::{Batch, CoreDrain};
+use crate::ring0::CoreDrain;
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// Entries taken from a core at a time: enough to coalesce, little enough to stay in cache.
@@ -67,8 +65,6 @@ pub(crate) struct Drain {
     commits: Arc<Commits>,
     /// In a part of a whole: what is durable on all parts, which alone counts as acknowledged.
     settled: Option<Arc<Settled>>,
-    newest: HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
-    superseded: Vec<bool>,
 }
 
 impl Drain {
@@ -80,7 +76,7 @@ impl Drain {
         settled: Option<Arc<Settled>>,
     ) -> Self {
         let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
-        Self { lanes, writers, durable, commits, settled, newest: HashMap::default(), superseded: Vec::new() }
+        Self { lanes, writers, durable, commits, settled }
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -173,11 +169,13 @@ impl Drain {
         if batch.entries.is_empty() && batch.seal.is_none() {
             return Ok(false);
         }
-        mark_superseded(&lane.drain, &batch, &mut self.newest, &mut self.superseded);
         let mut written = 0;
-        for (index, superseded) in batch.entries.clone().zip(&self.superseded) {
+        for index in batch.entries.clone() {
             lane.drain.fetch(index + FETCH_AHEAD);
-            let Some(record) = lane.drain.record(index).filter(|_| !superseded) else { continue };
+            if lane.drain.is_superseded(index) {
+                continue;
+            }
+            let Some(record) = lane.drain.record(index) else { continue };
             let record = match record.op {
                 StateOp::Put => Record::Put { key: record.key, value: record.value },
                 StateOp::Delete => Record::Delete { key: record.key },
@@ -193,49 +191,5 @@ impl Drain {
         }
         lane.drain.release();
         Ok(true)
-    }
-}
-
-/// Marks the entries of a batch whose key has a later entry in it. That is legal because a batch lies
-/// within one epoch, and recovery lands on ends of epochs only.
-fn mark_superseded(
-    drain: &CoreDrain,
-    batch: &Batch,
-    newest: &mut HashMap<u64, usize, BuildHasherDefault<KeyHash>>,
-    superseded: &mut Vec<bool>,
-) {
-    newest.clear();
-    superseded.clear();
-    superseded.resize(batch.entries.len(), false);
-    let entries = batch.entries.clone().zip(drain.entries(batch));
-    for (mark, (index, entry)) in superseded.iter_mut().zip(entries).rev() {
-        let later = *newest.entry(entry.key_hash).or_insert(index);
-        // Equal hashes are not equal keys: only the stored bytes decide.
-        let later = if sabotaged(Sabotage::FirstVersionWins) { batch.entries.start } else { later };
-        *mark = later != index
-            && drain
-                .record(later)
-                .zip(drain.record(index))
-                .is_some_and(|(later, this)| later.key == this.key);
-    }
-}
-
-/// Passes key hashes, which are hashes already, through.
-#[derive(Default)]
-struct KeyHash(u64);
-
-impl Hasher for KeyHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
     }
 }

@@ -594,7 +594,7 @@ fn checkpointer(
     Checkpointer::new(manager, wal.truncation_scope(), found)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::format::MAX_CORES;

@@ -182,7 +182,7 @@ fn patiently<T>(
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::per_core_wal::segment::list_segments;

@@ -63,7 +63,7 @@ impl fmt::Debug for Router {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -108,7 +108,7 @@ fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), StoreError>
     ))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

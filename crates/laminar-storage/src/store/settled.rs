@@ -87,7 +87,7 @@ impl Cuts {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
     use super::*;

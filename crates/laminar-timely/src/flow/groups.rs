@@ -1,61 +1,81 @@
 //! The rows of an epoch, by key.
 
-use std::cmp::Ordering;
+use std::hash::{BuildHasher, Hash};
 
-/// Keys in order, each with its values in the order they came in. Kept from epoch to epoch for its memory.
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use rapidhash::fast::RandomState;
+
+/// The keys of an epoch in order, and its rows as they came, each with the place of its key among them. Kept from epoch to
+/// epoch for its memory.
 ///
-/// Sorting costs less than a hash table of rows would, hands out keys in the order they are given on, and lets the state be
-/// read and written for many keys at once.
+/// Keys in order are handed out in the order they are given on, and let the state be read and written for many at once. Only
+/// keys are sorted, each once: an epoch may have many more rows.
 pub(super) struct Groups<K, V> {
-    /// Every key once.
+    /// Every key once, in order.
     pub(super) keys: Vec<K>,
-    values: Vec<V>,
-    /// Where the values of each key end.
-    ends: Vec<usize>,
+    /// The rows: which key, and the value.
+    rows: Vec<(usize, V)>,
+    /// Finds a key in `found` by its hash.
+    table: HashTable<usize>,
+    hasher: RandomState,
+    /// Every key with its hash and its number, as they came; then in order.
+    found: Vec<(K, u64, usize)>,
+    /// By number: the place in `keys`.
+    places: Vec<usize>,
 }
 
 impl<K, V> Default for Groups<K, V> {
     fn default() -> Self {
-        Self { keys: Vec::new(), values: Vec::new(), ends: Vec::new() }
+        Self {
+            keys: Vec::new(),
+            rows: Vec::new(),
+            table: HashTable::new(),
+            hasher: RandomState::default(),
+            found: Vec::new(),
+            places: Vec::new(),
+        }
     }
 }
 
-impl<K: Ord, V> Groups<K, V> {
+impl<K: Ord + Hash, V> Groups<K, V> {
     /// Takes the rows of an epoch; those before are gone.
     pub(super) fn fill(&mut self, rows: &mut Vec<(K, V)>) {
-        self.keys.clear();
-        self.values.clear();
-        self.ends.clear();
-        // Stable: what one worker sent stays in its order.
-        rows.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.table.clear();
+        self.found.clear();
+        self.rows.clear();
+        self.rows.reserve(rows.len());
         for (key, value) in rows.drain(..) {
-            // By the same order as above.
-            if self.keys.last().is_none_or(|last| last.cmp(&key) != Ordering::Equal) {
-                if !self.keys.is_empty() {
-                    self.ends.push(self.values.len());
-                }
-                self.keys.push(key);
-            }
-            self.values.push(value);
+            let number = self.number_of(key);
+            self.rows.push((number, value));
         }
-        if !self.keys.is_empty() {
-            self.ends.push(self.values.len());
+        self.found.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+        self.places.resize(self.found.len(), 0);
+        self.keys.clear();
+        for (place, (key, _, number)) in self.found.drain(..).enumerate() {
+            self.places[number] = place;
+            self.keys.push(key);
         }
     }
 
-    /// Hands out every key with what is stored for it and with its values.
-    pub(super) fn drain<S>(
-        &mut self,
-        stored: impl IntoIterator<Item = S>,
-        mut each: impl FnMut(K, S, &mut dyn Iterator<Item = V>),
-    ) {
-        let (mut values, mut begin) = (self.values.drain(..), 0);
-        for ((key, end), stored) in self.keys.drain(..).zip(&self.ends).zip(stored) {
-            let mut own = values.by_ref().take(end - begin);
-            each(key, stored, &mut own);
-            own.for_each(drop);
-            begin = *end;
+    fn number_of(&mut self, key: K) -> usize {
+        let (found, hash) = (&mut self.found, self.hasher.hash_one(&key));
+        let same = |number: &usize| found[*number].0 == key;
+        match self.table.entry(hash, same, |number| found[*number].1) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(vacant) => {
+                let number = found.len();
+                vacant.insert(number);
+                found.push((key, hash, number));
+                number
+            }
         }
+    }
+
+    /// Hands out all rows in the order they came: the place of the key in `keys`, and the value.
+    pub(super) fn rows(&mut self) -> impl Iterator<Item = (usize, V)> {
+        let places = &self.places;
+        self.rows.drain(..).map(|(number, value)| (places[number], value))
     }
 }
 
@@ -64,25 +84,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_by_key_and_in_their_order() {
+    fn rows_come_in_their_order_with_keys_in_theirs() {
         let mut groups = Groups::default();
         for _ in 0..2 {
             let mut rows = vec![(2, 'a'), (1, 'b'), (2, 'c'), (3, 'd'), (2, 'e'), (1, 'f')];
             groups.fill(&mut rows);
             assert!(rows.is_empty());
             assert_eq!(groups.keys, [1, 2, 3]);
-            let mut seen = Vec::new();
-            groups.drain(["x", "y", "z"], |key, stored, values| {
-                seen.push((key, stored, values.collect::<String>()))
-            });
-            assert_eq!(seen, [(1, "x", "bf".into()), (2, "y", "ace".into()), (3, "z", "d".into())]);
+            let seen: Vec<_> = groups.rows().collect();
+            assert_eq!(seen, [(1, 'a'), (0, 'b'), (1, 'c'), (2, 'd'), (1, 'e'), (0, 'f')]);
         }
-        // Whoever does not take all values of a key leaves none to the next one.
-        groups.fill(&mut vec![(1, 'a'), (1, 'b'), (2, 'c')]);
-        groups.drain([(), ()], |key, (), values| {
-            assert_eq!(values.next(), Some(if key == 1 { 'a' } else { 'c' }))
-        });
+        groups.fill(&mut vec![(7, 'a')]);
+        // Whoever does not take all rows leaves none to the next epoch.
+        groups.fill(&mut vec![(5, 'b'), (4, 'c')]);
+        assert_eq!(groups.keys, [4, 5]);
+        assert_eq!(groups.rows().collect::<Vec<_>>(), [(1, 'b'), (0, 'c')]);
         groups.fill(&mut Vec::new());
-        groups.drain([(); 0], |_, (), _| unreachable!("there is no key"));
+        assert!(groups.keys.is_empty() && groups.rows().next().is_none());
+    }
+
+    #[test]
+    fn many_keys_are_all_in_order() {
+        let mut groups = Groups::default();
+        let mut rows: Vec<_> = (0..10_000_u64).map(|n| (n * 7_919 % 5_003, n)).collect();
+        let sent = rows.clone();
+        groups.fill(&mut rows);
+        assert_eq!(groups.keys, (0..5_003).collect::<Vec<_>>());
+        assert!(groups.rows().map(|(place, n)| (place as u64, n)).eq(sent));
     }
 }

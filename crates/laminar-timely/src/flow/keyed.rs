@@ -56,12 +56,10 @@ impl<'scope> Flow<'scope> {
         let mut groups = Groups::default();
         self.keyed(stream, name, move |rows, state, out| {
             groups.fill(rows);
-            let stored = state.get_all(&groups.keys)?;
-            groups.drain(stored, |key, stored, values| {
-                let mut known = stored.unwrap_or_default();
-                values.for_each(|value| fold(&mut known, value));
-                out.push((key, known));
-            });
+            let mut stored = Vec::with_capacity(groups.keys.len());
+            state.get_all(&groups.keys, |known| stored.push(known.unwrap_or_default()))?;
+            groups.rows().for_each(|(place, value)| fold(&mut stored[place], value));
+            out.extend(groups.keys.drain(..).zip(stored));
             state.put_all(out)
         })
     }
@@ -84,11 +82,16 @@ impl<'scope> Flow<'scope> {
         let mut groups = Groups::default();
         self.keyed(stream, name, move |rows, state, out| {
             groups.fill(rows);
-            let stored = state.get_all(&groups.keys)?;
-            groups.drain(stored, |key, stored, values| {
-                let combined = stored.into_iter().chain(values).reduce(&combine);
-                out.extend(combined.map(|value| (key, value)));
-            });
+            let mut stored = Vec::with_capacity(groups.keys.len());
+            state.get_all(&groups.keys, |known| stored.push(known))?;
+            for (place, value) in groups.rows() {
+                let known = &mut stored[place];
+                *known = Some(match known.take() {
+                    Some(known) => combine(known, value),
+                    None => value,
+                });
+            }
+            out.extend(groups.keys.drain(..).zip(stored).filter_map(|(key, known)| Some((key, known?))));
             state.put_all(out)
         })
     }

@@ -197,7 +197,7 @@ fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};

@@ -12,5 +12,5 @@ pub use cursor::FileCursor;
 pub use reader::{BlockCache, StateFileReader};
 pub use writer::{FinishedFile, StateFileWriter};
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

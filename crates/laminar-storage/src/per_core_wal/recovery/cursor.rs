@@ -312,5 +312,5 @@ fn twice() -> Detail {
         .remedy("Something else changes the file, or the device fails; check both, then open again.")
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

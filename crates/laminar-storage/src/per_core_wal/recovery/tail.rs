@@ -100,5 +100,5 @@ fn replaced(dir: &Path, header: &SegmentHeader) -> PerCoreWalError {
     )
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

@@ -73,6 +73,13 @@ impl Model {
 
     fn drain(&mut self, drain: &mut CoreDrain, max: usize) {
         let batch = drain.drain(max);
+        let changes = batch.entries.clone().map(|i| drain.record(i).unwrap());
+        let changes: Vec<_> = changes.map(|record| (record.op, record.key.to_vec())).collect();
+        for ((i, (op, key)), nth) in batch.entries.clone().zip(&changes).zip(1..) {
+            // What comes after a delete does not know of it.
+            let later = changes[nth..].iter().any(|(_, other)| other == key);
+            assert_eq!(drain.is_superseded(i), later && *op == StateOp::Put, "{changes:?}, {i}");
+        }
         for i in batch.entries {
             let event = self.events.pop_front().unwrap();
             let Event::Change(_, key, value) = &event else { panic!("{event:?} instead of a change") };

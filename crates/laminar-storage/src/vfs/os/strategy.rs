@@ -149,7 +149,7 @@ fn median(tries: &[Duration]) -> Duration {
     tries.get(tries.len() / 2).copied().unwrap_or_default()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

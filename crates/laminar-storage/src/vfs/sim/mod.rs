@@ -38,7 +38,7 @@ mod select;
 mod trace;
 mod tree;
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub use disk::SimDisk;
