@@ -45,7 +45,7 @@
 //!           put ─▶ record in the arena, index ─▶ changelog ring, 32 bytes per change
 //!                                                      │
 //!  Ring 1   one background thread                      ▼
-//!           drain ─▶ last version per key ─▶ append to every core's log ─▶ sync all logs ─▶ epoch durable
+//!           drain ─▶ newest values only ─▶ append to every core's log ─▶ sync all logs ─▶ epoch durable
 //!                                                      │
 //!  Checkpoints   another background thread             ▼
 //!           read the log since the last one ─▶ write what changed ─▶ publish ─▶ cut the log

@@ -52,7 +52,8 @@ pub(crate) fn in_parallel<T: Send, R: Send, E: Send>(
     results.iter().filter_map(|result| lock(result).take()).collect()
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::sync::Barrier;
 

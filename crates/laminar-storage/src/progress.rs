@@ -229,7 +229,8 @@ impl Stage {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) mod tests {
     use super::*;
 

@@ -13,16 +13,15 @@
     reason = "a command that reports figures, and ends when something is wrong"
 )]
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use laminar_storage::Epoch;
 use laminar_timely::timely::communication::Config as Communication;
 use laminar_timely::timely::container::CapacityContainerBuilder;
 use laminar_timely::timely::dataflow::channels::pact::Exchange;
@@ -228,8 +227,9 @@ fn plain(cell: &Cell, process: usize) -> (f64, u64) {
                 "fold",
                 |capability, _| {
                     let mut held = Some(capability);
-                    let mut state = HashMap::<u64, (u64, u64), RandomState>::default();
-                    let mut changed = HashMap::<u64, (u64, u64), RandomState>::default();
+                    // The last number is the epoch in which it changed last.
+                    let mut state = HashMap::<u64, (u64, u64, u64), RandomState>::default();
+                    let mut changed = Vec::new();
                     let mut stash = BTreeMap::<u64, Vec<(u64, u64)>>::new();
                     move |(input, frontier), output| {
                         input.for_each_stamp(|stamp, data| {
@@ -242,16 +242,16 @@ fn plain(cell: &Cell, process: usize) -> (f64, u64) {
                         {
                             let (epoch, rows) = first.remove_entry();
                             for (key, value) in rows {
-                                let known = changed
-                                    .entry(key)
-                                    .or_insert_with(|| state.get(&key).copied().unwrap_or_default());
-                                *known = (known.0 + 1, known.1 + value);
+                                let known = state.entry(key).or_insert((0, 0, u64::MAX));
+                                if known.2 != epoch {
+                                    changed.push(key);
+                                }
+                                *known = (known.0 + 1, known.1 + value, epoch);
                             }
-                            let mut out: Vec<_> = changed.drain().collect();
-                            out.sort_unstable_by_key(|(key, _)| *key);
-                            state.extend(out.iter().copied());
+                            changed.sort_unstable();
+                            let out = changed.drain(..).map(|key| (key, (state[&key].0, state[&key].1)));
                             if let Some(held) = &held {
-                                output.session(&held.delayed(&epoch)).give_iterator(out.into_iter());
+                                output.session(&held.delayed(&epoch)).give_iterator(out);
                             }
                         }
                         match (upper, &mut held) {
@@ -308,16 +308,17 @@ fn durable(cell: &Cell, process: usize, with_sink: bool) -> (f64, u64) {
             Ok(input)
         })?;
         let (started, mut epoch) = (Instant::now(), 0);
-        while started.elapsed() < cell.time {
+        loop {
             events(&cell, job.index(), epoch).for_each(|event| input.send(event));
             epoch += 1;
             input.set_source_offset("events", epoch);
             let sealed = input.seal()?;
             if started.elapsed() >= cell.time {
-                // Until it is durable counts too.
-                while job.committed_epoch() < sealed && started.elapsed() < cell.time * 2 {
+                // Until the last epoch of the time is durable and committed counts too.
+                while job.committed_epoch() < sealed {
                     input.idle(Duration::from_millis(10));
                 }
+                break;
             }
         }
         total.lock().unwrap().push((epoch as f64 / started.elapsed().as_secs_f64(), epoch));
@@ -334,6 +335,14 @@ fn mean(rates: &[(f64, u64)]) -> (f64, u64) {
     (rate / rates.len() as f64, epochs / rates.len() as u64)
 }
 
+/// Takes out what is committed, and notes how long that took, in microseconds.
+fn note(waiting: &mut VecDeque<(Epoch, Instant)>, committed: Epoch, took: &mut Vec<u64>) {
+    while let Some((_, sealed_at)) = waiting.front().filter(|(sealed, _)| *sealed <= committed) {
+        took.push(sealed_at.elapsed().as_micros() as u64);
+        waiting.pop_front();
+    }
+}
+
 /// From a seal until the epoch is durable on all workers: an epoch of 1,000 events every 2 ms.
 fn latency(cell: &Cell, process: usize) {
     let (cluster, config) = (cluster(cell, process), Config::new(&cell.dir, "overhead"));
@@ -348,29 +357,27 @@ fn latency(cell: &Cell, process: usize) {
             })?;
             Ok(input)
         })?;
-        let waiting = Rc::new(RefCell::new(VecDeque::new()));
+        let mut waiting = VecDeque::new();
         let mut took = Vec::new();
         let (started, mut epoch) = (Instant::now(), 0_u32);
         while started.elapsed() < cell.time {
             events(&cell, job.index(), u64::from(epoch)).for_each(|event| input.send(event));
             let sealed_at = Instant::now();
-            waiting.borrow_mut().push_back((input.seal()?, sealed_at));
+            waiting.push_back((input.seal()?, sealed_at));
             epoch += 1;
             let next = started + Duration::from_millis(2) * epoch;
             loop {
-                let committed = job.committed_epoch();
-                let mut waiting = waiting.borrow_mut();
-                while let Some((_, at)) = waiting.front().filter(|(sealed, _)| *sealed <= committed).copied()
-                {
-                    took.push(at.elapsed().as_micros() as u64);
-                    waiting.pop_front();
-                }
+                note(&mut waiting, job.committed_epoch(), &mut took);
                 let left = next.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
                 }
                 input.idle(left);
             }
+        }
+        while !waiting.is_empty() {
+            input.idle(Duration::from_millis(1));
+            note(&mut waiting, job.committed_epoch(), &mut took);
         }
         all.lock().unwrap().append(&mut took);
         input.finish()

@@ -293,7 +293,8 @@ impl BackupTarget {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
     use super::*;

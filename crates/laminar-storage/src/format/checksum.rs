@@ -45,7 +45,8 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     Salt::new(&[]).crc(&[bytes])
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -213,7 +213,8 @@ fn header_crc(salt: &Salt, offset: u64, header: &[u8; FRAME_HEADER_LEN]) -> u32 
     salt.crc(&[&offset.to_le_bytes(), header.get(covered).unwrap_or_default()])
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -58,7 +58,8 @@ pub fn open(text: &str) -> Result<&str, Fault> {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

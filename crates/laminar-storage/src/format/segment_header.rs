@@ -207,7 +207,8 @@ pub fn frame_salt(store: StoreId, incarnation: Incarnation, core: CoreId, number
     Salt::new(&[store.0, incarnation.0, u64::from(core.0), u64::from(number.0)])
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

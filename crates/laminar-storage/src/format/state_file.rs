@@ -473,5 +473,6 @@ fn key_len(key: &[u8]) -> u16 {
     u16::try_from(key.len()).unwrap_or(u16::MAX)
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

@@ -132,5 +132,6 @@ pub(super) fn holders(chain: &[ChainFile], key: &[u8]) -> impl Iterator<Item = u
     deltas.into_iter().chain(range.map(|(at, _)| at))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

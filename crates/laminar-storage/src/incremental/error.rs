@@ -152,7 +152,8 @@ fn with_remedy(detail: Detail) -> Detail {
     detail.remedy("Run 'laminar verify', and recover from an older checkpoint or from a copy.")
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -97,7 +97,8 @@ fn parse_hex(digits: &str, len: usize) -> Option<u64> {
     (digits.len() == len && digits.bytes().all(ours)).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -567,5 +567,6 @@ fn check_count(what: &str, count: usize) -> Result<()> {
     ))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 pub(super) mod tests;

@@ -440,5 +440,6 @@ pub fn flatten(cores: &[CoreOffsets]) -> (BTreeMap<String, u64>, Option<i64>) {
     (offsets, cores.iter().filter_map(|core| core.watermark).min())
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

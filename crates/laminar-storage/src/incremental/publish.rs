@@ -452,7 +452,8 @@ fn already_exists(what: String, remedy: &'static str) -> IncrementalCheckpointEr
     IncrementalCheckpointError::AlreadyExists(Box::new(Detail::new(what).remedy(remedy)))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

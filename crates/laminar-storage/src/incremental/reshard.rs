@@ -179,7 +179,8 @@ impl IncrementalCheckpointManager {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::collections::BTreeMap;
     use std::path::{Path, PathBuf};

@@ -439,5 +439,6 @@ fn unusable(error: IncrementalCheckpointError) -> IncrementalCheckpointError {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

@@ -56,7 +56,8 @@ impl Staged {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

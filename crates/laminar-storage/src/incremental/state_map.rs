@@ -188,7 +188,8 @@ impl FromIterator<(Vec<u8>, Vec<u8>)> for StateMap {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::collections::BTreeMap;
 

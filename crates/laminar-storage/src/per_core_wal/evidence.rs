@@ -88,7 +88,8 @@ pub(crate) fn testify(writers: &[CoreWalWriter]) {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};

@@ -299,5 +299,6 @@ fn remove_all(policy: &SegmentPolicy, paths: &[PathBuf]) -> Result<(), PerCoreWa
     policy.names.sync(policy.vfs.as_ref(), &policy.dir).map_err(io)
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

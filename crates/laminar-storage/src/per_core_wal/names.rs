@@ -55,7 +55,8 @@ pub(crate) fn take_back(vfs: &dyn Vfs, path: &Path) {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::vfs::sim::{Duration, Fault, Keep, SimDisk};

@@ -109,7 +109,8 @@ fn write_zeros(file: &dyn VfsFile, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

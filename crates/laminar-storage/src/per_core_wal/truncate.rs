@@ -133,7 +133,8 @@ fn remove(
     scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use std::sync::Arc;
 

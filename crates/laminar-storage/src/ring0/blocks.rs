@@ -197,7 +197,8 @@ impl Directory {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::super::region::HUGE_PAGE;
     use super::*;

@@ -64,7 +64,8 @@ impl Class {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::format::{MAX_KEY_LEN, MAX_VALUE_LEN};

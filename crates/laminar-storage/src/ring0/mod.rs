@@ -168,5 +168,6 @@ fn new_state_with(config: StateConfig, hasher: KeyHasher) -> Result<(CoreState, 
     Ok((CoreState::new(config.core, hasher, arena, index, producer, retired), drain))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) mod tests;

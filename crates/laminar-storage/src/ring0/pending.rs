@@ -104,7 +104,8 @@ fn tag(hash: u64) -> u16 {
     u16::from_le_bytes([a, b])
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

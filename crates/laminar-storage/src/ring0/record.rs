@@ -7,7 +7,7 @@
 //! | 6 | size class of the slot | Ring 0, when the slot is first used |
 //! | 7 | kind | Ring 0, before publication |
 //! | 8..16 | `prev`: offset of the record it replaced, 0 for none; in a free slot the next free one | Ring 0 |
-//! | 16..24 | `digest` of the record | Ring 1, when it drains the record (Ring 0 while loading) |
+//! | 16..24 | `digest` of the record | Ring 1, when it drains the record, with the place in the batch in between (Ring 0 while loading) |
 //! | 24.. | key, then value | Ring 0, before publication |
 #![expect(unsafe_code, reason = "turns arena offsets into references")]
 

@@ -135,7 +135,8 @@ impl RetireQueue {
 #[cfg(all(test, loom))]
 mod loom_tests;
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

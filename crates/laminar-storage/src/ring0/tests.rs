@@ -9,13 +9,13 @@ use super::*;
 use crate::format::digest::{StateDigest, record_digest};
 
 /// A state with a small ring and few addresses.
-fn small(ring_capacity: usize) -> (CoreState, CoreDrain) {
+pub(super) fn small(ring_capacity: usize) -> (CoreState, CoreDrain) {
     let config = StateConfig { core: CoreId(3), ring_capacity, limit_bytes: 1 << 30, first_epoch: Epoch(1) };
     new_state(config).unwrap()
 }
 
 /// Drains and releases everything.
-fn settle(state: &mut CoreState, drain: &mut CoreDrain) -> u64 {
+pub(super) fn settle(state: &mut CoreState, drain: &mut CoreDrain) -> u64 {
     let mut changes = 0;
     state.flush().unwrap();
     while !drain.is_empty() {

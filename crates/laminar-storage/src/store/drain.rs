@@ -1,7 +1,7 @@
 //! Ring 1: from the changelog rings of all cores to durable epochs.
 //!
-//! A [`Drain`] is a machine that makes one turn at a time: take what every core's ring holds, keep the
-//! last version of each key of a batch, append, and when an epoch is closed on every core, sync all
+//! A [`Drain`] is a machine that makes one turn at a time: take what every core's ring holds, leave
+//! out values that were replaced within a batch, append, and when an epoch is closed on every core, sync all
 //! logs in parallel and publish it. The background thread turns it as fast as the device answers;
 //! there is no timer that holds an epoch back.
 //!

@@ -594,7 +594,8 @@ fn checkpointer(
     Checkpointer::new(manager, wal.truncation_scope(), found)
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::format::MAX_CORES;

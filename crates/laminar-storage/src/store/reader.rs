@@ -182,7 +182,8 @@ fn patiently<T>(
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::per_core_wal::segment::list_segments;

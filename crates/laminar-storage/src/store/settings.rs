@@ -108,7 +108,8 @@ fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), StoreError>
     ))
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -87,7 +87,8 @@ impl Cuts {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
     use super::*;

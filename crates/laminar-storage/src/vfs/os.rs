@@ -21,7 +21,8 @@ use crate::sabotage::{Sabotage, sabotaged};
 mod closer;
 mod pool;
 mod strategy;
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 
 /// The operating system's files and clock. Clones share one set of sync threads, which end with

@@ -1,10 +1,15 @@
 //! The rows of an epoch, by key.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, Hash, RandomState};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use rapidhash::fast::RandomState;
+use rapidhash::fast::SeedableState;
+
+/// A table that has room for so many times the rows of an epoch is given up: to empty it takes as long as it is large.
+const ROOM_MOST: usize = 16;
+/// No table is that small.
+const ROOM_LEAST: usize = 1024;
 
 /// The keys of an epoch in order, and its rows as they came, each with the place of its key among them. Kept from epoch to
 /// epoch for its memory.
@@ -18,7 +23,8 @@ pub(super) struct Groups<K, V> {
     rows: Vec<(usize, V)>,
     /// Finds a key in `found` by its hash.
     table: HashTable<usize>,
-    hasher: RandomState,
+    /// Seeded anew, so that nobody can prepare keys that collide.
+    hasher: SeedableState<'static>,
     /// Every key with its hash and its number, as they came; then in order.
     found: Vec<(K, u64, usize)>,
     /// By number: the place in `keys`.
@@ -31,7 +37,7 @@ impl<K, V> Default for Groups<K, V> {
             keys: Vec::new(),
             rows: Vec::new(),
             table: HashTable::new(),
-            hasher: RandomState::default(),
+            hasher: SeedableState::new(RandomState::new().hash_one(std::process::id())),
             found: Vec::new(),
             places: Vec::new(),
         }
@@ -41,6 +47,9 @@ impl<K, V> Default for Groups<K, V> {
 impl<K: Ord + Hash, V> Groups<K, V> {
     /// Takes the rows of an epoch; those before are gone.
     pub(super) fn fill(&mut self, rows: &mut Vec<(K, V)>) {
+        if self.table.capacity() / ROOM_MOST > rows.len().max(ROOM_LEAST) {
+            self.table = HashTable::new();
+        }
         self.table.clear();
         self.found.clear();
         self.rows.clear();
@@ -111,5 +120,14 @@ mod tests {
         groups.fill(&mut rows);
         assert_eq!(groups.keys, (0..5_003).collect::<Vec<_>>());
         assert!(groups.rows().map(|(place, n)| (place as u64, n)).eq(sent));
+    }
+
+    #[test]
+    fn a_table_that_one_large_epoch_left_is_given_up() {
+        let mut groups = Groups::default();
+        groups.fill(&mut (0..100_000_u32).map(|n| (n, ())).collect());
+        assert!(groups.table.capacity() >= 100_000);
+        groups.fill(&mut vec![(1, ())]);
+        assert!(groups.table.capacity() <= ROOM_LEAST && groups.keys == [1]);
     }
 }

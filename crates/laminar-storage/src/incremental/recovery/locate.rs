@@ -197,7 +197,8 @@ fn base_of(metadata: &IncrementalCheckpointMetadata) -> Base {
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::incremental::{CheckpointConfig, IncrementalCheckpointManager};

@@ -12,5 +12,6 @@ pub use cursor::FileCursor;
 pub use reader::{BlockCache, StateFileReader};
 pub use writer::{FinishedFile, StateFileWriter};
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

@@ -203,16 +203,19 @@ impl Case {
     /// The row that fits. Should the table ever have a hole, damage is assumed.
     pub(crate) fn of(facts: &Facts) -> &'static Self {
         const J: &Case = &CASES[9];
-        #[cfg(all(test, not(any(loom, shuttle))))]
+        #[cfg(test)]
+        #[cfg(not(any(loom, shuttle)))]
         on_files::note(*facts);
         CASES.iter().find(|case| case.fits(facts)).unwrap_or(J)
     }
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod on_files;
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
 

@@ -312,5 +312,6 @@ fn twice() -> Detail {
         .remedy("Something else changes the file, or the device fails; check both, then open again.")
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

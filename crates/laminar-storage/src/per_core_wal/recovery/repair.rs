@@ -42,7 +42,8 @@ pub(crate) fn cut_torn_ends(vfs: &Arc<dyn Vfs>, survey: &Survey) -> Result<u64, 
     Ok(cut)
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests {
     use super::*;
     use crate::per_core_wal::PerCoreWalManager;

@@ -100,5 +100,6 @@ fn replaced(dir: &Path, header: &SegmentHeader) -> PerCoreWalError {
     )
 }
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;

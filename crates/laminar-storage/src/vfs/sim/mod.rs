@@ -38,7 +38,8 @@ mod select;
 mod trace;
 mod tree;
 
-#[cfg(all(test, not(any(loom, shuttle))))]
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
 mod tests;
 
 pub use disk::SimDisk;
