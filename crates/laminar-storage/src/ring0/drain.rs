@@ -119,7 +119,8 @@ impl CoreDrain {
     }
 
     /// Whether a later change of the batch that was handed out last replaced or deleted the value of this one of it. (A value
-    /// that comes after a delete does not know of it: both count.) To leave it out is legal because a batch lies within one epoch, and recovery lands on ends of epochs only.
+    /// that comes after a delete does not know of it: both count.) To leave it out is legal because a batch lies within one
+    /// epoch, and recovery lands on ends of epochs only.
     pub(crate) fn is_superseded(&self, index: usize) -> bool {
         let drained = index.checked_sub(self.batch).and_then(|nth| self.drained.get(nth));
         drained.is_some_and(|drained| drained.superseded)
