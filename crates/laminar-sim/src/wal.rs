@@ -400,6 +400,7 @@ pub fn wal_scenarios() -> Vec<WalScenario> {
         scenario("wal-positions", 1, positions()),
         coordinated("wal-checkpoints", 2, checkpoints()),
         coordinated("wal-checkpoints-kept", 1, kept()),
+        coordinated("wal-reused", 1, reused()),
         coordinated("wal-checkpoints-repaired", 2, kept()).repaired(),
     ]
 }
@@ -447,6 +448,17 @@ fn checkpoints() -> Vec<WalDo> {
         script.extend([Commit(round as u64, 5), Checkpoint]);
     }
     script.extend([Append(1, 2, 30), Reopen, Append(0, 1, 30), Checkpoint]);
+    script
+}
+
+/// Segments that the log was cut by are used again.
+fn reused() -> Vec<WalDo> {
+    use WalDo::{Append, Checkpoint, SyncAll};
+    let mut script = Vec::new();
+    for round in 0..4 {
+        script.extend([Append(0, 6, 900), SyncAll, Checkpoint, Append(0, 1 + round, 40), SyncAll]);
+    }
+    script.extend([Append(0, 2, 300), SyncAll, Append(0, 1, 5)]);
     script
 }
 

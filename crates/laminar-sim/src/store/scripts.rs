@@ -95,6 +95,7 @@ fn checkpointing() -> Vec<StoreScenario> {
         retaining("store-retain-three", 1, 3, true, checkpoints()),
         retaining("store-merging", 1, 2, false, merging()),
         retaining("store-cut-many", 1, 2, false, cut_many(&[])),
+        retaining("store-reused", 2, 2, false, reused()),
         retaining("store-cut-departed", 2, 2, false, cut_many(&[Do::Open(1)])),
         retaining("store-checkpoint-nothing", 2, 2, true, checkpoint_nothing()),
         retaining("store-savepoints", 2, 1, true, savepoints()),
@@ -433,6 +434,18 @@ fn cut_many(between: &[Do]) -> Vec<Do> {
     for round in 0..3 {
         script.extend([Do::Put(round, round + 2, 40), Do::SealAll, Do::Ack, Do::Checkpoint]);
     }
+    script
+}
+
+/// Segments that the log was cut by are used again, more than once, and end within old bytes.
+fn reused() -> Vec<Do> {
+    let mut script = Vec::new();
+    for round in 0..4 {
+        script.extend([Do::Put(round, round + 12, 900), Do::SealAll, Do::Ack, Do::Checkpoint]);
+        script.extend([Do::Put(round, round + 2, 40), Do::SealAll, Do::Ack]);
+    }
+    script.extend(epoch(1, 30));
+    script.extend([Do::Put(0, 4, 200), Do::SealAll, Do::Put(2, 4, 7), Do::SealAll, Do::Ack]);
     script
 }
 

@@ -69,6 +69,8 @@ pub struct SegmentHeader {
     pub void_above: Epoch,
     /// The segment it continues.
     pub previous: Predecessor,
+    /// The file had been another segment before. What zeros cut off behind the last frame is left from then.
+    pub reused: bool,
 }
 
 /// Why a header is not one.
@@ -114,6 +116,7 @@ impl SegmentHeader {
             self.previous.incarnation.0,
             u64::from(self.previous.number.0),
             self.previous.len,
+            u64::from(self.reused),
         ] {
             fields.extend_from_slice(&number.to_le_bytes());
         }
@@ -180,6 +183,11 @@ impl SegmentHeader {
                 number: SegmentNumber(u32::try_from(fields.u64()?).ok()?),
                 len: fields.u64()?,
             },
+            reused: match fields.u64()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
         };
         (core.0 < core_count).then_some(header)
     }
@@ -227,12 +235,24 @@ mod tests {
             last_timestamp: TimestampNs(1_700_000_000_000_000_000),
             void_above: Epoch(11),
             previous: Predecessor { incarnation: Incarnation(2), number: SegmentNumber(8), len: 4096 },
+            reused: false,
         }
     }
 
     #[test]
     fn round_trip() {
         assert_eq!(SegmentHeader::decode(&sample().encode()), Ok(sample()));
+        let reused = SegmentHeader { reused: true, ..sample() };
+        assert_eq!(SegmentHeader::decode(&reused.encode()), Ok(reused));
+    }
+
+    #[test]
+    fn a_file_is_used_for_the_first_time_or_again() {
+        let mut neither = sample().encode();
+        neither[112] = 2;
+        let crc = crc32c(&neither[..CRC_AT]);
+        neither[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SegmentHeader::decode(&neither), Err(HeaderFault::Field));
     }
 
     #[test]

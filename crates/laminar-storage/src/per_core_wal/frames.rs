@@ -51,6 +51,14 @@ pub(crate) struct Rest {
     pub(crate) max_sequence: Sequence,
 }
 
+impl Rest {
+    /// Whether a segment ends in order where this fault is: nothing but zeros follows, or the zeros that cut off what an
+    /// earlier use of the file left.
+    pub(crate) fn is_unused(&self, fault: FrameFault, reused: bool) -> bool {
+        !self.written || (reused && fault == FrameFault::Zero && self.frames == 0)
+    }
+}
+
 impl FrameReader {
     pub(crate) fn new(file: Arc<dyn VfsFile>, salt: Salt, core: CoreId, offset: u64, limit: u64) -> Self {
         // A successor may claim that less of the segment counts than its header.
@@ -124,13 +132,15 @@ impl FrameReader {
         Ok(self.buffer.get(start..start + len))
     }
 
-    /// Searches everything behind the offset, after a fault there.
-    pub(crate) fn examine_rest(&self) -> io::Result<Rest> {
+    /// Searches everything behind the offset, after a fault there, for frames of sequences larger than `after`, which all
+    /// of the segment have. Smaller ones are left from when the file was another segment: their salt tells it, and it is
+    /// of 32 bits.
+    pub(crate) fn examine_rest(&self, after: Sequence) -> io::Result<Rest> {
         let bad = self.offset;
         let mut rest = Rest { bytes: self.limit - bad, ..Rest::default() };
         rest.written = self.search(|head, at| {
             if at > bad {
-                self.count_later(head, at, bad, &mut rest);
+                self.count_later(head, at, after, &mut rest);
             }
         })?;
         Ok(rest)
@@ -177,10 +187,11 @@ impl FrameReader {
         Ok(any)
     }
 
-    fn count_later(&self, head: &[u8; FRAME_HEADER_LEN], at: u64, bad: u64, rest: &mut Rest) {
-        if let Ok(header) = FrameHeader::decode(head, &self.salt, at, self.core) {
+    fn count_later(&self, head: &[u8; FRAME_HEADER_LEN], at: u64, after: Sequence, rest: &mut Rest) {
+        let decoded = FrameHeader::decode(head, &self.salt, at, self.core);
+        if let Some(header) = decoded.ok().filter(|header| header.first_sequence > after) {
             rest.frames += 1;
-            if header.synced_len > bad && rest.witness.is_none() {
+            if header.synced_len > self.offset && rest.witness.is_none() {
                 rest.witness = Some(at);
             }
             let last = header.first_sequence.0.saturating_add(u64::from(header.records) - 1);
@@ -284,7 +295,7 @@ mod tests {
         assert!(matches!(frames.step().unwrap(), Step::Frame(..)));
         // Twenty-four zeros and then the file goes on: too short for a header, and no space written ahead.
         assert_eq!(fault(&mut frames), FrameFault::Short);
-        assert_eq!(frames.examine_rest().unwrap(), Rest { bytes: 24, ..Rest::default() });
+        assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap(), Rest { bytes: 24, ..Rest::default() });
     }
 
     #[test]
@@ -312,7 +323,7 @@ mod tests {
             max_epoch: Epoch(7),
             max_sequence: Sequence(302),
         };
-        assert_eq!(frames.examine_rest().unwrap(), expected);
+        assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap(), expected);
     }
 
     #[test]
@@ -322,13 +333,13 @@ mod tests {
         let limit = 256 + torn.len() as u64;
         let mut frames = reader(&[(256, &torn)], 256, limit);
         assert!(matches!(fault(&mut frames), FrameFault::PayloadChecksum { .. }));
-        assert_eq!(frames.examine_rest().unwrap(), Rest { bytes: 56, written: true, ..Rest::default() });
+        assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap(), Rest { bytes: 56, written: true, ..Rest::default() });
     }
 
     #[test]
     fn the_rest_of_an_empty_segment_is_searched_too() {
         let frames = reader(&[(8, &frame(8, 8, 2, 1, b""))], 0, 64);
-        let rest = frames.examine_rest().unwrap();
+        let rest = frames.examine_rest(Sequence::ZERO).unwrap();
         assert_eq!((rest.frames, rest.witness, rest.max_sequence), (1, Some(8), Sequence(3)));
     }
 }

@@ -18,6 +18,7 @@ use super::names::take_back;
 use super::recovery::identity::{CLOSED, CURRENT, SYNCED};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::{SegmentName, SegmentPolicy, create_segment, list_segments};
+use super::spares::remove_spares;
 use super::writer::CoreWalWriter;
 use crate::error::Detail;
 use crate::format::closed::Closed;
@@ -141,6 +142,8 @@ pub(crate) fn begin(
     }
     let vfs = policy.vfs.as_ref();
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
+    // First, as they may take the room that is needed now.
+    remove_spares(vfs, &policy.dir).map_err(io)?;
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
     let header = |core| first_header(survey, beginning, store_id, CoreId(core));
     let headers: Vec<_> = (0..beginning.core_count).map(header).collect();
@@ -253,6 +256,7 @@ fn first_header(survey: &Survey, beginning: Beginning, store_id: StoreId, core: 
             WalMode::Plain => log.map_or(Epoch::ZERO, |log: &CoreLog| log.sealed_epoch),
         },
         void_above: beginning.void_above,
+        reused: false,
         previous: last.map_or_else(Predecessor::default, |segment| Predecessor {
             incarnation: segment.header.incarnation,
             number: segment.header.number,

@@ -14,6 +14,7 @@ use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
 use super::recovery::survey::{LogEnd, Survey};
 use super::segment::SegmentPolicy;
+use super::spares::Spares;
 use super::truncate::{Truncation, truncate_segments};
 use super::writer::CoreWalWriter;
 use crate::error::Detail;
@@ -145,6 +146,7 @@ impl PerCoreWalManager {
             segment_size: config.segment_size,
             preallocation: config.preallocation,
             names: Arc::default(),
+            spares: Arc::new(Spares::new(config.vfs())),
             evidence: None,
         };
         let writers = begin(&policy, survey, beginning)?;
@@ -336,6 +338,8 @@ impl PerCoreWalManager {
         };
         // Now, because afterwards their files are gone.
         self.writers.iter_mut().for_each(|writer| drop(writer.confirm()));
+        // They are of the incarnation that ends here.
+        self.policy.spares.clear();
         // Writers that cannot go on stay, so that whoever uses them learns why (I11).
         self.writers = begin(&self.policy, &survey, beginning).inspect_err(|error| {
             self.writers.iter_mut().for_each(|writer| writer.give_up(error));

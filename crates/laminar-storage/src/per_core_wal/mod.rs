@@ -31,6 +31,7 @@ mod names;
 mod reader;
 pub(crate) mod recovery;
 pub(crate) mod segment;
+pub(crate) mod spares;
 mod stats;
 pub(crate) mod truncate;
 pub(crate) mod writer;

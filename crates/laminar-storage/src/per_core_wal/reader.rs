@@ -21,7 +21,8 @@ use crate::vfs::{Access, OsVfs, Vfs, read_up_to_at};
 pub enum WalReadResult {
     /// A valid record.
     Entry(PerCoreWalEntry),
-    /// The end of the segment; nothing but zeros written ahead follows.
+    /// The end of the segment; nothing but zeros written ahead follows, or zeros and then what an earlier use of the
+    /// file left.
     Eof,
     /// The file ends inside a frame.
     TornWrite {
@@ -236,7 +237,7 @@ impl PerCoreWalReader {
         };
         let rest = self
             .frames
-            .examine_rest()
+            .examine_rest(self.header.last_sequence)
             .map_err(|e| PerCoreWalError::io("could not read the segment", &self.path, e))?;
         if let Some(witness) = rest.witness {
             let reason =
@@ -244,7 +245,7 @@ impl PerCoreWalReader {
             return Ok(Some(WalReadResult::Corrupted { position: at, reason }));
         }
         Ok(Some(match fault {
-            FrameFault::Zero if !rest.written => WalReadResult::Eof,
+            FrameFault::Zero if rest.is_unused(fault, self.header.reused) => WalReadResult::Eof,
             FrameFault::HeaderChecksum { stored, computed }
             | FrameFault::PayloadChecksum { stored, computed } => {
                 WalReadResult::ChecksumMismatch { position: at, expected: stored, actual: computed }

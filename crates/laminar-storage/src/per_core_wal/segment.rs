@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use super::evidence::Evidence;
 use super::names::{Names, take_back};
+use super::spares::Spares;
 use crate::format::MAX_CORES;
+use crate::format::frame::FRAME_HEADER_LEN;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::{CoreId, Incarnation, SegmentNumber};
-use crate::vfs::{FileKind, Vfs, VfsFile, write_all_at};
+use crate::sabotage::{Sabotage, sabotaged};
+use crate::vfs::{Access, FileKind, Vfs, VfsFile, write_all_at};
 
 /// How segments of a log are made; the same for all its cores.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub(crate) struct SegmentPolicy {
     pub(crate) preallocation: u64,
     /// Shared by all who change names in `dir`.
     pub(crate) names: Arc<Names>,
+    /// What segments that are begun may be made of.
+    pub(crate) spares: Arc<Spares>,
     /// Where the writers of this incarnation note what they have synced, if they do.
     pub(crate) evidence: Option<Arc<Evidence>>,
 }
@@ -95,6 +100,28 @@ pub(crate) fn create_segment(
         return Err(error);
     }
     Ok((path, file))
+}
+
+/// Makes a segment of a file that was one before: the header over the old one and zeros over what is behind it, synced,
+/// and only then the name, which is not durable yet. Returns how long the file is: up to there its old bytes stand.
+pub(crate) fn reuse_segment(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    header: &SegmentHeader,
+    spare: &Path,
+) -> io::Result<(PathBuf, Arc<dyn VfsFile>, u64)> {
+    let path = dir.join(SegmentName::of(header).file_name());
+    let file = vfs.open(spare, Access::ReadWrite)?;
+    let len = file.size()?;
+    let beginning = [header.encode().as_slice(), &[0; FRAME_HEADER_LEN]].concat();
+    let made = write_all_at(file.as_ref(), &beginning, 0)
+        .and_then(|()| if sabotaged(Sabotage::SpareNamedEarly) { Ok(()) } else { file.sync_data() })
+        .and_then(|()| vfs.rename(spare, &path));
+    if let Err(error) = made {
+        take_back(vfs, spare);
+        return Err(error);
+    }
+    Ok((path, file, len))
 }
 
 fn write_zeros(file: &dyn VfsFile, from: u64, to: u64) -> io::Result<()> {

@@ -24,6 +24,7 @@ use super::error::PerCoreWalError;
 use super::manager::TruncationScope;
 use super::reader::read_header;
 use super::segment::{SegmentName, list_segments};
+use super::spares::spare_path;
 use crate::error::Detail;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Sequence};
@@ -35,7 +36,7 @@ use crate::vfs::FileKind;
 /// successor was completely created.
 const KEPT: usize = 2;
 
-/// What a truncation removed.
+/// What a truncation removed. Some of the files may be kept, to become later segments of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truncation {
     /// Number of segments.
@@ -77,12 +78,13 @@ pub(crate) fn truncate_segments(
         }
     }
     let mut truncation = Truncation::default();
+    let mut room = scope.policy.spares.room();
     if scope.header.is_some_and(|header| header.mode == WalMode::Epochs) {
-        remove(scope, &obsolete, &mut truncation)?;
-        remove(scope, &last, &mut truncation)?;
+        remove(scope, &obsolete, &mut room, &mut truncation)?;
+        remove(scope, &last, &mut room, &mut truncation)?;
     } else {
         for name in obsolete.iter().chain(&last) {
-            remove(scope, std::slice::from_ref(name), &mut truncation)?;
+            remove(scope, std::slice::from_ref(name), &mut room, &mut truncation)?;
         }
     }
     Ok(truncation)
@@ -110,10 +112,11 @@ fn covered<'a>(
     Ok(names.get(..count).unwrap_or_default())
 }
 
-/// Removes segments, and makes that durable.
+/// Removes segments, or gives their files free while there is `room` for that, and makes it durable.
 fn remove(
     scope: &TruncationScope,
     names: &[SegmentName],
+    room: &mut usize,
     truncation: &mut Truncation,
 ) -> Result<(), PerCoreWalError> {
     let (vfs, dir) = (scope.policy.vfs.as_ref(), scope.policy.dir.as_path());
@@ -122,15 +125,30 @@ fn remove(
         return Ok(());
     }
     scope.policy.names.check().map_err(|e| io(dir, e))?;
+    let mut spared = Vec::new();
     for name in names {
         let path = dir.join(name.file_name());
         if let Some(FileKind::File { len }) = vfs.kind(&path).map_err(|e| io(&path, e))? {
             truncation.bytes += len;
         }
-        vfs.remove_file_lazily(&path).map_err(|e| io(&path, e))?;
+        let is_ours = scope.header.is_some_and(|header| header.incarnation == name.incarnation)
+            || sabotaged(Sabotage::OthersFilesReused);
+        if *room > 0 && is_ours {
+            let spare = spare_path(dir, *name);
+            vfs.rename(&path, &spare).map_err(|e| io(&path, e))?;
+            spared.push(spare);
+            *room -= 1;
+        } else {
+            vfs.remove_file_lazily(&path).map_err(|e| io(&path, e))?;
+        }
         truncation.segments += 1;
     }
-    scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))
+    if !sabotaged(Sabotage::SpareWrittenEarly) {
+        scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))?;
+    }
+    // Not before: until now a crash could show them under their old names.
+    scope.policy.spares.keep(spared);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -250,16 +268,20 @@ mod tests {
         }
     }
 
-    /// As a `Store` would cut this log.
+    /// As a later opening of a `Store` would cut this log.
     fn of_a_store(manager: &PerCoreWalManager) -> TruncationScope {
         let scope = manager.truncation_scope();
-        let header = scope.header.map(|header| SegmentHeader { mode: WalMode::Epochs, ..header });
-        TruncationScope { header, ..scope }
+        let later = |header: SegmentHeader| SegmentHeader {
+            mode: WalMode::Epochs,
+            incarnation: header.incarnation.next(),
+            ..header
+        };
+        TruncationScope { header: scope.header.map(later), ..scope }
     }
 
     /// What happens to names in the directory of the log, from an operation on.
     fn names_changed(disk: &SimDisk, from: u64) -> Vec<&'static str> {
-        let in_wal = |op: &Op| op.path.starts_with("/wal") && matches!(op.call, "unlink" | "fsync");
+        let in_wal = |op: &Op| op.path.starts_with("/wal") && matches!(op.call, "unlink" | "rename" | "fsync");
         disk.trace().iter().filter(|op| op.number > from && in_wal(op)).map(|op| op.call).collect()
     }
 

@@ -20,7 +20,7 @@ use super::evidence::testify;
 use super::limits;
 use super::names;
 use super::recovery::identity::read_current;
-use super::segment::{SegmentPolicy, create_segment};
+use super::segment::{SegmentPolicy, create_segment, reuse_segment};
 use crate::error::{Detail, io_detail};
 use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
@@ -45,6 +45,15 @@ struct OpenFrame {
     records: u32,
 }
 
+/// A segment to go on in, which has only its header.
+struct Next {
+    header: SegmentHeader,
+    path: PathBuf,
+    file: Arc<dyn VfsFile>,
+    /// As far as it has bytes of an earlier use.
+    stale: u64,
+}
+
 /// Appends to one core's log. `Send`, to be moved to the core's thread.
 ///
 /// Nothing is durable before [`Self::sync`] returns `Ok`. After a failed write or sync every further
@@ -60,6 +69,8 @@ pub struct CoreWalWriter {
     buffer: Vec<u8>,
     frame: Option<OpenFrame>,
     written: u64,
+    /// Up to this offset the file has bytes from when it was another segment, as far as nothing was written over them.
+    stale: u64,
     /// Bytes of the segment known to be durable, `<= written`.
     synced: u64,
     epoch: Epoch,
@@ -87,6 +98,7 @@ impl CoreWalWriter {
         Self {
             salt: header.salt(),
             written: SEGMENT_HEADER_LEN as u64,
+            stale: 0,
             synced: SEGMENT_HEADER_LEN as u64,
             epoch,
             last_sequence: header.last_sequence,
@@ -483,7 +495,11 @@ impl CoreWalWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if let Err(error) = write_all_at(self.file.as_ref(), &self.buffer, self.written) {
+        let frames = self.buffer.len();
+        self.cut_stale_off();
+        let written = write_all_at(self.file.as_ref(), &self.buffer, self.written);
+        self.buffer.truncate(frames);
+        if let Err(error) = written {
             if sabotaged(Sabotage::FailedWriteKept) {
                 return Err(PerCoreWalError::io("could not write the segment", &self.path, error));
             }
@@ -496,6 +512,16 @@ impl CoreWalWriter {
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
+    }
+
+    /// Puts zeros behind the frames in the buffer, where the file has bytes of another segment: recovery shall find the end
+    /// in order. They take no room, the next frame is written over them.
+    fn cut_stale_off(&mut self) {
+        let end = self.written + self.buffer.len() as u64;
+        let left = usize::try_from(self.stale.saturating_sub(end)).unwrap_or(usize::MAX);
+        if !sabotaged(Sabotage::StaleNotCutOff) {
+            self.buffer.resize(self.buffer.len() + left.min(FRAME_HEADER_LEN), 0);
+        }
     }
 
     /// Takes nothing any more, as after a failed write.
@@ -521,16 +547,16 @@ impl CoreWalWriter {
         // I8: first everything that the successor will call ours, then the successor, and only then
         // the record that makes a missing successor damage.
         self.sync()?;
-        let next = self.next_header();
-        let (path, file) = match self.create_next(&next) {
+        let Next { header, path, file, stale } = match self.create_next() {
             Ok(created) => created,
             Err(error) => return Err(self.poisoned_by(PerCoreWalError::Io(error))),
         };
-        self.end_segment(next.number)?;
-        self.salt = next.salt();
-        self.header = next;
+        self.end_segment(header.number)?;
+        self.salt = header.salt();
+        self.header = header;
         self.path = path;
         self.file = file;
+        self.stale = stale;
         self.written = SEGMENT_HEADER_LEN as u64;
         self.synced = self.written;
         self.unconfirmed = false;
@@ -564,12 +590,14 @@ impl CoreWalWriter {
                 number: self.header.number,
                 len: self.written,
             },
+            reused: false,
             ..self.header
         }
     }
 
-    fn create_next(&self, next: &SegmentHeader) -> Result<(PathBuf, Arc<dyn VfsFile>), Box<Detail>> {
-        let SegmentPolicy { vfs, dir, preallocation, names, .. } = &self.policy;
+    /// Makes the next segment, of a file that is free where there is one.
+    fn create_next(&self) -> Result<Next, Box<Detail>> {
+        let SegmentPolicy { vfs, dir, preallocation, names, spares, .. } = &self.policy;
         let fail = |error| Box::new(io_detail("could not create the next segment", dir, error));
         // Somebody may have renamed the directory, and another log may have its name by now.
         let established = read_current(vfs.as_ref(), dir).ok().flatten();
@@ -579,13 +607,31 @@ impl CoreWalWriter {
                 fail(error).remedy("Put the directory back in its place, then open again."),
             ));
         }
-        let created = create_segment(vfs.as_ref(), dir, next, *preallocation).map_err(fail)?;
+        let header = self.next_header();
+        let reused = spares.take().map(|spare| {
+            let header = SegmentHeader { reused: true, ..header };
+            let made = reuse_segment(vfs.as_ref(), dir, &header, &spare);
+            made.map(|(path, file, stale)| Next { header, path, file, stale })
+        });
+        let next = match reused {
+            // Nothing is in it, so nothing is lost when somebody has removed it.
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => None,
+            other => other.transpose().map_err(fail)?,
+        };
+        let next = match next {
+            Some(next) => next,
+            None => {
+                let (path, file) =
+                    create_segment(vfs.as_ref(), dir, &header, *preallocation).map_err(fail)?;
+                Next { header, path, file, stale: 0 }
+            }
+        };
         let skip = sabotaged(Sabotage::RollNotSynced);
         if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {
-            names::take_back(vfs.as_ref(), &created.0);
+            names::take_back(vfs.as_ref(), &next.path);
             return Err(fail(error));
         }
-        Ok(created)
+        Ok(next)
     }
 }
 

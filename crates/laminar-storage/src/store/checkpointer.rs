@@ -132,7 +132,10 @@ impl Checkpointer {
         let applying = started.elapsed();
         let id = self.manager.next_checkpoint_id()?;
         let position = WalPosition(cut.ends.iter().map(|(_, len)| *len).sum());
-        let published = self.manager.create_checkpoint_as(id, position)?;
+        let published = self.manager.create_checkpoint_as(id, position).inspect_err(|_| {
+            // It may have been for want of room.
+            self.scope.policy.spares.clear();
+        })?;
         // The checkpoint is there whether or not the log can be cut.
         let truncation = truncate_segments(&self.scope, &published);
         let removed = truncation.as_ref().map_or(0, |truncation| truncation.bytes);

@@ -485,7 +485,7 @@ impl Walk<'_> {
         };
         self.watch.replayed(frames.offset() - watched);
         let len = frames.offset();
-        let rest = frames.examine_rest().map_err(read)?;
+        let rest = frames.examine_rest(header.last_sequence).map_err(read)?;
         // Whoever reads up to a given end, that of a successor or one that was noted, knows better.
         let is_given = successor.is_some() || growing.is_some();
         let synced = if is_given { 0 } else { self.synced(&header) };
@@ -497,7 +497,7 @@ impl Walk<'_> {
             // A crash tears bytes apart; it does not put a right checksum over fields without sense.
             (Some(_), Some(_)) | (Some(FrameFault::Field), None) => End::Damaged,
             // Zeros written ahead, but only where the segment may still be growing.
-            (Some(_), None) if !rest.written && successor.is_none() => End::Clean,
+            (Some(fault), None) if rest.is_unused(*fault, header.reused) && successor.is_none() => End::Clean,
             (Some(_), None) => End::Torn,
         };
         let announced = tally.announces;
@@ -549,7 +549,7 @@ impl Walk<'_> {
         let mut frames = FrameReader::new(file, salt.unwrap_or(Salt::new(&[])), name.core, start, file_len);
         let found = match salt {
             Some(_) if matches!(frames.step().map_err(read)?, Step::Frame(..)) => true,
-            Some(_) => frames.examine_rest().map_err(read)?.frames > 0,
+            Some(_) => frames.examine_rest(Sequence::ZERO).map_err(read)?.frames > 0,
             // Nothing says whose log it is, so that no frame can be checked. What looks like one may be one.
             None => frames.resembles().map_err(read)?,
         };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::segment_header::WalMode;
+use crate::per_core_wal::spares::Spares;
 use crate::ids::{CoreId, Incarnation, StoreId};
 use crate::vfs::sim::SimDisk;
 
@@ -24,6 +25,7 @@ fn positions_go_beyond_4_gib() {
         last_timestamp: TimestampNs(1),
         void_above: Epoch(1),
         previous: Predecessor::default(),
+        reused: false,
     };
     let disk = SimDisk::new(1);
     let policy = SegmentPolicy {
@@ -32,6 +34,7 @@ fn positions_go_beyond_4_gib() {
         segment_size: 1 << 20,
         preallocation: 0,
         names: Arc::default(),
+        spares: Arc::new(Spares::new(&(Arc::new(disk.clone()) as Arc<dyn Vfs>))),
         evidence: None,
     };
     let (path, file) = create_segment(&disk, Path::new("/"), &header, 0).unwrap();

@@ -29,6 +29,7 @@ pub(in crate::per_core_wal) fn segment(core: u16, incarnation: u64) -> Segment {
         last_timestamp: TimestampNs(0),
         void_above: Epoch::ZERO,
         previous,
+        reused: false,
     };
     Segment {
         path: PathBuf::from("/wal/segment"),
