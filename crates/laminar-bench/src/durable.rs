@@ -102,6 +102,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     draw(run, &rates, &latency)?;
     report.add(rates);
     let mut latency = latency.table;
+    latency.note("the log is in segments that were used before, as it is after some checkpoints");
     latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50");
     report.add(latency);
     Ok(())
@@ -245,6 +246,10 @@ fn measure(
         let done = drive(run, &store, &mut cores, &numbers, policy)?;
         rates.row(done.cells(name, count));
     }
+    use_segments_again(run, &store, &mut cores, keys)?;
+    let numbers = Spread::Uniform.draw(keys, puts, 7);
+    let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(1024))?;
+    rates.row(done.cells(format!("uniform, 1024 puts per seal, {USED}{on}"), count));
     if let Some(latency) = latency {
         for puts in [1, 1024] {
             let (histogram, bytes) = seal_to_durable(run, &store, &mut cores, keys, puts)?;
@@ -256,6 +261,21 @@ fn measure(
     drop(cores);
     store.close()?;
     clear(&dir)
+}
+
+/// How the rows go on whose log is written into segments that it was cut by before, as after some checkpoints it always is.
+const USED: &str = "segments used again";
+
+/// Brings a log to where it is when it has been checkpointed for a while.
+fn use_segments_again(run: &Run, store: &Store, cores: &mut [CoreStore], keys: u64) -> Result<(), Error> {
+    let policy = Policy::Puts(1024);
+    store.checkpoint()?;
+    drive(run, store, cores, &Spread::Uniform.draw(keys, 1024, 8), policy)?;
+    // The log goes up to the second newest.
+    store.checkpoint()?;
+    // What is in use is left for the first of them.
+    let puts = settings().segment_bytes as usize / PAYLOAD;
+    drive(run, store, cores, &Spread::Uniform.draw(keys, puts, 9), policy).map(drop)
 }
 
 /// The same with automatic checkpoints, at the default interval and every 64 MiB of log.

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use laminar_sim::store::{DIR, StoreScenario, open, small_settings, store_scenarios};
+use laminar_sim::wal::wal_scenarios;
 use laminar_sim::{Log, Plan, Scenario, Trail, explore, replay};
 use laminar_storage::incremental::validate_checkpoint_in;
 use laminar_storage::vfs::Vfs;
-use laminar_storage::vfs::sim::{ImageId, ImagePolicy, SimDisk};
+use laminar_storage::vfs::sim::{ImageId, ImagePolicy, Op, SimDisk};
 use laminar_storage::{DigestCheck, Router, StateReader};
 
 fn scenario(name: &str) -> StoreScenario {
@@ -41,6 +42,22 @@ fn small_states_are_cut_into_ranges_renewed_and_spilled() {
             let (spilled, not) = (disk.ops(), run(&patient).ops());
             assert!(spilled > not, "{name}: {spilled} operations, {not} without spilling");
         }
+    }
+}
+
+/// Scenarios of segments that are used again are only worth something if that happens in them, with more than one core and
+/// with files that had been used again before.
+#[test]
+fn segments_are_used_again_and_again() {
+    fn again(scenario: &impl Scenario) -> usize {
+        let disk = SimDisk::new(1);
+        scenario.run(&disk, &mut Log::new(scenario.start())).unwrap();
+        let taken = |op: &&Op| op.call == "rename" && op.path.contains("/spare-");
+        disk.trace().iter().filter(taken).count()
+    }
+    let of_wal = wal_scenarios().into_iter().find(|scenario| scenario.name == "wal-reused").unwrap();
+    for count in [again(&scenario("store-reused")), again(&of_wal)] {
+        assert!(count >= 4, "{count}");
     }
 }
 

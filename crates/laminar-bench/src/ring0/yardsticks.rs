@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 
 use super::Rows;
 use super::drive::Outcome;
+use super::floor::{self, Floor};
 use crate::Error;
 use crate::keys::{KEY, PAYLOAD, Stamp, VALUE, key};
 use crate::machine::{Nanos, histogram};
@@ -15,6 +16,7 @@ type Boxed = HashMap<[u8; KEY], Box<[u8]>>;
 
 pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<(), Error> {
     memory(keys, uniform, rows)?;
+    floor(keys, uniform, zipf, rows)?;
     let mut stamp = Stamp::new();
     let mut map: InPlace = (0..keys).map(|number| (key(number), *stamp.at(number))).collect();
     let mut overwrite = |number, at| {
@@ -37,6 +39,10 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<
     let mut insert = |number, at| drop(map.insert(key(number), Box::from(stamp.at(at).as_slice())));
     rows.row(&measure("hashbrown, a new Box per put, uniform", uniform, &mut insert)?);
     rows.row(&measure("hashbrown, a new Box per put, zipf 0.99", zipf, &mut insert)?);
+    let mut get = |number, _| {
+        std::hint::black_box(map.get(&key(number)).map(|value| value[0]));
+    };
+    rows.row(&measure("hashbrown of Boxes, get, uniform", uniform, &mut get)?);
     Ok(())
 }
 
@@ -58,6 +64,35 @@ fn memory(keys: u64, uniform: &[u32], rows: &mut Rows) -> Result<(), Error> {
     };
     rows.row(&measure("raw memory, read, uniform", uniform, &mut read)?);
     Ok(())
+}
+
+/// The floor of what a put with its changelog must do, one by one and with the buckets of a batch read first.
+fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<(), Error> {
+    let mut floor = Floor::new(keys)?;
+    let mut failed = None;
+    let mut put = |number, at| {
+        if let Err(error) = floor.put(number, at) {
+            failed = Some(error);
+        }
+    };
+    rows.row(&measure("floor: index, arena and ring, put, uniform", uniform, &mut put)?);
+    rows.row(&measure("floor: index, arena and ring, put, zipf 0.99", zipf, &mut put)?);
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let started = Instant::now();
+    for (at, numbers) in uniform.chunks(floor::BATCH).enumerate() {
+        floor.put_batch(numbers, at as u64)?;
+    }
+    let mean = started.elapsed().as_nanos() as f64 / uniform.len() as f64;
+    rows.row(&Outcome::untimed("floor: put, buckets of 16 read first, per put", mean));
+    let mut failed = None;
+    let mut get = |number, _| match floor.get(number) {
+        Ok(byte) => drop(std::hint::black_box(byte)),
+        Err(error) => failed = Some(error),
+    };
+    rows.row(&measure("floor: index and arena, get, uniform", uniform, &mut get)?);
+    failed.map_or(Ok(()), Err)
 }
 
 /// Growing a table that was not told how large it will be.

@@ -333,7 +333,10 @@ mod tests {
         let limit = 256 + torn.len() as u64;
         let mut frames = reader(&[(256, &torn)], 256, limit);
         assert!(matches!(fault(&mut frames), FrameFault::PayloadChecksum { .. }));
-        assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap(), Rest { bytes: 56, written: true, ..Rest::default() });
+        assert_eq!(
+            frames.examine_rest(Sequence::ZERO).unwrap(),
+            Rest { bytes: 56, written: true, ..Rest::default() }
+        );
     }
 
     #[test]

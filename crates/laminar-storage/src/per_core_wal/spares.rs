@@ -4,7 +4,7 @@
 //! segment that a checkpoint has made superfluous has its blocks, so it is kept under another name and becomes a later
 //! segment, as RocksDB and PostgreSQL do with theirs.
 //!
-//! # Why nothing old comes back (invariant I14)
+//! # Why nothing old comes back (invariant I19)
 //! 1. Only files that this incarnation wrote are used again. What an earlier one left is removed by the next opening.
 //! 2. A file is written to only when its old name is gone for good, so that no crash shows new bytes under it.
 //! 3. It gets its new name when its new header is durable, so that no crash shows old bytes under that.

@@ -281,7 +281,8 @@ mod tests {
 
     /// What happens to names in the directory of the log, from an operation on.
     fn names_changed(disk: &SimDisk, from: u64) -> Vec<&'static str> {
-        let in_wal = |op: &Op| op.path.starts_with("/wal") && matches!(op.call, "unlink" | "rename" | "fsync");
+        let in_wal =
+            |op: &Op| op.path.starts_with("/wal") && matches!(op.call, "unlink" | "rename" | "fsync");
         disk.trace().iter().filter(|op| op.number > from && in_wal(op)).map(|op| op.call).collect()
     }
 

@@ -71,7 +71,8 @@ fn only_names_that_this_log_makes_are_those_of_spares() {
     let path = spare_path(Path::new(WAL), name);
     assert_eq!(path, Path::new("/wal/spare-3.00000002.00000009.log"));
     assert!(is_spare("spare-3.00000002.00000009.log"));
-    for other in ["spare-3.log", "wal-3.00000002.00000009.log", "spare-3.00000002.00000009.log.tmp", "spare"] {
+    for other in ["spare-3.log", "wal-3.00000002.00000009.log", "spare-3.00000002.00000009.log.tmp", "spare"]
+    {
         assert!(!is_spare(other), "{other}");
     }
 }
@@ -268,7 +269,11 @@ fn no_old_frame_is_found_behind_any_length_of_new_ones() {
                     assert!(found.len >= *whole && ends.contains(&found.len), "{shape} {at}: {found:?}");
                     assert_eq!(overlay[..len], bytes[..len]);
                     let cut_off = overlay[len..].iter().take(48).all(|byte| *byte == 0);
-                    assert_eq!((found.case, cut_off), (if cut_off { 'B' } else { 'C' }, cut_off), "{shape} {at}");
+                    assert_eq!(
+                        (found.case, cut_off),
+                        (if cut_off { 'B' } else { 'C' }, cut_off),
+                        "{shape} {at}"
+                    );
                     in_order += u64::from(cut_off);
                     overlays += 1;
                 }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::format::segment_header::WalMode;
-use crate::per_core_wal::spares::Spares;
 use crate::ids::{CoreId, Incarnation, StoreId};
+use crate::per_core_wal::spares::Spares;
 use crate::vfs::sim::SimDisk;
 
 /// Nothing below writes that much, but a log that lives long does: positions are those of all segments
