@@ -132,9 +132,13 @@ impl FrameReader {
         Ok(self.buffer.get(start..start + len))
     }
 
+    /// Forgets what was read behind the offset. Beside a store that goes on, more may stand there by now.
+    pub(crate) fn forget(&mut self) {
+        (self.buffer_at, self.filled) = (self.offset, 0);
+    }
+
     /// Searches everything behind the offset, after a fault there, for frames of sequences larger than `after`, which all
-    /// of the segment have. Smaller ones are left from when the file was another segment: their salt tells it, and it is
-    /// of 32 bits.
+    /// of the segment have. What this core left there when the file was another segment has smaller ones.
     pub(crate) fn examine_rest(&self, after: Sequence) -> io::Result<Rest> {
         let bad = self.offset;
         let mut rest = Rest { bytes: self.limit - bad, ..Rest::default() };
@@ -324,6 +328,23 @@ mod tests {
             max_sequence: Sequence(302),
         };
         assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap(), expected);
+    }
+
+    /// A reader beside a store that goes on read the place before the frame was written, and the rest after it.
+    #[test]
+    fn what_was_read_before_it_was_written_is_read_again() {
+        let disk = SimDisk::new(1);
+        let file = disk.create_new(Path::new("/segment")).unwrap();
+        let (first, next) = (frame(0, 0, 1, 1, b""), frame(48, 48, 1, 4, b""));
+        write_all_at(file.as_ref(), &[first.as_slice(), &[0; 144]].concat(), 0).unwrap();
+        let mut frames = FrameReader::new(Arc::clone(&file), Salt::new(&SALT), CoreId(1), 0, 192);
+        assert!(matches!(frames.step().unwrap(), Step::Frame(..)));
+        assert_eq!(fault(&mut frames), FrameFault::Zero);
+        write_all_at(file.as_ref(), &[next, frame(96, 96, 1, 7, b"")].concat(), 48).unwrap();
+        assert_eq!(frames.examine_rest(Sequence::ZERO).unwrap().witness, Some(96));
+        assert_eq!(fault(&mut frames), FrameFault::Zero, "it has it still");
+        frames.forget();
+        assert!(matches!(frames.step().unwrap(), Step::Frame(..)));
     }
 
     #[test]

@@ -18,7 +18,6 @@ use super::names::take_back;
 use super::recovery::identity::{CLOSED, CURRENT, SYNCED};
 use super::recovery::survey::{CoreLog, Segment, Survey};
 use super::segment::{SegmentName, SegmentPolicy, create_segment, list_segments};
-use super::spares::remove_spares;
 use super::writer::CoreWalWriter;
 use crate::error::Detail;
 use crate::format::closed::Closed;
@@ -142,8 +141,6 @@ pub(crate) fn begin(
     }
     let vfs = policy.vfs.as_ref();
     let io = |e| PerCoreWalError::io("could not establish the new incarnation", &policy.dir, e);
-    // First, as they may take the room that is needed now.
-    remove_spares(vfs, &policy.dir).map_err(io)?;
     let store_id = survey.store_id.unwrap_or_else(|| StoreId(vfs.random_u64()));
     let header = |core| first_header(survey, beginning, store_id, CoreId(core));
     let headers: Vec<_> = (0..beginning.core_count).map(header).collect();

@@ -14,7 +14,7 @@ use super::recovery::cursor::CoreCursor;
 use super::recovery::plan::Span;
 use super::recovery::survey::{LogEnd, Survey};
 use super::segment::SegmentPolicy;
-use super::spares::Spares;
+use super::spares::{Spares, remove_spares};
 use super::truncate::{Truncation, truncate_segments};
 use super::writer::CoreWalWriter;
 use crate::error::Detail;
@@ -129,6 +129,8 @@ impl PerCoreWalManager {
         survey: &'a Survey,
     ) -> Result<Secured<'a>, PerCoreWalError> {
         refuse_last_ids(config.vfs().as_ref(), &config.base_dir, survey)?;
+        // First, as they may have the room that is needed now.
+        remove_spares(config.vfs().as_ref(), &config.base_dir);
         make_durable(config.vfs(), &config.base_dir, survey)?;
         Ok(Secured(survey))
     }

@@ -13,7 +13,7 @@ use crate::format::frame::{FrameFault, FrameHeader};
 use crate::format::record::Record;
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::ids::CoreId;
-use crate::vfs::{Access, OsVfs, Vfs, read_up_to_at};
+use crate::vfs::{Access, OsVfs, Vfs, VfsFile, read_up_to_at};
 
 /// What [`PerCoreWalReader::read_next`] found. Positions are byte offsets in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,7 @@ pub enum WalReadResult {
 pub struct PerCoreWalReader {
     path: PathBuf,
     header: SegmentHeader,
+    file: Arc<dyn VfsFile>,
     file_len: u64,
     frames: FrameReader,
     /// The frame in hand, and how far its records were read.
@@ -114,8 +115,9 @@ impl PerCoreWalReader {
         let start = position.max(SEGMENT_HEADER_LEN as u64);
         Ok(Self {
             path: path.to_path_buf(),
-            frames: FrameReader::new(file, header.salt(), header.core, start, file_len),
+            frames: FrameReader::new(Arc::clone(&file), header.salt(), header.core, start, file_len),
             header,
+            file,
             file_len,
             frame: None,
         })
@@ -211,6 +213,21 @@ impl PerCoreWalReader {
         None
     }
 
+    /// Whether the file is still this segment. A log that goes on may have been cut meanwhile, and use the file for another.
+    fn check_is_still_it(&self) -> Result<(), PerCoreWalError> {
+        let mut bytes = [0; SEGMENT_HEADER_LEN];
+        let got = read_up_to_at(self.file.as_ref(), &mut bytes, 0)
+            .map_err(|e| PerCoreWalError::io("could not read the segment header", &self.path, e))?;
+        if SegmentHeader::decode(bytes.get(..got).unwrap_or_default()) == Ok(self.header) {
+            return Ok(());
+        }
+        Err(PerCoreWalError::SegmentNotFound(Box::new(
+            Detail::new("the segment was removed while it was read, and its file is used for another")
+                .at_path(&self.path)
+                .remedy("A checkpoint has what was in it; read that, and the segments that are there."),
+        )))
+    }
+
     /// Takes the next frame in hand; or says why there is none.
     fn next_frame(&mut self) -> Result<Option<WalReadResult>, PerCoreWalError> {
         let at = self.frames.offset();
@@ -235,6 +252,7 @@ impl PerCoreWalReader {
                 Step::Fault(fault) => fault,
             }
         };
+        self.check_is_still_it()?;
         let rest = self
             .frames
             .examine_rest(self.header.last_sequence)
@@ -245,7 +263,9 @@ impl PerCoreWalReader {
             return Ok(Some(WalReadResult::Corrupted { position: at, reason }));
         }
         Ok(Some(match fault {
-            FrameFault::Zero if rest.is_unused(fault, self.header.reused) => WalReadResult::Eof,
+            FrameFault::Zero | FrameFault::Short if rest.is_unused(fault, self.header.reused) => {
+                WalReadResult::Eof
+            }
             FrameFault::HeaderChecksum { stored, computed }
             | FrameFault::PayloadChecksum { stored, computed } => {
                 WalReadResult::ChecksumMismatch { position: at, expected: stored, actual: computed }
@@ -361,9 +381,6 @@ pub(crate) fn for_each_record(
 }
 
 /// Opens a segment for reading inside the crate.
-pub(crate) fn open_segment(
-    vfs: &dyn Vfs,
-    path: &Path,
-) -> Result<Arc<dyn crate::vfs::VfsFile>, PerCoreWalError> {
+pub(crate) fn open_segment(vfs: &dyn Vfs, path: &Path) -> Result<Arc<dyn VfsFile>, PerCoreWalError> {
     vfs.open(path, Access::Read).map_err(|e| open_error(path, e))
 }

@@ -102,18 +102,23 @@ pub(crate) fn create_segment(
     Ok((path, file))
 }
 
-/// Makes a segment of a file that was one before: the header over the old one and zeros over what is behind it, synced,
-/// and only then the name, which is not durable yet. Returns how long the file is: up to there its old bytes stand.
+/// Makes a segment of a file that was one before: the header and zeros over its first page, synced, and only then the
+/// name, which is not durable yet. Up to the length that is returned the file has its old bytes. `None` when there is no
+/// such file that could be used: nothing is in it, so nothing is lost.
 pub(crate) fn reuse_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     header: &SegmentHeader,
     spare: &Path,
-) -> io::Result<(PathBuf, Arc<dyn VfsFile>, u64)> {
+) -> io::Result<Option<(PathBuf, Arc<dyn VfsFile>, u64)>> {
     let path = dir.join(SegmentName::of(header).file_name());
-    let file = vfs.open(spare, Access::ReadWrite)?;
-    let len = file.size()?;
-    let beginning = [header.encode().as_slice(), &[0; FRAME_HEADER_LEN]].concat();
+    let opened = vfs.open(spare, Access::ReadWrite).and_then(|file| Ok((file.size()?, file)));
+    let Ok((len, file)) = opened else {
+        take_back(vfs, spare);
+        return Ok(None);
+    };
+    let mut beginning = header.encode().to_vec();
+    beginning.resize(stale_cut(SEGMENT_HEADER_LEN as u64, len), 0);
     let made = write_all_at(file.as_ref(), &beginning, 0)
         .and_then(|()| if sabotaged(Sabotage::SpareNamedEarly) { Ok(()) } else { file.sync_data() })
         .and_then(|()| vfs.rename(spare, &path));
@@ -121,7 +126,15 @@ pub(crate) fn reuse_segment(
         take_back(vfs, spare);
         return Err(error);
     }
-    Ok((path, file, len))
+    Ok(Some((path, file, len)))
+}
+
+/// Up to where zeros are written behind frames that end at `end`, in a file with old bytes up to `stale`: at least where a
+/// frame's header would stand, and to the end of the page, which else would have to be read before it is written.
+pub(crate) fn stale_cut(end: u64, stale: u64) -> usize {
+    const PAGE: u64 = 4096;
+    let cut = (end + FRAME_HEADER_LEN as u64).next_multiple_of(PAGE).min(stale).max(end);
+    usize::try_from(cut).unwrap_or(usize::MAX)
 }
 
 fn write_zeros(file: &dyn VfsFile, from: u64, to: u64) -> io::Result<()> {

@@ -8,10 +8,9 @@
 //! 1. Only files that this incarnation wrote are used again. What an earlier one left is removed by the next opening.
 //! 2. A file is written to only when its old name is gone for good, so that no crash shows new bytes under it.
 //! 3. It gets its new name when its new header is durable, so that no crash shows old bytes under that.
-//! 4. Its new frames carry another salt than the old ones, and larger sequences.
+//! 4. Its new frames carry another salt than the old ones; and the number of another core, or larger sequences.
 //! 5. The old bytes behind the last frame are cut off by zeros that are written with it.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,8 +23,8 @@ const SEGMENT_PREFIX: &str = "wal-";
 
 /// The free files of one incarnation, shared by who takes them and who has some to give.
 ///
-/// It never has more than were taken between two truncations, so that a log takes no more room than it did before the
-/// last one, and one that does not grow gives its room back.
+/// After a truncation it has no more than were taken since the one before, so that a log takes no more room than it did
+/// until then.
 #[derive(Debug)]
 pub(crate) struct Spares {
     vfs: Arc<dyn Vfs>,
@@ -78,13 +77,8 @@ impl Spares {
         change(&mut self.pool.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// One that stays is removed by the next opening.
     fn remove(&self, files: &[PathBuf]) {
-        for path in files {
-            if let Err(error) = self.vfs.remove_file_lazily(path) {
-                tracing::debug!(%error, path = %path.display(), "could not remove a spare segment");
-            }
-        }
+        files.iter().for_each(|path| remove_spare(self.vfs.as_ref(), path));
     }
 }
 
@@ -94,23 +88,53 @@ impl Drop for Spares {
     }
 }
 
+/// Files on their way to the pool. Those that do not get there are removed: nobody would know of them.
+pub(super) struct Spared<'a> {
+    vfs: &'a dyn Vfs,
+    files: Vec<PathBuf>,
+}
+
+impl<'a> Spared<'a> {
+    pub(super) fn new(vfs: &'a dyn Vfs) -> Self {
+        Self { vfs, files: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, file: PathBuf) {
+        self.files.push(file);
+    }
+
+    pub(super) fn into_files(mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.files)
+    }
+}
+
+impl Drop for Spared<'_> {
+    fn drop(&mut self) {
+        self.files.iter().for_each(|path| remove_spare(self.vfs, path));
+    }
+}
+
 /// Where the file of a segment goes when it is free.
 pub(crate) fn spare_path(dir: &Path, name: SegmentName) -> PathBuf {
     let file_name = name.file_name();
     dir.join(format!("{PREFIX}{}", file_name.strip_prefix(SEGMENT_PREFIX).unwrap_or(&file_name)))
 }
 
-/// Removes what earlier incarnations left. Not durably: nothing ever reads it.
-pub(crate) fn remove_spares(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
-    for (name, kind) in vfs.read_dir(dir)? {
+/// Removes what earlier incarnations left, as well as that goes, and not durably: nothing ever reads it.
+pub(crate) fn remove_spares(vfs: &dyn Vfs, dir: &Path) {
+    // A directory that cannot be listed is an error where it matters.
+    for (name, kind) in vfs.read_dir(dir).unwrap_or_default() {
         if is_spare(&name) && matches!(kind, FileKind::File { .. }) {
-            match vfs.remove_file_lazily(&dir.join(&name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_spare(vfs, &dir.join(&name));
         }
     }
-    Ok(())
+}
+
+/// One that stays is removed by the next opening.
+fn remove_spare(vfs: &dyn Vfs, path: &Path) {
+    if let Err(error) = vfs.remove_file_lazily(path) {
+        tracing::debug!(%error, path = %path.display(), "could not remove a spare segment");
+    }
 }
 
 fn is_spare(name: &str) -> bool {

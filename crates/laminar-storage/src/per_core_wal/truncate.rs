@@ -24,7 +24,7 @@ use super::error::PerCoreWalError;
 use super::manager::TruncationScope;
 use super::reader::read_header;
 use super::segment::{SegmentName, list_segments};
-use super::spares::spare_path;
+use super::spares::{Spared, spare_path};
 use crate::error::Detail;
 use crate::format::segment_header::WalMode;
 use crate::ids::{CoreId, Sequence};
@@ -125,15 +125,18 @@ fn remove(
         return Ok(());
     }
     scope.policy.names.check().map_err(|e| io(dir, e))?;
-    let mut spared = Vec::new();
+    let mut spared = Spared::new(vfs);
     for name in names {
         let path = dir.join(name.file_name());
-        if let Some(FileKind::File { len }) = vfs.kind(&path).map_err(|e| io(&path, e))? {
-            truncation.bytes += len;
-        }
+        let len = match vfs.kind(&path).map_err(|e| io(&path, e))? {
+            Some(FileKind::File { len }) => len,
+            _ => 0,
+        };
         let is_ours = scope.header.is_some_and(|header| header.incarnation == name.incarnation)
             || sabotaged(Sabotage::OthersFilesReused);
-        if *room > 0 && is_ours {
+        // One that had a record longer than a segment would keep its room for ever.
+        let fits = len <= scope.policy.segment_size.saturating_mul(2);
+        if *room > 0 && is_ours && fits {
             let spare = spare_path(dir, *name);
             vfs.rename(&path, &spare).map_err(|e| io(&path, e))?;
             spared.push(spare);
@@ -141,13 +144,14 @@ fn remove(
         } else {
             vfs.remove_file_lazily(&path).map_err(|e| io(&path, e))?;
         }
+        truncation.bytes += len;
         truncation.segments += 1;
     }
     if !sabotaged(Sabotage::SpareWrittenEarly) {
         scope.policy.names.sync(vfs, dir).map_err(|e| io(dir, e))?;
     }
     // Not before: until now a crash could show them under their old names.
-    scope.policy.spares.keep(spared);
+    scope.policy.spares.keep(spared.into_files());
     Ok(())
 }
 

@@ -10,6 +10,8 @@
 //!   successor records is durable.
 //! - I11: the first failed write or sync poisons the writer; a sync is never repeated.
 
+mod roll;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,17 +20,15 @@ use super::entry::{PerCoreWalEntry, WalOperation};
 use super::error::PerCoreWalError;
 use super::evidence::testify;
 use super::limits;
-use super::names;
-use super::recovery::identity::read_current;
-use super::segment::{SegmentPolicy, create_segment, reuse_segment};
-use crate::error::{Detail, io_detail};
+use super::segment::{SegmentPolicy, stale_cut};
+use crate::error::Detail;
 use crate::format::MAX_KEY_LEN;
 use crate::format::checksum::Salt;
 use crate::format::digest::StateDigest;
 use crate::format::frame::{FRAME_ALIGN, FRAME_HEADER_LEN, FRAME_TARGET, FrameHeader};
 use crate::format::record::{CommitBody, Record, encode_commit_body};
-use crate::format::segment_header::{Predecessor, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::ids::{CheckpointId, Epoch, SegmentNumber, Sequence, TimestampNs, WalPosition};
+use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::ids::{CheckpointId, Epoch, Sequence, TimestampNs};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::{Vfs, VfsFile, write_all_at};
 
@@ -43,15 +43,6 @@ struct OpenFrame {
     first_sequence: Sequence,
     first_timestamp: TimestampNs,
     records: u32,
-}
-
-/// A segment to go on in, which has only its header.
-struct Next {
-    header: SegmentHeader,
-    path: PathBuf,
-    file: Arc<dyn VfsFile>,
-    /// As far as it has bytes of an earlier use.
-    stale: u64,
 }
 
 /// Appends to one core's log. `Send`, to be moved to the core's thread.
@@ -518,9 +509,16 @@ impl CoreWalWriter {
     /// in order. They take no room, the next frame is written over them.
     fn cut_stale_off(&mut self) {
         let end = self.written + self.buffer.len() as u64;
-        let left = usize::try_from(self.stale.saturating_sub(end)).unwrap_or(usize::MAX);
+        let zeros = stale_cut(end, self.stale).saturating_sub(usize::try_from(end).unwrap_or(usize::MAX));
         if !sabotaged(Sabotage::StaleNotCutOff) {
-            self.buffer.resize(self.buffer.len() + left.min(FRAME_HEADER_LEN), 0);
+            self.buffer.resize(self.buffer.len() + zeros, 0);
+        }
+    }
+
+    /// Leaves no bytes of another segment to those who open the log next and would have to search them.
+    fn drop_stale(&mut self) {
+        if self.poison.is_none() && self.stale > self.written {
+            let _ = self.file.set_len(self.written);
         }
     }
 
@@ -535,110 +533,13 @@ impl CoreWalWriter {
         }
         cause
     }
-
-    /// Goes on in a new segment when the one in use cannot take `more` bytes.
-    fn roll_if_full(&mut self, more: usize) -> Result<(), PerCoreWalError> {
-        let end = self.written + (self.buffer.len() + FRAME_HEADER_LEN + more) as u64;
-        let holds_frames = self.written > SEGMENT_HEADER_LEN as u64 || !self.buffer.is_empty();
-        // One frame of the longest record always fits, whatever the segment size.
-        if end <= self.policy.segment_size || !holds_frames {
-            return Ok(());
-        }
-        // I8: first everything that the successor will call ours, then the successor, and only then
-        // the record that makes a missing successor damage.
-        self.sync()?;
-        let Next { header, path, file, stale } = match self.create_next() {
-            Ok(created) => created,
-            Err(error) => return Err(self.poisoned_by(PerCoreWalError::Io(error))),
-        };
-        self.end_segment(header.number)?;
-        self.salt = header.salt();
-        self.header = header;
-        self.path = path;
-        self.file = file;
-        self.stale = stale;
-        self.written = SEGMENT_HEADER_LEN as u64;
-        self.synced = self.written;
-        self.unconfirmed = false;
-        Ok(())
-    }
-
-    /// Writes and syncs the last record of the segment in use.
-    fn end_segment(&mut self, next: SegmentNumber) -> Result<(), PerCoreWalError> {
-        let timestamp = self.last_timestamp.next();
-        self.open_frame(timestamp);
-        Record::SegmentEnd { next }.encode(1, &mut self.buffer);
-        if let Some(frame) = &mut self.frame {
-            frame.records = 1;
-        }
-        self.last_sequence = self.last_sequence.next();
-        self.last_timestamp = timestamp;
-        self.sync()
-    }
-
-    fn next_header(&self) -> SegmentHeader {
-        SegmentHeader {
-            number: SegmentNumber(self.header.number.0.saturating_add(1)),
-            base_position: WalPosition(self.position_of(self.written)),
-            // The record that ends this segment takes one more sequence and nanosecond.
-            last_sequence: self.last_sequence.next(),
-            last_timestamp: self.last_timestamp.next(),
-            last_epoch: self.epoch.max(self.header.last_epoch),
-            sealed_epoch: self.sealed_epoch,
-            previous: Predecessor {
-                incarnation: self.header.incarnation,
-                number: self.header.number,
-                len: self.written,
-            },
-            reused: false,
-            ..self.header
-        }
-    }
-
-    /// Makes the next segment, of a file that is free where there is one.
-    fn create_next(&self) -> Result<Next, Box<Detail>> {
-        let SegmentPolicy { vfs, dir, preallocation, names, spares, .. } = &self.policy;
-        let fail = |error| Box::new(io_detail("could not create the next segment", dir, error));
-        // Somebody may have renamed the directory, and another log may have its name by now.
-        let established = read_current(vfs.as_ref(), dir).ok().flatten();
-        if established.is_some_and(|current| !current.is_of(&self.header)) {
-            let error = std::io::Error::other("another log, or a later opening of this one, is there by now");
-            return Err(Box::new(
-                fail(error).remedy("Put the directory back in its place, then open again."),
-            ));
-        }
-        let header = self.next_header();
-        let reused = spares.take().map(|spare| {
-            let header = SegmentHeader { reused: true, ..header };
-            let made = reuse_segment(vfs.as_ref(), dir, &header, &spare);
-            made.map(|(path, file, stale)| Next { header, path, file, stale })
-        });
-        let next = match reused {
-            // Nothing is in it, so nothing is lost when somebody has removed it.
-            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => None,
-            other => other.transpose().map_err(fail)?,
-        };
-        let next = match next {
-            Some(next) => next,
-            None => {
-                let (path, file) =
-                    create_segment(vfs.as_ref(), dir, &header, *preallocation).map_err(fail)?;
-                Next { header, path, file, stale: 0 }
-            }
-        };
-        let skip = sabotaged(Sabotage::RollNotSynced);
-        if let Err(error) = if skip { Ok(()) } else { names.sync(vfs.as_ref(), dir) } {
-            names::take_back(vfs.as_ref(), &next.path);
-            return Err(fail(error));
-        }
-        Ok(next)
-    }
 }
 
 impl Drop for CoreWalWriter {
     /// Leaves evidence of what was synced. Nothing depends on its success.
     fn drop(&mut self) {
         let _ = self.confirm();
+        self.drop_stale();
     }
 }
 

@@ -44,7 +44,7 @@ pub struct CheckpointReceipt {
     pub changes: u64,
     /// Bytes written for it. Files of older checkpoints that it links to are not counted.
     pub bytes_written: u64,
-    /// WAL bytes removed because of it.
+    /// WAL bytes that the log was cut by because of it. Their files were removed, or kept to become later segments.
     pub wal_bytes_removed: u64,
     /// How long it took.
     pub time: Duration,
@@ -132,10 +132,7 @@ impl Checkpointer {
         let applying = started.elapsed();
         let id = self.manager.next_checkpoint_id()?;
         let position = WalPosition(cut.ends.iter().map(|(_, len)| *len).sum());
-        let published = self.manager.create_checkpoint_as(id, position).inspect_err(|_| {
-            // It may have been for want of room.
-            self.scope.policy.spares.clear();
-        })?;
+        let published = self.manager.create_checkpoint_as(id, position)?;
         // The checkpoint is there whether or not the log can be cut.
         let truncation = truncate_segments(&self.scope, &published);
         let removed = truncation.as_ref().map_or(0, |truncation| truncation.bytes);
@@ -158,6 +155,11 @@ impl Checkpointer {
         self.newest = Some(receipt.clone());
         truncation?;
         Ok(receipt)
+    }
+
+    /// Gives up what only helps, after a failure that may have been for want of room.
+    pub(crate) fn make_room(&self) {
+        self.scope.policy.spares.clear();
     }
 
     /// Gives the newest checkpoint a second life at `dir`. Nothing removes it meanwhile: whoever would needs

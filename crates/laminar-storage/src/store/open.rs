@@ -373,6 +373,7 @@ fn load_core(
 /// from the survey, is divided as the work of the cores divides.
 fn measured(located: &Located, loaded: &[Loaded], recover: Duration) -> Recovered {
     let whole = recover.saturating_sub(located.surveying);
+    let surveying = located.surveying.saturating_sub(located.plan.survey.searching());
     let loading: Duration = loaded.iter().map(|core| core.loading).sum();
     let replaying: Duration = loaded.iter().map(|core| core.replaying).sum();
     let share = loading.as_secs_f64() / (loading + replaying).as_secs_f64().max(f64::MIN_POSITIVE);
@@ -381,7 +382,7 @@ fn measured(located: &Located, loaded: &[Loaded], recover: Duration) -> Recovere
         checkpoint_bytes: located.checkpoint_bytes(),
         loading,
         log_bytes: loaded.iter().map(|core| core.replayed.reached.bytes).sum(),
-        replaying: whole.saturating_sub(loading).saturating_add(located.surveying),
+        replaying: whole.saturating_sub(loading).saturating_add(surveying),
     }
 }
 

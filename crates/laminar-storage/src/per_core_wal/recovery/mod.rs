@@ -20,3 +20,4 @@ pub(crate) mod repair;
 pub(crate) mod survey;
 pub(crate) mod tail;
 mod tally;
+mod walk;

@@ -1,19 +1,21 @@
 //! Adding up the frames of one segment, and refusing those that contradict each other.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::survey::{CoreLog, Segment};
 use crate::error::Detail;
 use crate::format::frame::FrameHeader;
 use crate::format::record::Record;
 use crate::format::segment_header::{SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::ids::{Epoch, Sequence, TimestampNs};
+use crate::ids::{CoreId, Epoch, Sequence, TimestampNs};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::frames::Rest;
 use crate::per_core_wal::reader::for_each_record;
 
 /// What the frames of one segment add up to.
 pub(super) struct Tally {
+    pub(super) core: CoreId,
     pub(super) records: u64,
     pub(super) min_epoch: Epoch,
     pub(super) max_epoch: Epoch,
@@ -28,6 +30,7 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn new(header: &SegmentHeader) -> Self {
         Self {
+            core: header.core,
             records: 0,
             min_epoch: Epoch::MAX,
             max_epoch: Epoch::ZERO,
@@ -99,6 +102,7 @@ impl Tally {
             last_epoch: self.max_epoch.max(header.last_epoch).max(rest.max_epoch),
             sealed_epoch: self.sealed_epoch,
             acknowledged: self.acknowledged,
+            searching: Duration::ZERO,
         }
     }
 
@@ -134,7 +138,6 @@ impl Tally {
 mod tests {
     use super::*;
     use crate::format::checksum::Salt;
-    use crate::ids::CoreId;
     use crate::per_core_wal::recovery::plan::tests::segment;
 
     fn encoded(record: &Record<'_>) -> Vec<u8> {

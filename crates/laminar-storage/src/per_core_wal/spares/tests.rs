@@ -8,7 +8,7 @@ use crate::per_core_wal::recovery::survey::{Segment, Survey};
 use crate::per_core_wal::segment::{SegmentPolicy, create_segment};
 use crate::per_core_wal::writer::CoreWalWriter;
 use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager, PerCoreWalReader, WalReadResult};
-use crate::vfs::sim::SimDisk;
+use crate::vfs::sim::{Duration, Fault, SimDisk};
 use crate::vfs::write_all_at;
 
 const WAL: &str = "/wal";
@@ -143,6 +143,73 @@ fn a_segment_of_a_used_file_ends_in_order() {
         assert_eq!(reader.find_valid_end().unwrap(), last.len);
         assert_eq!(reader.read_next().unwrap(), WalReadResult::Eof);
     }
+}
+
+/// However many old bytes are left behind the last frame.
+#[test]
+fn a_segment_of_a_used_file_ends_in_order_up_to_its_last_bytes() {
+    let (_, _, ends) = new_bytes(&[0xA5; 4096], &[31]);
+    let end = usize::try_from(ends[1]).unwrap();
+    for left in (0..=64).step_by(8) {
+        let (bytes, name, _) = new_bytes(&vec![0xA5; end + left], &[31]);
+        let disk = SimDisk::new(1);
+        let path = Path::new("/").join(&name);
+        write_all_at(disk.create_new(&path).unwrap().as_ref(), &bytes, 0).unwrap();
+        let mut reader = PerCoreWalReader::open_with(&disk, 0, &path, 0).unwrap();
+        assert_eq!(reader.find_valid_end().unwrap(), ends[1], "{left}");
+        assert_eq!(reader.read_next().unwrap(), WalReadResult::Eof, "{left}");
+        let found = surveyed(&bytes, &name);
+        assert_eq!((found.case, found.len, found.dropped), ('B', ends[1], 0), "{left}");
+    }
+}
+
+/// It would have ended without a word, or been told of damage.
+#[test]
+fn whoever_reads_a_segment_whose_file_becomes_another_is_told_so() {
+    let disk = SimDisk::new(1);
+    let mut manager = PerCoreWalManager::new(config(&disk)).unwrap();
+    fill(&mut manager);
+    let oldest = Path::new(WAL).join(&names(&disk, "wal-")[0]);
+    let mut reader = PerCoreWalReader::open_with(&disk, 0, &oldest, 0).unwrap();
+    let mut checkpoints = Checkpoints::new(&disk, manager.store_id());
+    let _ = checkpoints.published();
+    manager.truncate_before(&checkpoints.published()).unwrap();
+    fill(&mut manager);
+    assert_eq!(names(&disk, PREFIX), [""; 0]);
+    let error = reader.read_all().unwrap_err();
+    assert!(error.to_string().contains("its file is used for another"), "{error}");
+}
+
+/// Nobody would know of what was renamed before the failure.
+#[test]
+fn a_truncation_that_fails_leaves_no_spare_behind() {
+    let disk = SimDisk::new(1);
+    let mut manager = PerCoreWalManager::new(config(&disk)).unwrap();
+    fill(&mut manager);
+    let mut checkpoints = Checkpoints::new(&disk, manager.store_id());
+    let _ = checkpoints.published();
+    let published = checkpoints.published();
+    // A plain log's segments go one by one: the first is renamed, and the directory cannot be synced.
+    disk.fail_op(disk.ops() + 2, Fault::Eio, Duration::Once);
+    manager.truncate_before(&published).unwrap_err();
+    assert_eq!(names(&disk, PREFIX), [""; 0]);
+}
+
+#[test]
+fn a_file_that_is_far_too_long_is_not_kept() {
+    let disk = SimDisk::new(1);
+    let mut manager = PerCoreWalManager::new(config(&disk)).unwrap();
+    for len in [9000, 700, 9000, 700, 700, 700, 700, 700, 700, 700, 700, 700, 700] {
+        manager.writer(0).append_put(b"key", &vec![1; len]).unwrap();
+        manager.sync_all().unwrap();
+    }
+    let mut checkpoints = Checkpoints::new(&disk, manager.store_id());
+    let _ = checkpoints.published();
+    assert!(manager.truncate_before(&checkpoints.published()).unwrap().segments >= 3);
+    let lens =
+        names(&disk, PREFIX).into_iter().map(|name| disk.read_file(Path::new(WAL).join(name)).unwrap().len());
+    let lens: Vec<_> = lens.collect();
+    assert!(!lens.is_empty() && lens.iter().all(|len| *len < 5000), "{lens:?}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! What can only be seen from inside.
 
 use super::*;
-use crate::format::segment_header::WalMode;
-use crate::ids::{CoreId, Incarnation, StoreId};
+use crate::format::segment_header::{Predecessor, WalMode};
+use crate::ids::{CoreId, Incarnation, SegmentNumber, StoreId, WalPosition};
+use crate::per_core_wal::segment::create_segment;
 use crate::per_core_wal::spares::Spares;
 use crate::vfs::sim::SimDisk;
 

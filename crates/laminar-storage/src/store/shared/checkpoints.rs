@@ -89,6 +89,7 @@ impl Shared {
             Ok(_) if published.is_some() => *lock(&self.checkpoint_failure) = None,
             Ok(_) => lock(&self.estimator).nothing_new(self.opened.elapsed()),
             Err(error) => {
+                checkpointer.make_room();
                 if published.is_none() {
                     lock(&self.estimator).failed(self.opened.elapsed());
                 }

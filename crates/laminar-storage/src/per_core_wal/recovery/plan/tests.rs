@@ -57,6 +57,7 @@ pub(in crate::per_core_wal) fn log_of(segment: Segment) -> CoreLog {
         last_epoch: Epoch(1),
         sealed_epoch: Epoch(1),
         acknowledged: Epoch::ZERO,
+        searching: std::time::Duration::ZERO,
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::format::frame::{FRAME_HEADER_LEN, FrameHeader};
+use crate::format::segment_header::{SEGMENT_HEADER_LEN, frame_salt};
 use crate::per_core_wal::{PerCoreWalConfig, PerCoreWalManager};
 use crate::vfs::sim::SimDisk;
 
