@@ -46,6 +46,8 @@ pub(crate) struct Rest {
     pub(crate) frames: u64,
     /// Offset of the first of them that was written after the bytes at the end had been synced.
     pub(crate) witness: Option<u64>,
+    /// Where the last frame with a valid header would end, the one at the end included; 0 when there is none.
+    pub(crate) end: u64,
     /// Largest epoch and sequence among them, never to be used again.
     pub(crate) max_epoch: Epoch,
     pub(crate) max_sequence: Sequence,
@@ -142,11 +144,7 @@ impl FrameReader {
     pub(crate) fn examine_rest(&self, after: Sequence) -> io::Result<Rest> {
         let bad = self.offset;
         let mut rest = Rest { bytes: self.limit - bad, ..Rest::default() };
-        rest.written = self.search(|head, at| {
-            if at > bad {
-                self.count_later(head, at, after, &mut rest);
-            }
-        })?;
+        rest.written = self.search(|head, at| self.count(head, at, after, &mut rest))?;
         Ok(rest)
     }
 
@@ -191,17 +189,20 @@ impl FrameReader {
         Ok(any)
     }
 
-    fn count_later(&self, head: &[u8; FRAME_HEADER_LEN], at: u64, after: Sequence, rest: &mut Rest) {
+    fn count(&self, head: &[u8; FRAME_HEADER_LEN], at: u64, after: Sequence, rest: &mut Rest) {
         let decoded = FrameHeader::decode(head, &self.salt, at, self.core);
-        if let Some(header) = decoded.ok().filter(|header| header.first_sequence > after) {
-            rest.frames += 1;
-            if header.synced_len > self.offset && rest.witness.is_none() {
-                rest.witness = Some(at);
-            }
-            let last = header.first_sequence.0.saturating_add(u64::from(header.records) - 1);
-            rest.max_epoch = rest.max_epoch.max(header.epoch);
-            rest.max_sequence = rest.max_sequence.max(Sequence(last));
+        let Some(header) = decoded.ok().filter(|header| header.first_sequence > after) else { return };
+        rest.end = rest.end.max((at + header.frame_len() as u64).min(self.limit));
+        if at == self.offset {
+            return;
         }
+        rest.frames += 1;
+        if header.synced_len > self.offset && rest.witness.is_none() {
+            rest.witness = Some(at);
+        }
+        let last = header.first_sequence.0.saturating_add(u64::from(header.records) - 1);
+        rest.max_epoch = rest.max_epoch.max(header.epoch);
+        rest.max_sequence = rest.max_sequence.max(Sequence(last));
     }
 }
 
@@ -324,6 +325,7 @@ mod tests {
             written: true,
             frames: 3,
             witness: Some(across),
+            end: limit,
             max_epoch: Epoch(7),
             max_sequence: Sequence(302),
         };
@@ -356,7 +358,7 @@ mod tests {
         assert!(matches!(fault(&mut frames), FrameFault::PayloadChecksum { .. }));
         assert_eq!(
             frames.examine_rest(Sequence::ZERO).unwrap(),
-            Rest { bytes: 56, written: true, ..Rest::default() }
+            Rest { bytes: 56, written: true, end: limit, ..Rest::default() }
         );
     }
 

@@ -302,7 +302,7 @@ impl PerCoreWalManager {
         Ok(MergedEntries::new(cores.collect()))
     }
 
-    /// Removes the segments that a published checkpoint makes superfluous: those that lie completely
+    /// Cuts the log by the segments that a published checkpoint makes superfluous, whose files are removed or become later segments: those that lie completely
     /// before the checkpoint *before* it, so that one rotten checkpoint costs nothing.
     ///
     /// # Errors
@@ -350,7 +350,7 @@ impl PerCoreWalManager {
         Ok(())
     }
 
-    /// Bytes of all segments on disk.
+    /// Bytes of all segments on disk, without files that are kept to become later ones.
     ///
     /// # Errors
     /// When the directory cannot be listed.

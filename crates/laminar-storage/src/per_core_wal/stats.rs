@@ -14,7 +14,7 @@ pub struct SegmentStats {
     pub core_id: usize,
     /// Its file.
     pub path: PathBuf,
-    /// Length of the file in bytes, what was written ahead included.
+    /// Length of the file in bytes, with what was written ahead, or an earlier segment left in it.
     pub file_size: u64,
     /// Records in it, bookkeeping of the log included.
     pub entry_count: u64,

@@ -31,7 +31,8 @@ pub struct Settings {
     pub state_limit_bytes: u64,
     /// Bytes after which a WAL segment is closed. 4 KiB to 16 GiB; default 64 MiB.
     pub segment_bytes: u64,
-    /// Bytes of every new segment that are written and synced ahead, which makes later syncs cheaper.
+    /// Bytes of every segment that are written and synced ahead where its file is a new one, which makes later syncs cheaper.
+    /// After some checkpoints most are not: files of segments that the log was cut by are used again.
     /// At most `segment_bytes`; default 4 MiB.
     pub preallocate_bytes: u64,
     /// Milliseconds between automatic checkpoints; 0 for none by time. At most 2,592,000,000, which is

@@ -20,7 +20,7 @@
 /// How the frames of a segment end, within the bytes that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// At the end of those bytes, or in zeros written ahead.
+    /// At the end of those bytes, in zeros written ahead, or in zeros that cut off what an earlier segment left in the file.
     Clean,
     /// In bytes that are no frame and that nothing proves to have been durable.
     Torn,

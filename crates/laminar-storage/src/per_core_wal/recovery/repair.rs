@@ -37,7 +37,7 @@ pub(crate) fn cut_torn_ends(vfs: &Arc<dyn Vfs>, survey: &Survey) -> Result<u64, 
         let file = vfs.open(&segment.path, Access::ReadWrite).map_err(io)?;
         file.set_len(segment.len).map_err(io)?;
         file.sync_data().map_err(io)?;
-        cut += segment.dropped;
+        cut += segment.file_len - segment.len;
     }
     Ok(cut)
 }

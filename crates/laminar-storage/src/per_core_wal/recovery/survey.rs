@@ -38,7 +38,7 @@ pub(crate) struct Segment {
     pub(crate) max_epoch: Epoch,
     /// Of its last record; what its header says of those before it when it has none.
     pub(crate) last_sequence: Sequence,
-    /// The case of the truth table, and what was cut off.
+    /// The case of the truth table, and how long the torn end is: up to the end of the file, where nothing else follows.
     pub(crate) case: char,
     pub(crate) dropped: u64,
     /// The file ends within a frame: more bytes could make a whole one of what was dropped.

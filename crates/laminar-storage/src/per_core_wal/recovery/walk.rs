@@ -10,12 +10,12 @@ use super::tally::Tally;
 use crate::error::Detail;
 use crate::format::checksum::Salt;
 use crate::format::current::Current;
-use crate::format::frame::FrameFault;
+use crate::format::frame::{FRAME_HEADER_LEN, FrameFault};
 use crate::format::segment_header::{HeaderFault, SEGMENT_HEADER_LEN, SegmentHeader, WalMode, frame_salt};
 use crate::format::synced::Synced;
 use crate::ids::{Epoch, Sequence, StoreId};
 use crate::per_core_wal::error::PerCoreWalError;
-use crate::per_core_wal::frames::{FrameReader, Step};
+use crate::per_core_wal::frames::{FrameReader, Rest, Step};
 use crate::per_core_wal::reader::{header_error, open_segment, read_header};
 use crate::per_core_wal::segment::SegmentName;
 use crate::progress::{COUNT_EVERY, Watch};
@@ -32,6 +32,11 @@ pub(super) struct Walk<'a> {
     pub(super) store_id: Option<StoreId>,
     pub(super) synced: Vec<Synced>,
     pub(super) watch: &'a Watch,
+}
+
+/// Bytes of a torn end behind which bytes of an earlier segment follow: as far as its frames are known, at least a header.
+fn torn_within_old_bytes(rest: &Rest, len: u64, file_len: u64) -> u64 {
+    rest.end.max(len + FRAME_HEADER_LEN as u64).min(file_len) - len
 }
 
 impl Walk<'_> {
@@ -200,7 +205,11 @@ impl Walk<'_> {
         } else if let Some(log) = log {
             log.acknowledged = log.acknowledged.max(tally.acknowledged);
         }
-        let dropped = if case.verdict == Verdict::Cut { file_len - len } else { 0 };
+        let dropped = match case.verdict {
+            Verdict::Cut if header.reused => torn_within_old_bytes(&rest, len, file_len),
+            Verdict::Cut => file_len - len,
+            _ => 0,
+        };
         let ends_in_frame = dropped > 0 && fault == Some(FrameFault::Short);
         let segment = tally.segment(path, header, len, file_len, case.label, dropped);
         Ok(Some(Segment { start, ends_in_frame, ..segment }))
