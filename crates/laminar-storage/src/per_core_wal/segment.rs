@@ -102,23 +102,31 @@ pub(crate) fn create_segment(
     Ok((path, file))
 }
 
+/// A segment in a file that was one before.
+pub(crate) struct Reused {
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn VfsFile>,
+    /// Up to here the file has bytes from before.
+    pub(crate) stale: u64,
+}
+
 /// Makes a segment of a file that was one before: the header and zeros over its first page, synced, and only then the
-/// name, which is not durable yet. Up to the length that is returned the file has its old bytes. `None` when there is no
-/// such file that could be used: nothing is in it, so nothing is lost.
+/// name, which is not durable yet. `None` when there is no such file that could be used: nothing is in it, so nothing is
+/// lost.
 pub(crate) fn reuse_segment(
     vfs: &dyn Vfs,
     dir: &Path,
     header: &SegmentHeader,
     spare: &Path,
-) -> io::Result<Option<(PathBuf, Arc<dyn VfsFile>, u64)>> {
+) -> io::Result<Option<Reused>> {
     let path = dir.join(SegmentName::of(header).file_name());
     let opened = vfs.open(spare, Access::ReadWrite).and_then(|file| Ok((file.size()?, file)));
-    let Ok((len, file)) = opened else {
+    let Ok((stale, file)) = opened else {
         take_back(vfs, spare);
         return Ok(None);
     };
     let mut beginning = header.encode().to_vec();
-    beginning.resize(stale_cut(SEGMENT_HEADER_LEN as u64, len), 0);
+    beginning.resize(stale_cut(SEGMENT_HEADER_LEN as u64, stale), 0);
     let made = write_all_at(file.as_ref(), &beginning, 0)
         .and_then(|()| if sabotaged(Sabotage::SpareNamedEarly) { Ok(()) } else { file.sync_data() })
         .and_then(|()| vfs.rename(spare, &path));
@@ -126,7 +134,7 @@ pub(crate) fn reuse_segment(
         take_back(vfs, spare);
         return Err(error);
     }
-    Ok(Some((path, file, len)))
+    Ok(Some(Reused { path, file, stale }))
 }
 
 /// Up to where zeros are written behind frames that end at `end`, in a file with old bytes up to `stale`: at least where a

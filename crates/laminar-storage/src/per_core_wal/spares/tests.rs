@@ -341,6 +341,8 @@ fn no_old_frame_is_found_behind_any_length_of_new_ones() {
                         (if cut_off { 'B' } else { 'C' }, cut_off),
                         "{shape} {at}"
                     );
+                    // Only one frame is torn, whatever follows it.
+                    assert!(found.dropped <= if cut_off { 0 } else { 320 }, "{shape} {at}: {found:?}");
                     in_order += u64::from(cut_off);
                     overlays += 1;
                 }

@@ -13,7 +13,7 @@ use crate::ids::{SegmentNumber, WalPosition};
 use crate::per_core_wal::error::PerCoreWalError;
 use crate::per_core_wal::names;
 use crate::per_core_wal::recovery::identity::read_current;
-use crate::per_core_wal::segment::{SegmentPolicy, create_segment, reuse_segment};
+use crate::per_core_wal::segment::{Reused, SegmentPolicy, create_segment, reuse_segment};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::vfs::VfsFile;
 
@@ -113,7 +113,7 @@ impl CoreWalWriter {
         let header = self.next_header();
         if let Some(spare) = spares.take() {
             let header = SegmentHeader { reused: true, ..header };
-            if let Some((path, file, stale)) = reuse_segment(vfs.as_ref(), dir, &header, &spare)? {
+            if let Some(Reused { path, file, stale }) = reuse_segment(vfs.as_ref(), dir, &header, &spare)? {
                 return Ok(Next { header, path, file, stale });
             }
         }
