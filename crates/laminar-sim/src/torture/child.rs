@@ -8,7 +8,7 @@ use laminar_storage::ids::Epoch;
 use laminar_storage::{CoreStore, Opened, Router, Settings, Store};
 
 use super::truth;
-use crate::dice::Dice;
+use crate::dice::{Dice, mixed};
 use crate::oracle::State;
 
 /// Small files and automatic checkpoints all the time.
@@ -58,6 +58,14 @@ pub struct Life {
     pub expected: Option<Epoch>,
     /// Decides the settings; 0 for those of [`settings`].
     pub settings: u64,
+}
+
+impl Life {
+    /// The lives of one store in four go on for so long, in segments so small and with so many checkpoints, that segments are
+    /// used again.
+    fn is_busy(&self) -> bool {
+        mixed(self.truth, 4).is_multiple_of(4)
+    }
 }
 
 impl Life {
@@ -127,7 +135,11 @@ pub fn check_opened(opened: &Opened, truth: u64, acked: Epoch) -> Result<Epoch, 
 pub fn live(dir: &Path, life: &Life) -> Result<(), String> {
     die_with_parent();
     say("start");
-    let builder = Store::builder(dir).cores(life.cores).settings(settings_of(life.settings));
+    let mut settings = settings_of(life.settings);
+    if life.is_busy() {
+        (settings.segment_bytes, settings.preallocate_bytes) = (4 << 10, 0);
+    }
+    let builder = Store::builder(dir).cores(life.cores).settings(settings);
     let opened = builder.open().map_err(|e| format!("open: {e}"))?;
     let landed = check_opened(&opened, life.truth, life.acked)?;
     if life.expected.is_some_and(|expected| expected != landed) {
@@ -138,7 +150,8 @@ pub fn live(dir: &Path, life: &Life) -> Result<(), String> {
     let mut dice = Dice::new(life.seed);
     let router = Router::default();
     let mut before = truth::state(life.truth, landed);
-    let epochs = 2 + dice.roll(12);
+    let busy = life.is_busy();
+    let epochs = if busy { 100 + dice.roll(100) } else { 2 + dice.roll(12) };
     let checkpoint_at = dice.roll(epochs + 2);
     for round in 0..epochs {
         let epoch = cores.first().map_or(Epoch::ZERO, CoreStore::epoch);
@@ -154,7 +167,7 @@ pub fn live(dir: &Path, life: &Life) -> Result<(), String> {
             store.wait_durable(epoch).map_err(|e| e.to_string())?;
             say(&format!("ack {epoch}"));
         }
-        if round == checkpoint_at {
+        if round == checkpoint_at || (busy && dice.one_in(6)) {
             say("checkpoint");
             store.checkpoint().map_err(|e| e.to_string())?;
             say("checkpointed");
