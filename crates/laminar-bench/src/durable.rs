@@ -247,9 +247,11 @@ fn measure(
         rates.row(done.cells(name, count));
     }
     use_segments_again(run, &store, &mut cores, keys)?;
-    let numbers = Spread::Uniform.draw(keys, puts, 7);
-    let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(1024))?;
-    rates.row(done.cells(format!("uniform, 1024 puts per seal, {USED}{on}"), count));
+    for (policy, puts) in [(Policy::Puts(1024), puts), (Policy::EachWaited, waited)] {
+        let numbers = Spread::Uniform.draw(keys, puts, 7);
+        let done = drive(run, &store, &mut cores, &numbers, policy)?;
+        rates.row(done.cells(format!("uniform, {}, {USED}{on}", policy.name()), count));
+    }
     if let Some(latency) = latency {
         for puts in [1, 1024] {
             let (histogram, bytes) = seal_to_durable(run, &store, &mut cores, keys, puts)?;
