@@ -455,7 +455,7 @@ fn checkpoints() -> Vec<WalDo> {
 fn reused() -> Vec<WalDo> {
     use WalDo::{Append, Checkpoint, SyncAll};
     let mut script = Vec::new();
-    for round in 0..4 {
+    for round in 0..7 {
         script.extend([Append(0, 6, 900), SyncAll, Checkpoint, Append(0, 1 + round, 40), SyncAll]);
     }
     script.extend([Append(0, 2, 300), SyncAll, Append(0, 1, 5)]);

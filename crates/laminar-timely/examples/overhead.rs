@@ -2,9 +2,10 @@
 //! other in one run; and how long it takes from the seal of an epoch until it is durable on all workers.
 //!
 //! ```text
-//! cargo run --release -p laminar-timely --example overhead -- [WORKERS] [PROCESSES] [SECONDS PER CELL] [KEYS] [DIRECTORY]
+//! cargo run --release -p laminar-timely --example overhead -- [WORKERS] [PROCESSES] [SECONDS PER CELL] [KEYS] [lines|numbers] [DIRECTORY]
 //! ```
 //!
+//! `numbers` are events that cost next to nothing to make; `lines` are read from lines of JSON, on both sides, as an input would be.
 //! It starts itself for each figure, once for each process of the job; they talk over loopback.
 #![allow(
     clippy::print_stdout,
@@ -56,6 +57,8 @@ struct Cell {
     /// Addresses of the processes.
     hosts: Vec<String>,
     keys: u64,
+    /// Whether events are read from lines.
+    lines: bool,
     /// Events of an epoch, of all workers.
     events: u64,
     time: Duration,
@@ -78,16 +81,22 @@ fn main() {
     let number = |at: usize, default| arguments.get(at).map_or(default, |text| text.parse::<f64>().unwrap());
     let (workers, processes) = (number(0, 2.0) as usize, number(1, 1.0) as usize);
     let (seconds, keys) = (number(2, 3.0), number(3, 10_000.0) as u64);
-    let dir = arguments.get(4).map_or_else(std::env::temp_dir, PathBuf::from).join("laminar-timely-overhead");
+    let kind = arguments.get(4).map_or("numbers", String::as_str);
+    let lines = match kind {
+        "lines" => true,
+        "numbers" => false,
+        other => return eprintln!("events are lines or numbers, not {other}"),
+    };
+    let dir = arguments.get(5).map_or_else(std::env::temp_dir, PathBuf::from).join("laminar-timely-overhead");
     let cell = |what, events, time| {
         let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let hosts = listeners.iter().map(|one| one.local_addr().unwrap().to_string()).collect();
         let time = Duration::from_secs_f64(time);
-        Cell { what, workers, hosts, keys, events, time, dir: dir.clone() }
+        Cell { what, workers, hosts, keys, lines, events, time, dir: dir.clone() }
     };
     println!("in brackets: processor time of all processes for an event, which others who run disturb less");
     println!(
-        "{processes} processes of {workers} workers, {keys} keys, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"
+        "{processes} processes of {workers} workers, {keys} keys, {kind}, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"
     );
     println!(
         "| events per epoch | plain | durable | of plain | with file sink | of plain | durable epochs/s |"
@@ -197,12 +206,49 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The events of one epoch of one worker.
-fn events(cell: &Cell, worker: usize, epoch: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
-    let (peers, keys) = (cell.peers() as u64, cell.keys);
-    let own = cell.events / peers;
-    let first = (epoch * peers + worker as u64) * own;
-    (first..first + own).map(move |n| (mix(n) % keys, n))
+/// Where the events of a worker come from.
+struct Source {
+    cell: Cell,
+    worker: usize,
+    /// Lines that are read again and again; none for numbers.
+    lines: Vec<String>,
+}
+
+/// What is wanted of a line.
+#[derive(Deserialize)]
+struct Line<'a> {
+    user: &'a str,
+    amount: u64,
+}
+
+impl Source {
+    fn new(cell: &Cell, worker: usize) -> Self {
+        let line = |n: u64| {
+            let key = mix(n + ((worker as u64) << 32)) % cell.keys;
+            format!(
+                r#"{{"event":{n},"time":{},"kind":"purchase","user":"user-{key:08}","item":"item-{:04}","amount":{}}}"#,
+                1_700_000_000_000 + n,
+                mix(n) % 9_999,
+                n % 1_000
+            )
+        };
+        let lines = if cell.lines { (0..1 << 17).map(line).collect() } else { Vec::new() };
+        Self { cell: cell.clone(), worker, lines }
+    }
+
+    /// Hands the events of an epoch to `each`.
+    fn events(&self, epoch: u64, mut each: impl FnMut((u64, u64))) {
+        let (peers, keys) = (self.cell.peers() as u64, self.cell.keys);
+        let own = self.cell.events / peers;
+        let first = (epoch * peers + self.worker as u64) * own;
+        if self.lines.is_empty() {
+            return (first..first + own).for_each(|n| each((mix(n) % keys, n)));
+        }
+        for n in first..first + own {
+            let line: Line<'_> = serde_json::from_str(&self.lines[n as usize % self.lines.len()]).unwrap();
+            each((line.user.trim_start_matches("user-").parse().unwrap(), line.amount));
+        }
+    }
 }
 
 /// Epochs per second of a fold in memory: timely, a hash map with the hash function that the job uses too, rows in the order
@@ -263,9 +309,10 @@ fn plain(cell: &Cell, process: usize) -> (f64, u64) {
             );
             folded.probe().0
         });
+        let source = Source::new(&cell, worker.index());
         let (started, mut epoch) = (Instant::now(), 0);
         while started.elapsed() < cell.time {
-            events(&cell, worker.index(), epoch).for_each(|event| input.send(event));
+            source.events(epoch, |event| input.send(event));
             epoch += 1;
             input.advance_to(epoch);
             worker.step();
@@ -307,9 +354,10 @@ fn durable(cell: &Cell, process: usize, with_sink: bool) -> (f64, u64) {
             }
             Ok(input)
         })?;
+        let source = Source::new(&cell, job.index());
         let (started, mut epoch) = (Instant::now(), 0);
         loop {
-            events(&cell, job.index(), epoch).for_each(|event| input.send(event));
+            source.events(epoch, |event| input.send(event));
             epoch += 1;
             input.set_source_offset("events", epoch);
             let sealed = input.seal()?;
@@ -357,11 +405,12 @@ fn latency(cell: &Cell, process: usize) {
             })?;
             Ok(input)
         })?;
+        let source = Source::new(&cell, job.index());
         let mut waiting = VecDeque::new();
         let mut took = Vec::new();
         let (started, mut epoch) = (Instant::now(), 0_u32);
         while started.elapsed() < cell.time {
-            events(&cell, job.index(), u64::from(epoch)).for_each(|event| input.send(event));
+            source.events(u64::from(epoch), |event| input.send(event));
             let sealed_at = Instant::now();
             waiting.push_back((input.seal()?, sealed_at));
             epoch += 1;

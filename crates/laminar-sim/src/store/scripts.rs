@@ -440,7 +440,7 @@ fn cut_many(between: &[Do]) -> Vec<Do> {
 /// Segments that the log was cut by are used again, more than once, and end within old bytes.
 fn reused() -> Vec<Do> {
     let mut script = Vec::new();
-    for round in 0..4 {
+    for round in 0..6 {
         script.extend([Do::Put(round, round + 12, 900), Do::SealAll, Do::Ack, Do::Checkpoint]);
         script.extend([Do::Put(round, round + 2, 40), Do::SealAll, Do::Ack]);
     }

@@ -129,8 +129,6 @@ impl PerCoreWalManager {
         survey: &'a Survey,
     ) -> Result<Secured<'a>, PerCoreWalError> {
         refuse_last_ids(config.vfs().as_ref(), &config.base_dir, survey)?;
-        // First, as they may have the room that is needed now.
-        remove_spares(config.vfs().as_ref(), &config.base_dir);
         make_durable(config.vfs(), &config.base_dir, survey)?;
         Ok(Secured(survey))
     }
@@ -445,6 +443,7 @@ fn core_count(config: &PerCoreWalConfig) -> u16 {
     u16::try_from(config.num_cores).unwrap_or(u16::MAX)
 }
 
+/// Locks a log, and frees the room of what an earlier opening kept for itself: everything after this may need it.
 pub(crate) fn lock_directory(
     config: &PerCoreWalConfig,
 ) -> Result<Arc<dyn Debug + Send + Sync>, PerCoreWalError> {
@@ -454,7 +453,10 @@ pub(crate) fn lock_directory(
         .map_err(|e| PerCoreWalError::io("could not create the log directory", dir, e))?;
     let path: PathBuf = dir.join(LOCK);
     match vfs.lock(&path) {
-        Ok(lock) => Ok(lock.into()),
+        Ok(lock) => {
+            remove_spares(vfs, dir);
+            Ok(lock.into())
+        }
         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Err(PerCoreWalError::Locked(Box::new(
             Detail::new("the log is in use by this or another process")
                 .at_path(&path)

@@ -1,13 +1,14 @@
 //! Reading one segment, record by record, without changing anything.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::entry::{PerCoreWalEntry, Stamp, View};
 use super::error::PerCoreWalError;
-use super::frames::{FrameReader, Step};
+use super::frames::{FrameReader, Rest, Step};
 use super::segment::SegmentName;
-use crate::error::Detail;
+use crate::error::{Detail, io_detail};
 use crate::format::fields::Fields;
 use crate::format::frame::{FrameFault, FrameHeader};
 use crate::format::record::Record;
@@ -51,7 +52,9 @@ pub enum WalReadResult {
 }
 
 /// Reads one segment from its beginning or from the start of a frame. As an iterator it yields the
-/// valid records and ends at the first place that is not one.
+/// valid records and ends at the first place that is not one, or behind an error.
+///
+/// A log that is cut by checkpoints uses the files of obsolete segments again. Whoever reads one of those at that time is told.
 #[derive(Debug)]
 pub struct PerCoreWalReader {
     path: PathBuf,
@@ -61,6 +64,8 @@ pub struct PerCoreWalReader {
     frames: FrameReader,
     /// The frame in hand, and how far its records were read.
     frame: Option<OpenFrame>,
+    /// As an iterator it has yielded an error, which is the last.
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -120,13 +125,14 @@ impl PerCoreWalReader {
             file,
             file_len,
             frame: None,
+            failed: false,
         })
     }
 
     /// The next record, or why there is none. After anything but an entry it stays where it is.
     ///
     /// # Errors
-    /// Only when the file cannot be read at all.
+    /// Only when the file cannot be read at all, or is another segment by now.
     pub fn read_next(&mut self) -> Result<WalReadResult, PerCoreWalError> {
         loop {
             if let Some(result) = self.next_in_frame() {
@@ -141,7 +147,7 @@ impl PerCoreWalReader {
     /// Every valid record up to the end or the first place that is not one.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// As [`Self::read_next`].
     pub fn read_all(&mut self) -> Result<Vec<PerCoreWalEntry>, PerCoreWalError> {
         self.read_up_to_epoch(u64::MAX)
     }
@@ -149,7 +155,7 @@ impl PerCoreWalReader {
     /// Every valid record of epochs up to and including `epoch`; stops at the first later one.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// As [`Self::read_next`].
     pub fn read_up_to_epoch(&mut self, epoch: u64) -> Result<Vec<PerCoreWalEntry>, PerCoreWalError> {
         let mut entries = Vec::new();
         while let WalReadResult::Entry(entry) = self.read_next()? {
@@ -164,7 +170,7 @@ impl PerCoreWalReader {
     /// Reads to the end of the valid frames; returns that offset.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// As [`Self::read_next`].
     pub fn find_valid_end(&mut self) -> Result<u64, PerCoreWalError> {
         while let WalReadResult::Entry(_) = self.read_next()? {}
         // `Iterator::position` would win over ours on `&mut self`.
@@ -218,74 +224,115 @@ impl PerCoreWalReader {
         let mut bytes = [0; SEGMENT_HEADER_LEN];
         let got = read_up_to_at(self.file.as_ref(), &mut bytes, 0)
             .map_err(|e| PerCoreWalError::io("could not read the segment header", &self.path, e))?;
-        if SegmentHeader::decode(bytes.get(..got).unwrap_or_default()) == Ok(self.header) {
-            return Ok(());
+        match SegmentHeader::decode(bytes.get(..got).unwrap_or_default()) {
+            Ok(header) if header == self.header => Ok(()),
+            Ok(_) => {
+                let gone = io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the segment was removed while it was read, and its file is used for another",
+                );
+                let detail = io_detail("could not go on reading the segment", &self.path, gone);
+                let remedy = "A checkpoint has what was in it: read that, and the segments that are there.";
+                Err(PerCoreWalError::Io(Box::new(detail.remedy(remedy))))
+            }
+            Err(fault) => Err(header_error(&self.path, fault)),
         }
-        Err(PerCoreWalError::SegmentNotFound(Box::new(
-            Detail::new("the segment was removed while it was read, and its file is used for another")
-                .at_path(&self.path)
-                .remedy("A checkpoint has what was in it; read that, and the segments that are there."),
-        )))
     }
 
     /// Takes the next frame in hand; or says why there is none.
     fn next_frame(&mut self) -> Result<Option<WalReadResult>, PerCoreWalError> {
         let at = self.frames.offset();
-        let fault = {
-            let step = self
-                .frames
-                .step()
-                .map_err(|e| PerCoreWalError::io("could not read the segment", &self.path, e))?;
-            match step {
-                Step::Frame(header, payload) => {
-                    self.frame = Some(OpenFrame {
-                        header,
-                        at,
-                        payload: payload.to_vec(),
-                        read: 0,
-                        next: 0,
-                        timestamp: header.first_timestamp.0,
-                    });
-                    return Ok(None);
-                }
-                Step::End => return Ok(Some(WalReadResult::Eof)),
-                Step::Fault(fault) => fault,
+        // Beside a log that goes on, what was read ahead may be older than what stands there: at a fault it is read again,
+        // and once more when a later frame proves that there was something.
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let fault = match self.take_frame(at)? {
+                Taken::Frame => return Ok(None),
+                Taken::End => return Ok(Some(WalReadResult::Eof)),
+                Taken::Fault(fault) => fault,
+            };
+            self.frames.forget();
+            if looks == 1 {
+                continue;
             }
-        };
-        self.check_is_still_it()?;
-        let rest = self
-            .frames
-            .examine_rest(self.header.last_sequence)
-            .map_err(|e| PerCoreWalError::io("could not read the segment", &self.path, e))?;
+            let rest = self
+                .frames
+                .examine_rest(self.header.last_sequence)
+                .map_err(|e| PerCoreWalError::io("could not read the segment", &self.path, e))?;
+            if rest.witness.is_some() && looks == 2 {
+                continue;
+            }
+            self.check_is_still_it()?;
+            return Ok(Some(self.end(fault, &rest)));
+        }
+    }
+
+    /// Takes the frame that begins at `at` in hand.
+    fn take_frame(&mut self, at: u64) -> Result<Taken, PerCoreWalError> {
+        let read = |e| PerCoreWalError::io("could not read the segment", &self.path, e);
+        Ok(match self.frames.step().map_err(read)? {
+            Step::Frame(header, payload) => {
+                self.frame = Some(OpenFrame {
+                    header,
+                    at,
+                    payload: payload.to_vec(),
+                    read: 0,
+                    next: 0,
+                    timestamp: header.first_timestamp.0,
+                });
+                Taken::Frame
+            }
+            Step::End => Taken::End,
+            Step::Fault(fault) => Taken::Fault(fault),
+        })
+    }
+
+    /// What it means that there is no frame.
+    fn end(&self, fault: FrameFault, rest: &Rest) -> WalReadResult {
+        let position = self.frames.offset();
         if let Some(witness) = rest.witness {
             let reason =
                 format!("{fault}, but the frame at {witness} was written after these bytes were durable");
-            return Ok(Some(WalReadResult::Corrupted { position: at, reason }));
+            return WalReadResult::Corrupted { position, reason };
         }
-        Ok(Some(match fault {
+        match fault {
             FrameFault::Zero | FrameFault::Short if rest.is_unused(fault, self.header.reused) => {
                 WalReadResult::Eof
             }
             FrameFault::HeaderChecksum { stored, computed }
             | FrameFault::PayloadChecksum { stored, computed } => {
-                WalReadResult::ChecksumMismatch { position: at, expected: stored, actual: computed }
+                WalReadResult::ChecksumMismatch { position, expected: stored, actual: computed }
             }
-            FrameFault::Field => WalReadResult::Corrupted { position: at, reason: fault.to_string() },
+            FrameFault::Field => WalReadResult::Corrupted { position, reason: fault.to_string() },
             FrameFault::Zero | FrameFault::Short => {
-                WalReadResult::TornWrite { position: at, reason: fault.to_string() }
+                WalReadResult::TornWrite { position, reason: fault.to_string() }
             }
-        }))
+        }
     }
+}
+
+/// What stands where a frame should begin.
+enum Taken {
+    Frame,
+    End,
+    Fault(FrameFault),
 }
 
 impl Iterator for PerCoreWalReader {
     type Item = Result<PerCoreWalEntry, PerCoreWalError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
         match self.read_next() {
             Ok(WalReadResult::Entry(entry)) => Some(Ok(entry)),
             Ok(_) => None,
-            Err(error) => Some(Err(error)),
+            Err(error) => {
+                self.failed = true;
+                Some(Err(error))
+            }
         }
     }
 }
@@ -294,8 +341,8 @@ fn senseless(position: u64) -> WalReadResult {
     WalReadResult::Corrupted { position, reason: "a record in a valid frame makes no sense".to_owned() }
 }
 
-fn open_error(path: &Path, error: std::io::Error) -> PerCoreWalError {
-    if error.kind() == std::io::ErrorKind::NotFound {
+fn open_error(path: &Path, error: io::Error) -> PerCoreWalError {
+    if error.kind() == io::ErrorKind::NotFound {
         PerCoreWalError::SegmentNotFound(Box::new(
             Detail::new("the segment is missing")
                 .at_path(path)

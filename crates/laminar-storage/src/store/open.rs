@@ -262,7 +262,7 @@ pub(crate) fn open(builder: &StoreBuilder, agree: Option<Agree<'_>>) -> Result<O
     let measured = measured(&located, &loaded, time);
     let (store, cores) = begin(builder, &layout, &located, loaded, measured, locks, is_part)?;
     let phases = PhaseTimes { recover: found - started, survey: located.surveying, begin: found.elapsed() };
-    store.shared.began_in(phases.begin);
+    store.shared.began_in(phases.begin.saturating_add(located.plan.survey.searching()));
     watch.done(report.keys);
     tracing::info!(dir = %layout.dir.display(), point = %report.recovery_point, keys = report.keys, "opened");
     Ok(Opened { store, cores, report: RecoveryReport { phases, ..report } })
@@ -373,6 +373,7 @@ fn load_core(
 /// from the survey, is divided as the work of the cores divides.
 fn measured(located: &Located, loaded: &[Loaded], recover: Duration) -> Recovered {
     let whole = recover.saturating_sub(located.surveying);
+    // That is the same however long the log is, and counts with what opening takes beside it.
     let surveying = located.surveying.saturating_sub(located.plan.survey.searching());
     let loading: Duration = loaded.iter().map(|core| core.loading).sum();
     let replaying: Duration = loaded.iter().map(|core| core.replaying).sum();

@@ -163,6 +163,23 @@ fn a_segment_of_a_used_file_ends_in_order_up_to_its_last_bytes() {
     }
 }
 
+/// What it had read ahead was older than what stood there; two syncs later it spoke of damage.
+#[test]
+fn a_reader_goes_on_with_what_is_written_behind_the_end_it_found() {
+    let disk = SimDisk::new(1);
+    let mut manager = PerCoreWalManager::new(config(&disk).with_preallocation(4096)).unwrap();
+    let path = manager.writer(0).path().to_path_buf();
+    let mut reader = PerCoreWalReader::open_with(&disk, 0, &path, 0).unwrap();
+    for round in 0..3 {
+        assert_eq!(reader.read_next().unwrap(), WalReadResult::Eof, "{round}");
+        for key in [b"one", b"two"] {
+            manager.writer(0).append_put(key, b"value").unwrap();
+            manager.sync_all().unwrap();
+        }
+        assert_eq!(reader.read_all().unwrap().len(), 2, "{round}");
+    }
+}
+
 /// It would have ended without a word, or been told of damage.
 #[test]
 fn whoever_reads_a_segment_whose_file_becomes_another_is_told_so() {
