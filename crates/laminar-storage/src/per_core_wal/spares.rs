@@ -2,7 +2,7 @@
 //!
 //! What a sync of a new file costs is mostly the file: the system finds blocks for it and writes its own journal. A
 //! segment that a checkpoint has made superfluous has its blocks, so it is kept under another name and becomes a later
-//! segment, as RocksDB and PostgreSQL do with theirs.
+//! segment, as RocksDB (`recycle_log_file_num`) and PostgreSQL (`wal_recycle`) do with theirs.
 //!
 //! # Why nothing old comes back (invariant I19)
 //! 1. Only files that this incarnation wrote are used again. What an earlier one left is removed by the next opening.

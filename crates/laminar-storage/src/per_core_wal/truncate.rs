@@ -1,4 +1,5 @@
-//! Removing segments that checkpoints have made superfluous.
+//! Removing segments that checkpoints have made superfluous. Some of their files are kept instead, to become later segments
+//! (`super::spares`): what is said here of removing holds for their names.
 //!
 //! Invariant I6: nothing is removed before the checkpoint that covers it is published, and the log is
 //! kept back to the checkpoint before that one.
