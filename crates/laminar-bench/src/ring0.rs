@@ -7,6 +7,7 @@
 
 pub mod drive;
 mod floor;
+mod growth;
 mod yardsticks;
 
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ pub const COLUMNS: &[&str] = &[
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     run.pins.background()?;
     existing(run, report)?;
-    growth(run, report)
+    growth::run(run, report)
 }
 
 /// The rows of a table, and those of them that are drawn.
@@ -87,8 +88,6 @@ const DRAWN: &[&str] = &[
     "raw memory, 116 B written, uniform",
     "floor: index, arena and ring, put, uniform",
 ];
-
-const GROWN: &[&str] = &["insert, sealed every 10 ms", "hashbrown, insert"];
 
 fn settings() -> Settings {
     // Checkpoints are measured elsewhere.
@@ -181,39 +180,6 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     report.add(table);
     memory.note("the system gave 'committed'; slots are live, free, or not used yet");
     report.add(memory);
-    drop(cores);
-    store.close()?;
-    clear(&dir)
-}
-
-/// Inserts into a growing state: the worst single put counts.
-fn growth(run: &Run, report: &mut Report) -> Result<(), Error> {
-    let keys = run.keys_or(1_000_000, 5_000_000);
-    progress!("ring0: growing to {keys} keys");
-    let mut rows = Rows::new(Table::new("growth", format!("Growing from 0 to {keys} keys"), COLUMNS));
-    rows.table.row(gaps_row(&idle(run)));
-    rows.row(&yardsticks::growth(keys)?);
-    let dir = run.place.fresh("growth")?;
-    run.pins.background()?;
-    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
-    let core = cores.first_mut().ok_or("no core")?;
-    run.pins.hot(0)?;
-    let mut driver = Driver::new(&store);
-    let numbers: Vec<u32> = (0..keys as u32).collect();
-    let mut stamp = Stamp::new();
-    let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
-    let seals = Seals::Every(Duration::from_millis(10));
-    let (histogram, time) = driver.timed(core, &numbers, seals, put)?;
-    rows.row(&Outcome::timed("insert, sealed every 10 ms", histogram, time));
-    rows.draw(
-        run,
-        "growth-latency.svg",
-        "Ring 0: inserts into a growing state, timed; not durable yet",
-        GROWN,
-    )?;
-    let mut table = rows.table;
-    table.note("every put timed; in bursts of 16 384, Ring 1 catching up in between; a gap of the machine shows here too");
-    report.add(table);
     drop(cores);
     store.close()?;
     clear(&dir)

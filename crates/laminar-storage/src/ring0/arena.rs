@@ -287,6 +287,13 @@ impl Arena {
         prefetch::range_to_write(self.base.at(index(at)), bytes);
     }
 
+    /// The value of a record is read next. Where it begins only the record's header says, which is a read from memory itself;
+    /// the length of the key that it was found by says so at once.
+    #[inline]
+    pub(super) fn prefetch_value(&self, at: u64, key_len: usize) {
+        prefetch::line(self.base.at(index(at) + HEADER_LEN + key_len));
+    }
+
     /// A record is read soon.
     #[inline]
     pub(super) fn prefetch_to_read(&self, at: u64) {

@@ -1,4 +1,4 @@
-//! Hands out a region from its beginning to its end, keeping one committed chunk in reserve.
+//! Hands out a region from its beginning to its end, keeping some of it committed in reserve.
 
 use std::sync::Arc;
 
@@ -74,13 +74,14 @@ impl Bump {
             self.region.commit(end).map_err(Ring0Error::Memory)?;
             self.hard = self.region.committed();
         }
-        let chunk = self.region.chunk_after(self.hard);
-        if end + chunk > self.hard {
-            self.region.want(self.hard + 1);
+        let (chunk, ahead) = (self.region.chunk(), self.region.ahead(self.hard));
+        if end + ahead > self.hard {
+            // One chunk more, so that there is no waking for each few bytes; and no other look before that much is used.
+            self.region.want(end + ahead + chunk);
             self.helper.wake();
-            self.soft = self.hard;
+            self.soft = self.hard.min(end + chunk);
         } else {
-            self.soft = self.hard - chunk;
+            self.soft = self.hard - ahead;
         }
         Ok(())
     }

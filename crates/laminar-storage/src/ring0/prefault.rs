@@ -69,11 +69,16 @@ impl Drop for Prefaulter {
 impl Shared {
     fn run(&self) {
         while !self.stop.load(Ordering::Acquire) {
-            let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            for region in regions.iter().filter_map(Weak::upgrade) {
-                region.commit_wanted();
+            // One chunk for each in turn, so that none waits for all that another one wants.
+            if !self.commit_a_chunk_each() {
+                thread::park();
             }
-            thread::park();
         }
+    }
+
+    /// Whether anybody may want more.
+    fn commit_a_chunk_each(&self) -> bool {
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        regions.iter().filter_map(Weak::upgrade).fold(false, |more, region| region.commit_wanted() | more)
     }
 }

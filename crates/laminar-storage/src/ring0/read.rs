@@ -31,6 +31,7 @@ impl CoreState {
     #[inline]
     pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
         let at = self.current(key)?;
+        self.arena.prefetch_value(at, key.len());
         // SAFETY: `current` gives live or waiting records (R0-4), which are not free.
         Some(unsafe { self.arena.record(at) }.value)
     }

@@ -2,7 +2,8 @@
 //!
 //! Reserved without access rights, so that it costs nothing but addresses. A chunk is made
 //! accessible, asked to be huge pages, and filled by the kernel before anybody may use it:
-//! the first touch of memory is what makes a store stall otherwise.
+//! the first touch of memory is what makes a store stall otherwise. How much is there ahead of need grows with
+//! the region, because a busy machine may leave the helper that fills it waiting, or be slow to give memory.
 //!
 //! A small region is not unmapped at once when it is dropped: a few are kept, zeroed, for the next
 //! opening, which then asks the system for nothing.
@@ -11,14 +12,18 @@
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::arena::BEYOND_LIMIT;
 
-/// Size and alignment of a huge page; chunks and the region itself are multiples of it.
+/// Size and alignment of a huge page, and of a chunk of all but small regions, which are multiples of it. Short, because
+/// whoever needs memory at once waits for the chunk that is being filled.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
-/// Largest chunk. About 2 ms of work for the kernel; filling it takes a core several times as long.
-const CHUNK_MAX: usize = 8 << 20;
+/// An eighth of what a region has is there ahead of need, or a quarter up to this much. A core that does nothing but insert
+/// fills it within some ten milliseconds.
+const AHEAD_BY_A_QUARTER: usize = 8 << 20;
+/// Never more than this.
+const AHEAD_MOST: usize = 64 << 20;
 /// A region of at most this many bytes is given memory in small chunks and without huge pages: whoever
 /// sets the lowest limit wants many small stores, or to open one many times.
 const SMALL_REGION: usize = 2 * (4 << 20) + BEYOND_LIMIT;
@@ -55,7 +60,7 @@ pub(super) struct Region {
     len: usize,
     /// What to give back to the system; there until the region is dropped.
     map: Option<Map>,
-    /// Bytes from `base` that are accessible and filled: grows only, `0..=len`, written under `growing`.
+    /// Bytes from `base` that are accessible and filled: grows only, `0..=len`, written by whoever fills a chunk.
     committed: AtomicUsize,
     /// Up to where the helper should commit: grows only, written by Ring 0.
     wanted: AtomicUsize,
@@ -64,7 +69,9 @@ pub(super) struct Region {
     used: AtomicUsize,
     /// Chunks are as small as they can be. No memory is ordered by it: it is only about how much is given ahead.
     in_small_steps: AtomicBool,
-    growing: Mutex<()>,
+    /// Whether somebody fills a chunk. It is filled without the lock, so that others can see between two chunks that theirs is there.
+    filling: Mutex<bool>,
+    filled: Condvar,
 }
 
 /// A small region without an owner. Its committed bytes are zeros.
@@ -107,7 +114,8 @@ impl Region {
             wanted: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
             in_small_steps: AtomicBool::new(false),
-            growing: Mutex::new(()),
+            filling: Mutex::new(false),
+            filled: Condvar::new(),
         }
     }
 
@@ -140,15 +148,21 @@ impl Region {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Size of the chunk that comes after `committed` bytes: small stores stay small.
-    pub(super) fn chunk_after(&self, committed: usize) -> usize {
-        if self.len <= SMALL_REGION {
-            return SMALL_CHUNK;
+    fn is_small(&self) -> bool {
+        self.len <= SMALL_REGION
+    }
+
+    /// Bytes of a chunk: small stores stay small.
+    pub(super) fn chunk(&self) -> usize {
+        if self.is_small() { SMALL_CHUNK } else { HUGE_PAGE }
+    }
+
+    /// Bytes to have ahead of need once there are `committed`.
+    pub(super) fn ahead(&self, committed: usize) -> usize {
+        if self.is_small() || self.in_small_steps.load(Ordering::Relaxed) {
+            return self.chunk();
         }
-        if self.in_small_steps.load(Ordering::Relaxed) {
-            return HUGE_PAGE;
-        }
-        (committed / 4 / HUGE_PAGE * HUGE_PAGE).clamp(HUGE_PAGE, CHUNK_MAX)
+        (committed / 4).min(AHEAD_BY_A_QUARTER).max(committed / 8).clamp(HUGE_PAGE, AHEAD_MOST)
     }
 
     /// Whether to grow by little at a time: whoever fills a state at once can wait for memory now and then, and
@@ -157,17 +171,34 @@ impl Region {
         self.in_small_steps.store(small, Ordering::Relaxed);
     }
 
-    /// Commits chunks until at least `end` bytes, or everything reserved, can be used.
+    /// Commits chunks until at least `end` bytes, or everything reserved, can be used. Waits at most for one chunk that
+    /// nobody here needs.
     pub(super) fn commit(&self, end: usize) -> io::Result<()> {
-        let _one_at_a_time = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut committed = self.committed.load(Ordering::Relaxed);
-        while committed < end.min(self.len) {
-            let chunk = self.chunk_after(committed).min(self.len - committed);
-            let map = self.map.as_ref().ok_or(io::ErrorKind::NotFound)?;
-            map.commit(self.base.at(committed), chunk)?;
-            committed += chunk;
-            self.committed.store(committed, Ordering::Release);
+        let end = end.min(self.len);
+        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.committed() < end {
+            if *filling {
+                filling = self.filled.wait(filling).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            *filling = true;
+            drop(filling);
+            let done = self.fill_next_chunk();
+            filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+            *filling = false;
+            self.filled.notify_all();
+            done?;
         }
+        Ok(())
+    }
+
+    /// Only for whoever set `filling`.
+    fn fill_next_chunk(&self) -> io::Result<()> {
+        let committed = self.committed.load(Ordering::Relaxed);
+        let chunk = self.chunk().min(self.len - committed);
+        let map = self.map.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        map.commit(self.base.at(committed), chunk)?;
+        self.committed.store(committed + chunk, Ordering::Release);
         Ok(())
     }
 
@@ -176,12 +207,11 @@ impl Region {
         self.wanted.fetch_max(end, Ordering::Release);
     }
 
-    /// The helper's work: commits what is wanted. A failure is left for Ring 0 to meet and report.
-    pub(super) fn commit_wanted(&self) {
-        let wanted = self.wanted.load(Ordering::Acquire);
-        if wanted > self.committed() {
-            let _ = self.commit(wanted);
-        }
+    /// The helper's work: commits a chunk of what is wanted, and says whether there may be more to do. A failure is left for Ring 0
+    /// to meet and report.
+    pub(super) fn commit_wanted(&self) -> bool {
+        let (wanted, committed) = (self.wanted.load(Ordering::Acquire).min(self.len), self.committed());
+        wanted > committed && self.commit(committed + 1).is_ok()
     }
 }
 
@@ -316,5 +346,71 @@ impl Drop for Map {
     fn drop(&mut self) {
         // SAFETY: allocated in `reserve` with this layout.
         unsafe { std::alloc::dealloc(self.start.0.as_ptr(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn how_much_is_there_ahead_grows_with_the_region_and_not_without_end() {
+        let region = Region::reserve(64 << 30).unwrap();
+        let ahead = [0, 2, 16, 32, 64, 400, 10_000].map(|mib| region.ahead(mib * MIB) / MIB);
+        assert_eq!(ahead, [2, 2, 4, 8, 8, 50, 64]);
+        region.grow_in_small_steps(true);
+        assert_eq!(region.ahead(400 * MIB), HUGE_PAGE);
+    }
+
+    #[test]
+    fn a_small_region_grows_by_little() {
+        let region = Region::reserve(SMALL_REGION as u64).unwrap();
+        assert_eq!((region.ahead(MIB), region.ahead(4 * MIB)), (SMALL_CHUNK, SMALL_CHUNK));
+        region.commit(MIB + 1).unwrap();
+        assert_eq!(region.committed(), MIB + SMALL_CHUNK);
+    }
+
+    #[test]
+    fn the_helper_is_done_when_all_that_is_wanted_is_there() {
+        let region = Region::reserve((SMALL_REGION + HUGE_PAGE) as u64).unwrap();
+        assert!(!region.commit_wanted());
+        region.want(2 * HUGE_PAGE + 1);
+        assert!(region.commit_wanted() && region.commit_wanted() && !region.commit_wanted());
+        region.want(usize::MAX);
+        while region.commit_wanted() {}
+        assert_eq!(region.committed(), region.len());
+    }
+
+    #[test]
+    fn no_more_is_committed_than_is_reserved() {
+        let region = Region::reserve(3 * HUGE_PAGE as u64).unwrap();
+        region.commit(usize::MAX).unwrap();
+        assert_eq!(region.committed(), region.len());
+    }
+
+    /// Several threads want memory at once: each gets what it asked for, whoever filled it, and all of it is zeros that
+    /// can be written.
+    #[test]
+    fn whoever_waits_for_memory_that_another_thread_fills_finds_it_filled() {
+        let end = if cfg!(miri) { 4 * HUGE_PAGE } else { 16 * HUGE_PAGE };
+        let region = Region::reserve((BEYOND_LIMIT + 4 * end) as u64).unwrap();
+        std::thread::scope(|threads| {
+            for part in 0..4 {
+                let region = &region;
+                threads.spawn(move || {
+                    for page in (part..end / HUGE_PAGE).step_by(4) {
+                        region.commit((page + 1) * HUGE_PAGE).unwrap();
+                        assert!(region.committed() >= (page + 1) * HUGE_PAGE);
+                        // SAFETY: committed just now (R0-1), and no other thread uses this page.
+                        let byte = unsafe { &mut *region.base().at(page * HUGE_PAGE) };
+                        assert_eq!(std::mem::replace(byte, 7), 0);
+                    }
+                });
+            }
+        });
+        assert_eq!(region.committed(), end);
     }
 }
