@@ -408,6 +408,12 @@ fn latency(cell: &Cell, process: usize) {
         let source = Source::new(&cell, job.index());
         let mut waiting = VecDeque::new();
         let mut took = Vec::new();
+        // All workers begin together: no epoch is durable before the last of them has sealed it, and how much later one
+        // of them was built is not to be measured.
+        let together = input.seal()?;
+        while job.committed_epoch() < together {
+            input.idle(Duration::from_millis(100));
+        }
         let (started, mut epoch) = (Instant::now(), 0_u32);
         while started.elapsed() < cell.time {
             source.events(u64::from(epoch), |event| input.send(event));

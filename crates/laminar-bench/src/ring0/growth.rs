@@ -6,20 +6,25 @@ use std::time::{Duration, Instant};
 
 use laminar_storage::{CoreStore, Opened, Store};
 
-use super::drive::{BURST, Driver, Outcome, Seals};
+use super::drive::{BURST, Driver, Outcome};
 use super::{COLUMNS, Rows, gaps_row, idle, settings, yardsticks};
 use crate::keys::{Stamp, key};
+use crate::machine::histogram;
 use crate::place::clear;
 use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
 
+const INSERTS: &str = "insert, sealed every 10 ms";
 /// What is drawn.
-const GROWN: &[&str] = &["insert, sealed every 10 ms", "hashbrown, insert"];
+const GROWN: &[&str] = &[INSERTS, "hashbrown, insert"];
+const SEALED: Duration = Duration::from_millis(10);
 /// A put that takes longer is looked into.
 const LONG: Duration = Duration::from_micros(100);
-/// Puts between two looks at what the system says of this thread, which take a few microseconds.
-const LOOK: usize = 64;
+/// Puts between two looks at the clock, whether to seal.
+const PART: usize = 256;
+/// Puts between two looks at what the system says of this thread. They take a few microseconds, in which others go on.
+const LOOK: u64 = 4096;
 
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let keys = run.keys_or(1_000_000, 5_000_000);
@@ -27,16 +32,14 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let mut rows = Rows::new(Table::new("growth", format!("Growing from 0 to {keys} keys"), COLUMNS));
     rows.table.row(gaps_row(&idle(run)));
     rows.row(&yardsticks::growth(keys)?);
-    with_empty_store(run, |store, core| {
-        let mut driver = Driver::new(store);
-        let numbers: Vec<u32> = (0..keys as u32).collect();
-        let mut stamp = Stamp::new();
-        let put = |core: &mut CoreStore, number, at| core.put(&key(number), stamp.at(at));
-        let seals = Seals::Every(Duration::from_millis(10));
-        let (histogram, time) = driver.timed(core, &numbers, seals, put)?;
-        rows.row(&Outcome::timed("insert, sealed every 10 ms", histogram, time));
-        Ok(())
-    })?;
+    let dir = run.place.fresh("growth")?;
+    run.pins.background()?;
+    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
+    run.pins.hot(0)?;
+    let mut switches = Switches::of_this_thread();
+    let core = cores.first_mut().ok_or("no core")?;
+    let (outcome, long) = inserts(&store, core, keys, switches.as_mut())?;
+    rows.row(&outcome);
     rows.draw(
         run,
         "growth-latency.svg",
@@ -46,75 +49,97 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let mut table = rows.table;
     table.note("every put timed; in bursts of 16 384, Ring 1 catching up in between; a gap of the machine shows here too");
     report.add(table);
-    let Some(switches) = Switches::of_this_thread() else { return Ok(()) };
-    report.add(long_puts(run, keys, switches)?);
-    Ok(())
-}
-
-fn with_empty_store(
-    run: &Run,
-    operations: impl FnOnce(&Store, &mut CoreStore) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let dir = run.place.fresh("growth")?;
-    run.pins.background()?;
-    let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
-    run.pins.hot(0)?;
-    operations(&store, cores.first_mut().ok_or("no core")?)?;
+    if switches.is_some() {
+        report.add(long.table(keys));
+    }
     drop(cores);
     store.close()?;
     clear(&dir)
 }
 
-/// The same once more, told apart by what the system says of the thread that puts.
-fn long_puts(run: &Run, keys: u64, mut switches: Switches) -> Result<Table, Error> {
-    let [mut slept, mut preempted, mut ran] = [Sum::default(); 3];
-    with_empty_store(run, |store, core| {
-        let (mut driver, mut stamp) = (Driver::new(store), Stamp::new());
-        let mut sealed = Instant::now();
-        for number in 0..keys {
-            if (number as usize).is_multiple_of(LOOK) {
-                switches.look()?;
-            }
+fn inserts(
+    store: &Store,
+    core: &mut CoreStore,
+    keys: u64,
+    mut switches: Option<&mut Switches>,
+) -> Result<(Outcome, LongPuts), Error> {
+    let (mut driver, mut stamp) = (Driver::new(store), Stamp::new());
+    let (mut histogram, mut long) = (histogram()?, LongPuts::default());
+    let (mut time, mut sealed) = (Duration::ZERO, Instant::now());
+    for part in (0..keys).step_by(PART) {
+        let due = sealed.elapsed() > SEALED;
+        if due {
+            core.seal_epoch()?;
+            sealed = Instant::now();
+        }
+        if (due || part.is_multiple_of(LOOK))
+            && let Some(switches) = &mut switches
+        {
+            switches.look()?;
+        }
+        let all = Instant::now();
+        for number in part..keys.min(part + PART as u64) {
             let started = Instant::now();
             core.put(&key(number), stamp.at(number))?;
             let took = started.elapsed();
-            if took > LONG {
-                match switches.look()? {
-                    Switched { slept: true, .. } => slept.add(took),
-                    Switched { preempted: true, .. } => preempted.add(took),
-                    Switched { .. } => ran.add(took),
-                }
-            }
-            if sealed.elapsed() > Duration::from_millis(10) {
-                core.seal_epoch()?;
-                sealed = Instant::now();
-            }
-            if number as usize % BURST == BURST - 1 {
-                driver.catch_up(BURST);
+            histogram.saturating_record(took.as_nanos() as u64);
+            if took > LONG
+                && let Some(switches) = &mut switches
+            {
+                long.add(&switches.look()?, took);
             }
         }
-        Ok(store.wait_durable(core.seal_epoch()?)?)
-    })?;
-    let title =
-        format!("Puts of more than 100 µs while growing from 0 to {keys} keys, by what the thread did");
-    let mut table = Table::new("growth-long", title, &["the thread", "puts", "all together", "longest"]);
-    for (name, sum) in [
-        ("slept: it waited for memory", slept),
-        ("was ready, and another thread had its processor", preempted),
-        ("ran, as far as the system knows: the machine's gaps, page faults, splits", ran),
-    ] {
-        table.row(vec![
-            Cell::text(name),
-            Cell::Count(sum.puts),
-            Cell::time(sum.time),
-            Cell::time(sum.longest),
-        ]);
+        time += all.elapsed();
+        if (part as usize + PART).is_multiple_of(BURST) {
+            driver.catch_up(BURST);
+        }
     }
-    table.note("another run of the same inserts, with a look at /proc/thread-self/status every 64 puts and after each long one");
-    Ok(table)
+    store.wait_durable(core.seal_epoch()?)?;
+    Ok((Outcome::timed(INSERTS, histogram, time), long))
 }
 
-#[derive(Clone, Copy, Default)]
+/// Long puts, told apart by what the thread did meanwhile.
+#[derive(Default)]
+struct LongPuts {
+    slept: Sum,
+    preempted: Sum,
+    ran: Sum,
+}
+
+impl LongPuts {
+    fn add(&mut self, switched: &Switched, took: Duration) {
+        match switched {
+            Switched { slept: true, .. } => self.slept.add(took),
+            Switched { preempted: true, .. } => self.preempted.add(took),
+            Switched { .. } => self.ran.add(took),
+        }
+    }
+
+    fn table(&self, keys: u64) -> Table {
+        let title = format!("Puts of more than 100 µs while growing from 0 to {keys} keys");
+        let mut table =
+            Table::new("growth-long", title, &["the thread that put", "puts", "all together", "longest"]);
+        for (name, sum) in [
+            ("slept: it waited for memory", &self.slept),
+            ("was ready, and another thread had its processor", &self.preempted),
+            (
+                "ran, as far as the system knows: gave itself memory, split, or the machine had a gap",
+                &self.ran,
+            ),
+        ] {
+            table.row(vec![
+                Cell::text(name),
+                Cell::Count(sum.puts),
+                Cell::time(sum.time),
+                Cell::time(sum.longest),
+            ]);
+        }
+        table.note("of the same inserts, by a look at /proc/thread-self/status every 4096 puts, after each seal and each long put");
+        table
+    }
+}
+
+#[derive(Default)]
 struct Sum {
     puts: u64,
     time: Duration,

@@ -58,7 +58,7 @@ impl Arena {
         // The system may have given less than was asked for.
         let most = region.len().saturating_sub(BEYOND_LIMIT);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(most);
-        let mut bump = Bump::new(region, helper);
+        let mut bump = Bump::new(region, helper, limit);
         // Offset 0 means "none", so nothing may live there.
         bump.take(UNIT * 4)?;
         Ok(Self { base: bump.base(), bump, free: [0; CLASSES], free_bytes: 0, limit })
@@ -66,6 +66,11 @@ impl Arena {
 
     pub(super) fn region(&self) -> &Arc<Region> {
         self.bump.region()
+    }
+
+    /// See [`Bump::grow_in_small_steps`].
+    pub(super) fn grow_in_small_steps(&mut self, small: bool) {
+        self.bump.grow_in_small_steps(small);
     }
 
     /// Bytes in slots that hold something: records, and what waits for the drain.
@@ -125,7 +130,7 @@ impl Arena {
         }
         let much_is_free = self.free_bytes > self.bump.used() / 8;
         if much_is_free
-            && !self.bump.has_ready(size)
+            && !self.bump.has_plenty(size)
             && let Some(slot) = self.split_larger(class)
         {
             return Ok(slot);

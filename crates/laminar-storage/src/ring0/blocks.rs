@@ -65,10 +65,16 @@ pub(super) struct Blocks {
 
 impl Blocks {
     pub(super) fn new(region: Arc<Region>, helper: Arc<Prefaulter>) -> Result<Self, Ring0Error> {
-        let mut bump = Bump::new(region, helper);
+        let all = region.len();
+        let mut bump = Bump::new(region, helper, all);
         // Block 0 means "none"; its bytes are where a segment is copied while it is split.
         bump.take(SEGMENT)?;
         Ok(Self { base: bump.base(), bump, free: 0, segments: 0 })
+    }
+
+    /// See [`Bump::grow_in_small_steps`].
+    pub(super) fn grow_in_small_steps(&mut self, small: bool) {
+        self.bump.grow_in_small_steps(small);
     }
 
     /// Segments in use.

@@ -81,6 +81,11 @@ impl Index {
         self.blocks.region()
     }
 
+    /// See [`super::bump::Bump::grow_in_small_steps`].
+    pub(super) fn grow_in_small_steps(&mut self, small: bool) {
+        self.blocks.grow_in_small_steps(small);
+    }
+
     #[inline]
     fn pointers(&self) -> usize {
         1 << self.depth

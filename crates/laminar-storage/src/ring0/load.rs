@@ -89,9 +89,9 @@ impl CoreState {
         Ok(Loader { state: self, waiting: Queue::new(nothing), replaced: Queue::new(0), growth: 0 })
     }
 
-    fn grow_in_small_steps(&self, small: bool) {
-        self.arena.region().grow_in_small_steps(small);
-        self.index.region().grow_in_small_steps(small);
+    fn grow_in_small_steps(&mut self, small: bool) {
+        self.arena.grow_in_small_steps(small);
+        self.index.grow_in_small_steps(small);
     }
 
     /// After loading: whether what was loaded keeps within the limit. On the way there it need not, because the log

@@ -1,6 +1,6 @@
 //! The helper that gives regions memory before Ring 0 needs it.
 //!
-//! One thread per process while any core exists. Ring 0 wakes it when it starts on its last chunk;
+//! One thread per process while any core exists. Ring 0 wakes it when less is left than should be there ahead;
 //! when the helper is late, Ring 0 commits the chunk itself, which is correct and slow.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +38,12 @@ impl Prefaulter {
         let started = Arc::new(Self { shared, thread });
         *current = Arc::downgrade(&started);
         started
+    }
+
+    /// One that does nothing.
+    #[cfg(test)]
+    pub(super) fn without_thread() -> Arc<Self> {
+        Arc::new(Self { shared: Arc::default(), thread: None })
     }
 
     /// Adds a region to those that are looked after, until it is dropped.

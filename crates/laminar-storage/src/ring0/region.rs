@@ -11,7 +11,7 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::arena::BEYOND_LIMIT;
@@ -19,7 +19,7 @@ use super::arena::BEYOND_LIMIT;
 /// Size and alignment of a huge page, and of a chunk of all but small regions, which are multiples of it. Short, because
 /// whoever needs memory at once waits for the chunk that is being filled.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
-/// An eighth of what a region has is there ahead of need, or a quarter up to this much. A core that does nothing but insert
+/// Of what a region has, an eighth is there ahead of need, or a quarter up to this much. A core that does nothing but insert
 /// fills it within some ten milliseconds.
 const AHEAD_BY_A_QUARTER: usize = 8 << 20;
 /// Never more than this.
@@ -67,8 +67,6 @@ pub(super) struct Region {
     /// Everything from here on is still zeros: grows only, written by whoever handed the bytes out when
     /// it goes.
     used: AtomicUsize,
-    /// Chunks are as small as they can be. No memory is ordered by it: it is only about how much is given ahead.
-    in_small_steps: AtomicBool,
     /// Whether somebody fills a chunk. It is filled without the lock, so that others can see between two chunks that theirs is there.
     filling: Mutex<bool>,
     filled: Condvar,
@@ -113,7 +111,6 @@ impl Region {
             committed: AtomicUsize::new(committed),
             wanted: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
-            in_small_steps: AtomicBool::new(false),
             filling: Mutex::new(false),
             filled: Condvar::new(),
         }
@@ -159,20 +156,14 @@ impl Region {
 
     /// Bytes to have ahead of need once there are `committed`.
     pub(super) fn ahead(&self, committed: usize) -> usize {
-        if self.is_small() || self.in_small_steps.load(Ordering::Relaxed) {
-            return self.chunk();
+        if self.is_small() {
+            return SMALL_CHUNK;
         }
         (committed / 4).min(AHEAD_BY_A_QUARTER).max(committed / 8).clamp(HUGE_PAGE, AHEAD_MOST)
     }
 
-    /// Whether to grow by little at a time: whoever fills a state at once can wait for memory now and then, and
-    /// what is given ahead of need would be filled for nothing.
-    pub(super) fn grow_in_small_steps(&self, small: bool) {
-        self.in_small_steps.store(small, Ordering::Relaxed);
-    }
-
-    /// Commits chunks until at least `end` bytes, or everything reserved, can be used. Waits at most for one chunk that
-    /// nobody here needs.
+    /// Commits chunks until at least `end` bytes, or everything reserved, can be used. What another thread fills meanwhile is
+    /// waited for, and what it fills after that is not.
     pub(super) fn commit(&self, end: usize) -> io::Result<()> {
         let end = end.min(self.len);
         let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +202,12 @@ impl Region {
     /// to meet and report.
     pub(super) fn commit_wanted(&self) -> bool {
         let (wanted, committed) = (self.wanted.load(Ordering::Acquire).min(self.len), self.committed());
-        wanted > committed && self.commit(committed + 1).is_ok()
+        // Where Ring 0 fills a chunk itself, it asks again for what it still wants: others need not wait for it.
+        wanted > committed && !self.is_being_filled() && self.commit(committed + 1).is_ok()
+    }
+
+    fn is_being_filled(&self) -> bool {
+        *self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -361,13 +357,12 @@ mod tests {
         let region = Region::reserve(64 << 30).unwrap();
         let ahead = [0, 2, 16, 32, 64, 400, 10_000].map(|mib| region.ahead(mib * MIB) / MIB);
         assert_eq!(ahead, [2, 2, 4, 8, 8, 50, 64]);
-        region.grow_in_small_steps(true);
-        assert_eq!(region.ahead(400 * MIB), HUGE_PAGE);
     }
 
     #[test]
     fn a_small_region_grows_by_little() {
-        let region = Region::reserve(SMALL_REGION as u64).unwrap();
+        // Of a length that no other test has, or it might be given one that was used.
+        let region = Region::reserve((SMALL_REGION - HUGE_PAGE) as u64).unwrap();
         assert_eq!((region.ahead(MIB), region.ahead(4 * MIB)), (SMALL_CHUNK, SMALL_CHUNK));
         region.commit(MIB + 1).unwrap();
         assert_eq!(region.committed(), MIB + SMALL_CHUNK);

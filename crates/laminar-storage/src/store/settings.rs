@@ -24,10 +24,10 @@ pub struct Settings {
     /// Milliseconds that `put` and its siblings wait when the ring is full before they return
     /// [`StoreError::Backpressure`]. 0 to 3,600,000; default 30,000.
     pub put_timeout_ms: u64,
-    /// Address space reserved for each core's records, in bytes; memory is used only as records need
-    /// it; sealing and deleting have some beside it, and opening as much again, because a later file of a checkpoint
-    /// may add before it deletes. 4 MiB to 16 TiB; default 64 GiB. All cores together get at most 10 TiB: with
-    /// 1024 cores each has 10 GiB.
+    /// Address space reserved for each core's records, in bytes; memory is used as records need it, and an eighth of
+    /// that ahead, at most 64 MiB, and as much for the index; sealing and deleting have some beside it, and opening as much
+    /// again, because a later file of a checkpoint may add before it deletes. 4 MiB to 16 TiB; default 64 GiB. All cores
+    /// together get at most 10 TiB: with 1024 cores each has 10 GiB.
     pub state_limit_bytes: u64,
     /// Bytes after which a WAL segment is closed. 4 KiB to 16 GiB; default 64 MiB.
     pub segment_bytes: u64,
