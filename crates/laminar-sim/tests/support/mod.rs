@@ -17,7 +17,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 pub fn short() -> Plan {
     let policy = ImagePolicy { exhaustive_bits: 5, random: 8, torn_cuts: 1, ..ImagePolicy::default() };
     let nested_policy = ImagePolicy { exhaustive_bits: 3, random: 2, one_in: 4, ..policy.clone() };
-    Plan { policy, nested_policy, depth: 3, nested_images: 5_200, failures_max: 5, ..Plan::default() }
+    Plan { policy, nested_policy, depth: 3, nested_images: 4_700, failures_max: 5, ..Plan::default() }
 }
 
 /// With a journal everything that a sync needs is written in order, so there is less to lose.

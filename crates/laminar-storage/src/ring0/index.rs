@@ -104,6 +104,17 @@ impl Index {
         prefetch::line(home.wrapping_add(64));
     }
 
+    /// [`Self::prefetch`] for a key that is probably new: where its segment says how full it is, too. Segments begin at
+    /// multiples of their size, so that few of these lines stay in the processor's caches beside each other.
+    #[inline]
+    pub(super) fn prefetch_to_fill(&self, hash: u64) {
+        let segment = self.blocks.segment(self.pointer_of(hash).block());
+        prefetch::line_to_write((&raw const *segment).cast());
+        let home = segment.home_address(hash);
+        prefetch::line_to_write(home);
+        prefetch::line_to_write(home.wrapping_add(64));
+    }
+
     /// Fetches the part of what a search for `hash` will read that would otherwise be asked for late.
     #[inline]
     pub(super) fn prefetch_to_read(&self, hash: u64) {

@@ -156,7 +156,7 @@ impl Loader<'_> {
     #[inline]
     fn add_waiting(&mut self, kind: Kind, key: &[u8], value: &[u8]) -> Result<(), Ring0Error> {
         let needle = Needle::new(self.state.hasher.hash(key), key);
-        self.state.index.prefetch(needle.hash);
+        self.state.index.prefetch_to_fill(needle.hash);
         let slot = self.slot(Arena::class_for(key, value)?)?;
         let at = self.state.arena.write(slot, kind, 0, 0, key, value);
         match self.waiting.add(Waiting { needle, at }) {
