@@ -99,6 +99,7 @@ pub struct Config {
     pub(crate) max_ahead_epochs: u64,
     pub(crate) max_ahead_bytes: u64,
     pub(crate) connect_timeout: Duration,
+    pub(crate) start_timeout: Option<Duration>,
     pub(crate) stall_timeout: Option<Duration>,
     pub(crate) other_size: OtherSize,
     pub(crate) vfs: Arc<dyn Vfs>,
@@ -119,6 +120,7 @@ impl Config {
             max_ahead_epochs: 16,
             max_ahead_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(60),
+            start_timeout: Some(Duration::from_secs(3600)),
             stall_timeout: Some(Duration::from_secs(60)),
             other_size: OtherSize::default(),
             vfs: Arc::new(OsVfs::new()),
@@ -157,8 +159,20 @@ impl Config {
         self
     }
 
+    /// How long the workers may wait for each other before the job begins, while states are opened, distributed among another
+    /// number of workers, and backed up in a new size, before the process ends itself; default one hour, `None` for
+    /// ever. What a process has distributed of a state begins the time anew. A peer that hangs meanwhile is noticed by this alone;
+    /// one that dies is noticed at once.
+    #[must_use]
+    pub fn start_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.start_timeout = timeout;
+        self
+    }
+
     /// How long nothing may become durable while something waits for it, before the process ends itself; default 60 s,
-    /// `None` for ever. A peer that hangs, or a link that is cut, is noticed by this alone.
+    /// `None` for ever. A peer that hangs, or a link that is cut, is noticed by this alone, by workers that have ended or
+    /// are as far ahead as they may be. Nothing is durable before every worker has sealed it: one that has nothing to send seals
+    /// empty epochs, more often than this.
     #[must_use]
     pub fn stall_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.stall_timeout = timeout;

@@ -44,7 +44,17 @@ pub(crate) struct Pulse {
     progress: AtomicU64,
     /// Workers that wait for progress.
     waiting: AtomicUsize,
+    /// The state is recovered on all workers.
+    started: AtomicBool,
     ended: AtomicBool,
+}
+
+/// How long nothing may come while workers wait; no limit where there is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Until the job has begun: opening and distributing a large state takes its time, and says nothing meanwhile.
+    pub(crate) start: Option<Duration>,
+    pub(crate) stall: Option<Duration>,
 }
 
 impl Pulse {
@@ -59,6 +69,11 @@ impl Pulse {
         Waits(Arc::clone(self))
     }
 
+    /// The state is recovered, on all workers.
+    pub(crate) fn start(&self) {
+        self.started.store(true, Ordering::Relaxed);
+    }
+
     /// The job is done.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
@@ -67,14 +82,14 @@ impl Pulse {
     /// Watches on a thread of its own, until the job is done.
     pub(crate) fn watch(
         self: &Arc<Self>,
-        stall: Option<Duration>,
+        patience: Patience,
         store: StoreSlot,
     ) -> std::io::Result<JoinHandle<()>> {
         let pulse = Arc::clone(self);
-        thread::Builder::new().name("laminar-watchdog".into()).spawn(move || pulse.run(stall, &store))
+        thread::Builder::new().name("laminar-watchdog".into()).spawn(move || pulse.run(patience, &store))
     }
 
-    fn run(&self, stall: Option<Duration>, store: &StoreSlot) {
+    fn run(&self, patience: Patience, store: &StoreSlot) {
         let (mut seen, mut looks) = (0, 0_u32);
         while !self.ended.load(Ordering::Relaxed) {
             thread::sleep(LOOK);
@@ -87,12 +102,38 @@ impl Pulse {
             let waits = self.waiting.load(Ordering::Relaxed) > 0;
             looks = if waits && now == seen { looks.saturating_add(1) } else { 0 };
             seen = now;
-            if let Some(stall) = stall.filter(|stall| LOOK * looks >= *stall) {
-                fail_stop(&format!(
-                    "nothing became durable for {stall:?} while workers wait for it: another process hangs, the connection \
-                     to it is cut, or the device does not answer. Look at the other processes, then start all of them again."
-                ));
+            let started = self.started.load(Ordering::Relaxed);
+            let limit = if started { patience.stall } else { patience.start };
+            if let Some(limit) = limit.filter(|limit| LOOK * looks >= *limit) {
+                fail_stop(&Stalled { started, limit });
             }
+        }
+    }
+}
+
+/// Why the watchdog ends the process.
+struct Stalled {
+    started: bool,
+    limit: Duration,
+}
+
+impl Display for Stalled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { started, limit } = self;
+        if *started {
+            write!(
+                f,
+                "nothing became durable for {limit:?} while workers wait for it: another process hangs, the connection to it \
+                 is cut, a worker seals nothing, or the device does not answer. Look at the other processes, then start all \
+                 of them again."
+            )
+        } else {
+            write!(
+                f,
+                "the job has not begun for {limit:?}: another process hangs, the connection to it is cut, or a state takes \
+                 longer to open, to distribute or to back up. Look at the other processes, raise `start_timeout` in the last \
+                 case, then start all of them again."
+            )
         }
     }
 }

@@ -65,6 +65,62 @@ fn a_job_that_gets_another_size_writes_every_row_once() {
     exact("--processes 2 --workers 1 --sizes 3x1,1x1,2x2 --kills 8 --epochs 400 --pause-us 3000 --seed 18");
 }
 
+/// As on several machines: nobody sees the directory of another.
+#[test]
+fn processes_with_a_directory_each_that_are_killed_write_every_row_once() {
+    exact("--processes 2 --workers 1 --directories each --kills 4 --epochs 200 --pause-us 4000 --seed 19");
+}
+
+#[test]
+fn a_job_of_separate_directories_that_grows_writes_every_row_once() {
+    exact(
+        "--processes 2 --workers 1 --sizes 3x1 --directories each --kills 4 --epochs 200 --pause-us 3000 --seed 20",
+    );
+}
+
+/// Stopped for less than counts as a stall, the job goes on; for longer, the others end by themselves.
+#[test]
+fn a_process_that_is_stopped_is_waited_for_or_the_others_end() {
+    exact(
+        "--processes 2 --workers 1 --fault stop --kills 3 --epochs 150 --pause-us 4000 --stall-ms 3000 --seed 21",
+    );
+}
+
+/// It used to be taken for a process that hangs.
+#[test]
+fn a_state_that_takes_longer_to_open_than_a_stall_is_waited_for() {
+    exact("--processes 2 --workers 1 --kills 0 --epochs 50 --stall-ms 1500 --opening-ms 4000 --seed 22");
+}
+
+#[test]
+fn a_job_whose_disk_was_lost_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().display();
+    let options = "--processes 2 --workers 1 --directories each --kills 0 --seed 23";
+    exact(&format!("{options} --dir {place} --epochs 50"));
+    std::fs::remove_dir_all(dir.path().join("machine-1/state")).unwrap();
+    noticed(&format!("{options} --dir {place} --epochs 100"), &["what the first had is lost"]);
+}
+
+/// Whatever ends a worker before its time ends all processes, and the one it was in says why.
+#[test]
+fn a_worker_that_cannot_go_on_ends_all_processes() {
+    let mistakes = [
+        ("panic", "a thread panicked"),
+        ("fail", "a deliberate mistake"),
+        ("return-early", "the program returned before the input"),
+        ("drop-an-input", "was dropped before it was finished"),
+    ];
+    let sizes = ["--processes 1 --workers 2", "--processes 2 --workers 1"];
+    // Beside each other: what they do most is wait for each other.
+    std::thread::scope(|scope| {
+        for ((mistake, sign), size) in mistakes.iter().flat_map(|mistake| sizes.map(|size| (mistake, size))) {
+            let options = format!("{size} --kills 0 --epochs 40 --seed 24 --mistake {mistake}");
+            scope.spawn(move || noticed(&options, &[sign]));
+        }
+    });
+}
+
 /// A sink gets what is not durable, and after a kill has more than the state.
 #[test]
 fn an_acknowledgement_before_the_sync_is_noticed() {

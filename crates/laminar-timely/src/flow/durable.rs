@@ -71,14 +71,15 @@ pub(super) fn durable<'scope>(
 }
 
 /// Tells the store what is durable everywhere, so that it may go into checkpoints; the probe says so to the inputs. A message of
-/// an epoch is told when exactly that is durable everywhere, before anything later is.
+/// an epoch is told when exactly that is durable everywhere, before anything later is. At the end that is everything.
 pub(super) fn settle<D: Clone + 'static>(
     durable: StreamVec<'_, u64, D>,
     first: Epoch,
+    ledger: &Rc<RefCell<Ledger>>,
     process: &Arc<Process>,
     mut told: impl FnMut(D) -> Result<(), Error> + 'static,
 ) -> ProbeHandle<u64> {
-    let process = Arc::clone(process);
+    let (ledger, process) = (Rc::clone(ledger), Arc::clone(process));
     let early = process.config.mistakes.acknowledge_before_sync;
     let mut settled = Epoch(first.0.saturating_sub(1));
     let mut messages = VecDeque::new();
@@ -89,7 +90,10 @@ pub(super) fn settle<D: Clone + 'static>(
                     let epoch = Epoch(epoch_of(&capability, "settle"));
                     messages.extend(data.flat_map(std::mem::take).map(|message| (epoch, message)));
                 });
-                let everywhere = upper(frontier).map(|upper| Epoch(upper.0.saturating_sub(1)));
+                let everywhere = match upper(frontier) {
+                    Some(upper) => Some(Epoch(upper.0.saturating_sub(1))),
+                    None => ledger.borrow().last(),
+                };
                 if let Some(everywhere) = everywhere.filter(|everywhere| *everywhere > settled && !early) {
                     while let Some((_, message)) = pop_up_to(&mut messages, everywhere) {
                         or_end(told(message));

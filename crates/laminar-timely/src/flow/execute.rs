@@ -15,14 +15,14 @@ use super::start::{Process, start};
 use crate::config::{Cluster, Config};
 use crate::connect::connect;
 use crate::error::Error;
-use crate::fail::{Pulse, fail_stop, panics_end_the_process};
+use crate::fail::{Patience, Pulse, fail_stop, panics_end_the_process};
 use crate::layout::Layout;
 
 /// Runs `program` on every worker of this process, as a part of the job that the processes of `cluster` run together.
 ///
 /// It returns when the job is done on all workers of all processes and everything is durable and committed. Until then it
 /// is **fail-stop**: when `program` returns an error, or returns before its inputs are finished; when any thread panics, a
-/// disk fails or nothing makes progress for [`Config::stall_timeout`], the process ends with exit code
+/// disk fails or nothing makes progress for [`Config::stall_timeout`] (before the job begins, [`Config::start_timeout`]), the process ends with exit code
 /// [`crate::EXIT_FAILED`] and says why. The other processes end then too. Start all of them again, and the job goes on
 /// where it was durable.
 ///
@@ -42,7 +42,8 @@ where
     let pulse = Arc::new(Pulse::default());
     let process = Arc::new(Process::new(cluster.clone(), config.clone(), Arc::clone(&pulse)));
     panics_end_the_process();
-    let watchdog = pulse.watch(config.stall_timeout, process.store_slot());
+    let patience = Patience { start: config.start_timeout, stall: config.stall_timeout };
+    let watchdog = pulse.watch(patience, process.store_slot());
     let watchdog = watchdog.map_err(|e| thread_failed(&e))?;
     let workers = Arc::clone(&process);
     let guards = execute_from(builders, guard, WorkerConfig::default(), move |worker| {

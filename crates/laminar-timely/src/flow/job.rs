@@ -189,9 +189,11 @@ impl Job {
             let (marks, complete) = marks(durable, first, backups.every, &self.ledger, &self.process);
             self.backed_up = Some(complete);
             let process = Arc::clone(&self.process);
-            return settle(marks, first, &self.process, move |id: String| process.settle_marked(&id));
+            return settle(marks, first, &self.ledger, &self.process, move |id: String| {
+                process.settle_marked(&id)
+            });
         }
-        settle(durable, first, &self.process, |()| Ok(()))
+        settle(durable, first, &self.ledger, &self.process, |()| Ok(()))
     }
 
     /// The newest epoch of this run that all processes have backed up; none while there is no such backup.

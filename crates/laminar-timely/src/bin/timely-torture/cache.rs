@@ -25,6 +25,7 @@ pub struct Cache {
     seed: u64,
     syncs: AtomicU64,
     longest_us: u64,
+    opening: Duration,
 }
 
 #[derive(Debug)]
@@ -38,9 +39,10 @@ struct CachedFile {
 }
 
 impl Cache {
-    /// A sync takes up to `longest_us` microseconds longer.
-    pub fn new(seed: u64, longest_us: u64) -> Self {
-        Self { disk: OsVfs::new(), pending: Mutex::default(), seed, syncs: AtomicU64::new(0), longest_us }
+    /// A sync takes up to `longest_us` microseconds longer, and opening a store so much.
+    pub fn new(seed: u64, longest_us: u64, opening: Duration) -> Self {
+        let syncs = AtomicU64::new(0);
+        Self { disk: OsVfs::new(), pending: Mutex::default(), seed, syncs, longest_us, opening }
     }
 
     fn file(&self, path: &Path, access: Access, disk: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
@@ -159,6 +161,9 @@ impl Vfs for Cache {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {
+        if path.ends_with("wal/LOCK") {
+            thread::sleep(self.opening);
+        }
         self.disk.lock(path)
     }
 

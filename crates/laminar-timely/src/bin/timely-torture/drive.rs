@@ -25,7 +25,7 @@ struct Tally {
     early: u32,
     recoveries: u32,
     starts: u32,
-    /// Links that were cut for a moment only, and the job went on.
+    /// Links that were cut, or processes that were stopped, for a moment only, and the job went on.
     outlived: u32,
 }
 
@@ -53,6 +53,7 @@ fn repeat(options: &Options) -> String {
         workers,
         kills,
         fault,
+        directories,
         seed,
         epochs,
         events,
@@ -60,6 +61,7 @@ fn repeat(options: &Options) -> String {
         ahead,
         pause_us,
         stall_ms,
+        opening_ms,
         ..
     } = options;
     let sizes: Vec<_> = options.sizes.iter().map(|(p, w)| format!("{p}x{w}")).collect();
@@ -67,8 +69,9 @@ fn repeat(options: &Options) -> String {
     let mistake = &options.mistake;
     let mistake = if mistake.is_empty() { String::new() } else { format!(" --mistake {mistake}") };
     format!(
-        "timely-torture drive --processes {processes} --workers {workers}{sizes} --fault {fault} --kills {kills} --seed {seed} --epochs {epochs} \
-         --events {events} --keys {keys} --ahead {ahead} --pause-us {pause_us} --stall-ms {stall_ms}{mistake}"
+        "timely-torture drive --processes {processes} --workers {workers}{sizes} --fault {fault} --directories {directories} --kills {kills} --seed {seed} \
+         --epochs {epochs} --events {events} --keys {keys} --ahead {ahead} --pause-us {pause_us} --stall-ms {stall_ms} \
+         --opening-ms {opening_ms}{mistake}"
     )
 }
 
@@ -95,11 +98,11 @@ fn drive_in(options: &Options) -> Result<(), String> {
         compare_uninterrupted(options)?;
     }
     let Tally { kills, early, recoveries, starts, outlived } = tally;
-    if options.fault == "cut" {
-        println!("{kills} links cut, {outlived} of them for a moment, and the job went on");
+    if options.fault != "kill" {
+        println!("{outlived} times for a moment only, and the job went on");
     }
     println!(
-        "{} kills or cuts ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
+        "{} kills, stops or cuts ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
          0 missing, 0 twice, 0 besides",
         kills
     );
@@ -169,25 +172,33 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
         tally.kills += 1;
         tally.early += u32::from(!recovered);
         tally.recoveries += u32::from(recovered);
-        match &network {
-            None => processes.kill(victim)?,
-            Some(network) => {
-                network.cut(victim)?;
-                if draw(2) == 0 {
-                    // For less than what counts as a stall. What comes of it is seen when the next one is due.
-                    thread::sleep(Duration::from_millis(options.stall_ms / 8));
-                    network.join(victim)?;
-                    if processes.wait_until(&moment.later(), &options.dir)?.is_none() {
-                        tally.outlived += 1;
-                        processes.kill_all();
-                        continue;
-                    }
+        let stops = options.fault == "stop" && options.processes > 1;
+        let hold = |processes: &Processes, held: bool| match &network {
+            Some(network) if held => network.cut(victim),
+            Some(network) => network.join(victim),
+            None => processes.signal(victim, if held { "STOP" } else { "CONT" }),
+        };
+        if stops || network.is_some() {
+            hold(&processes, true)?;
+            if draw(2) == 0 {
+                // For less than what counts as a stall. What comes of it is seen when the next one is due.
+                thread::sleep(Duration::from_millis(options.stall_ms / 8));
+                hold(&processes, false)?;
+                if processes.wait_until(&moment.later(), &options.dir)?.is_none() {
+                    tally.outlived += 1;
+                    processes.kill_all();
+                    continue;
                 }
+            } else if stops {
+                processes.wait_for_others(victim)?;
+                hold(&processes, false)?;
             }
+        } else {
+            processes.kill(victim)?;
         }
         let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
         for (process, status) in ended.iter().enumerate() {
-            let fine = (network.is_none() && process == victim)
+            let fine = (!stops && network.is_none() && process == victim)
                 || status.success()
                 || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
             if !fine {
@@ -234,11 +245,13 @@ impl Processes {
                 ("--ahead", options.ahead),
                 ("--until", options.until),
                 ("--stall-ms", options.stall_ms),
+                ("--opening-ms", options.opening_ms),
                 ("--pause-us", options.pause_us),
             ];
             let mut command =
                 network.map_or_else(|| Command::new(&program), |network| network.command(process, &program));
             command.arg("worker").arg("--dir").arg(&options.dir).args(["--addresses", &addresses.join(",")]);
+            command.args(["--directories", &options.directories]);
             command.args(numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]));
             if !options.mistake.is_empty() {
                 command.args(["--mistake", &options.mistake]);
@@ -271,6 +284,38 @@ impl Processes {
     fn kill(&mut self, process: usize) -> Result<(), String> {
         let child = self.children.get_mut(process).ok_or("no such process")?;
         child.kill().map_err(|e| format!("process {process} could not be killed: {e}"))
+    }
+
+    fn signal(&self, process: usize, signal: &str) -> Result<(), String> {
+        let child = self.children.get(process).ok_or("no such process")?;
+        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
+        match sent {
+            Ok(status) if status.success() => Ok(()),
+            other => Err(format!("process {process} did not get SIG{signal}: {other:?}")),
+        }
+    }
+
+    /// Until all but this one have ended.
+    fn wait_for_others(&mut self, process: usize) -> Result<(), String> {
+        let started = Instant::now();
+        loop {
+            let mut running = 0;
+            for (other, child) in self.children.iter_mut().enumerate() {
+                let runs = child.try_wait().map_err(|e| e.to_string())?.is_none();
+                running += usize::from(runs && other != process);
+            }
+            if running == 0 {
+                return Ok(());
+            }
+            if started.elapsed() >= HUNG {
+                self.kill_all();
+                return Err(format!(
+                    "a process went on for {HUNG:?} without process {process}\n{}",
+                    self.said()
+                ));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn kill_all(&mut self) {
@@ -314,25 +359,35 @@ impl Drop for Processes {
     }
 }
 
+/// The directories of output, with the names of their sinks: one, or one for each process that there ever was.
+fn output_dirs(dir: &Path) -> Vec<(&'static str, PathBuf)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let machine = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("machine-");
+    let machines = entries.filter(machine).map(|entry| entry.path());
+    let all: Vec<_> = machines.chain([dir.to_path_buf()]).collect();
+    let names = ["rows", "digits", "windows"];
+    let dirs = names.into_iter().flat_map(|name| all.iter().map(move |at| (name, at.join("out").join(name))));
+    dirs.filter(|(_, dir)| dir.is_dir()).collect()
+}
+
 /// Bytes of output that are there.
 fn written(dir: &Path) -> u64 {
-    let files = ["rows", "digits", "windows"]
-        .into_iter()
-        .filter_map(|name| fs::read_dir(dir.join("out").join(name)).ok())
-        .flatten();
+    let files = output_dirs(dir).into_iter().filter_map(|(_, dir)| fs::read_dir(dir).ok()).flatten();
     files.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
 
-/// All files of rows below the output, by name.
+/// All files of rows below the output, by name. Those of several directories have different parts in their names.
 fn outputs(dir: &Path) -> Result<BTreeMap<String, String>, String> {
     let mut files = BTreeMap::new();
-    for name in ["rows", "digits", "windows"] {
-        let dir = dir.join("out").join(name);
+    for (name, dir) in output_dirs(dir) {
         for entry in fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))? {
             let path = entry.map_err(|e| e.to_string())?.path();
             if path.extension().is_some_and(|extension| extension == "rows") {
                 let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                files.insert(format!("{name}/{}", path.file_name().unwrap_or_default().display()), text);
+                let key = format!("{name}/{}", path.file_name().unwrap_or_default().display());
+                if files.insert(key.clone(), text).is_some() {
+                    return Err(format!("there are two files {key}"));
+                }
             }
         }
     }

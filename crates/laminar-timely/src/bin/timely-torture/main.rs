@@ -8,7 +8,10 @@
 //! code. `timely-torture worker` is one process of that job.
 //!
 //! With `--fault cut` the link of one process to the others is cut instead, each in a network namespace of its own (as root):
-//! for a moment, after which the job is to go on, or for good, until all processes have ended by themselves.
+//! for a moment, after which the job is to go on, or for good, until all processes have ended by themselves. With `--fault stop`
+//! a process is stopped (SIGSTOP), for a moment or until the others have ended.
+//!
+//! With `--directories each` every process has a directory of its own, as on several machines; otherwise they share one.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
 
 mod cache;
@@ -57,8 +60,10 @@ struct Options {
     /// Sizes of later runs: the job is stopped in order in between.
     sizes: Vec<(usize, usize)>,
     kills: u32,
-    /// What happens to a process so often: `kill`, or `cut` for its link to the others.
+    /// What happens to a process so often: `kill`, `stop`, or `cut` for its link to the others.
     fault: String,
+    /// Whether processes share a directory, or `each` has its own.
+    directories: String,
     seed: u64,
     epochs: u64,
     events: u64,
@@ -71,6 +76,8 @@ struct Options {
     /// Where this run ends, in epochs of the whole job.
     until: u64,
     stall_ms: u64,
+    /// How much longer than it takes the last process opens its state.
+    opening_ms: u64,
     /// Microseconds between epochs of a worker, so that there is something to kill.
     pause_us: u64,
 }
@@ -84,6 +91,7 @@ impl Options {
             sizes: Vec::new(),
             kills: 10,
             fault: "kill".to_owned(),
+            directories: "shared".to_owned(),
             seed: 1,
             epochs: 200,
             events: 500,
@@ -94,6 +102,7 @@ impl Options {
             addresses: Vec::new(),
             until: 0,
             stall_ms: 20_000,
+            opening_ms: 0,
             pause_us: 0,
         };
         while let Some(name) = arguments.next() {
@@ -106,7 +115,12 @@ impl Options {
                 "--workers" => options.workers = count()?,
                 "--sizes" => options.sizes = value.split(',').map(size).collect::<Result<_, _>>()?,
                 "--kills" => options.kills = value.parse().map_err(|e| format!("{name} {value}: {e}"))?,
-                "--fault" if ["kill", "cut"].contains(&value.as_str()) => options.fault.clone_from(&value),
+                "--fault" if ["kill", "stop", "cut"].contains(&value.as_str()) => {
+                    options.fault.clone_from(&value);
+                }
+                "--directories" if ["shared", "each"].contains(&value.as_str()) => {
+                    options.directories.clone_from(&value);
+                }
                 "--seed" => options.seed = number()?,
                 "--epochs" => options.epochs = number()?,
                 "--events" => options.events = number()?,
@@ -117,11 +131,21 @@ impl Options {
                 "--addresses" => options.addresses = value.split(',').map(str::to_owned).collect(),
                 "--until" => options.until = number()?,
                 "--stall-ms" => options.stall_ms = number()?,
+                "--opening-ms" => options.opening_ms = number()?,
                 "--pause-us" => options.pause_us = number()?,
                 _ => return Err(format!("unknown option {name}")),
             }
         }
         Ok(options)
+    }
+
+    /// The directory of this process.
+    fn own_dir(&self) -> std::path::PathBuf {
+        if self.directories == "each" {
+            self.dir.join(format!("machine-{}", self.process))
+        } else {
+            self.dir.clone()
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use laminar_storage::Settings;
+use laminar_storage::vfs::Vfs;
 use laminar_timely::timely::dataflow::operators::vec::Map;
 use laminar_timely::{Cluster, Config, Error, FileSink, Job, Mistakes, OtherSize, Windowed, run};
 
@@ -33,30 +34,39 @@ pub fn work(options: &Options) -> Result<(), String> {
         ..Settings::default()
     };
     let seed = mix(options.seed ^ options.process as u64);
-    let config = Config::new(options.dir.join("state"), JOB)
+    let last = options.process + 1 == options.processes;
+    let opening = Duration::from_millis(if last { options.opening_ms } else { 0 });
+    // What a sink has not synced is lost with its process, too. A job has three sinks that sync one after the other.
+    let sinks: Arc<dyn Vfs> = Arc::new(Cache::new(mix(seed), 1000, Duration::ZERO));
+    let dir = options.own_dir();
+    std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let config = Config::new(dir.join("state"), JOB)
         .settings(settings)
         .max_ahead_epochs(options.ahead)
         // A kill during start-up leaves the others waiting for so long.
         .connect_timeout(Duration::from_secs(3))
+        .start_timeout(Some(Duration::from_millis(options.stall_ms + 2 * options.opening_ms)))
         .stall_timeout(Some(Duration::from_millis(options.stall_ms)))
         .other_size(OtherSize::Rescale)
-        .vfs(Arc::new(Cache::new(seed, 8000)))
+        .vfs(Arc::new(Cache::new(seed, 8000, opening)))
         .mistakes(mistakes);
     let options = options.clone();
-    run(&cluster, &config, move |job| program(job, &options)).map_err(|error| error.to_string())
+    run(&cluster, &config, move |job| program(job, &options, &sinks)).map_err(|error| error.to_string())
 }
 
-fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
-    let out = |name: &str| options.dir.join("out").join(name);
+fn program(job: &mut Job, options: &Options, disk: &Arc<dyn Vfs>) -> Result<(), Error> {
+    let dir = options.own_dir();
+    let out = |name: &str| dir.join("out").join(name);
     let mut input = job.dataflow(|flow| {
         let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
         let by_time = events.clone().map(|(key, _, time)| (key % 10, time, ()));
         let windows = flow.tumbling(by_time, "windows", WINDOW, |count: &mut u64, ()| *count += 1)?;
         let rows = out("windows");
         flow.sink(windows.flat_map(closed), "window rows", |part| {
-            FileSink::open(&rows, JOB, part, |(end, key, count), out| {
+            let format = |(end, key, count): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(window_line(*end, *key, *count).as_bytes());
-            })
+            };
+            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
         })?;
         let events = events.map(|(key, value, _)| (key, value));
         let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
@@ -66,15 +76,17 @@ fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
         let digits = flow.reduce(digits, "digits", |one, other| one + other)?;
         let rows = out("rows");
         flow.sink(totals, "rows", |part| {
-            FileSink::open(&rows, JOB, part, |(key, (count, sum)), out| {
+            let format = |(key, (count, sum)): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(line(*key, *count, *sum).as_bytes());
-            })
+            };
+            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
         })?;
         let rows = out("digits");
         flow.sink(digits, "digit rows", |part| {
-            FileSink::open(&rows, JOB, part, |(digit, times), out| {
+            let format = |(digit, times): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(digit_line(*digit, *times).as_bytes());
-            })
+            };
+            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
         })?;
         Ok(input)
     })?;
@@ -94,6 +106,22 @@ fn program(job: &mut Job, options: &Options) -> Result<(), Error> {
     for epoch in begin..options.until {
         if mine.is_empty() {
             break;
+        }
+        if epoch == options.until / 2 && job.index() == 0 {
+            match options.mistake.as_str() {
+                "panic" => unreachable!("a deliberate mistake"),
+                "fail" => {
+                    return Err(Error::program("a deliberate mistake", "This is what the test looks for."));
+                }
+                "return-early" => return Ok(()),
+                "drop-an-input" => {
+                    drop(input);
+                    loop {
+                        job.idle(Duration::from_millis(10));
+                    }
+                }
+                _ => {}
+            }
         }
         for partition in &mine {
             for offset in epoch * options.events..(epoch + 1) * options.events {
