@@ -193,6 +193,16 @@ pub struct RunArgs {
     #[arg(long, requires = "workers")]
     pub rescale: bool,
 
+    /// End this process when the others are waited for so long before the job begins, while states are opened, distributed
+    /// and backed up; 0s waits for ever [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, requires = "workers")]
+    pub start_timeout: Option<Duration>,
+
+    /// End this process when nothing became durable for so long while workers wait for it; 0s waits for ever
+    /// [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, requires = "workers")]
+    pub stall_timeout: Option<Duration>,
+
     #[cfg(feature = "object-store")]
     #[command(flatten)]
     pub backup: crate::backup::args::RunBackupArgs,

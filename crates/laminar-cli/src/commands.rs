@@ -144,7 +144,7 @@ fn run_distributed<V: StateView>(
     stop: Arc<AtomicBool>,
 ) -> Result<()> {
     let cluster = distributed::cluster(args, workers)?;
-    let Some(outcome) = distributed::run(settings, &cluster, args.rescale, stop)? else {
+    let Some(outcome) = distributed::run(settings, &cluster, args, stop)? else {
         return Ok(());
     };
     if let (true, Some(path)) = (outcome.finished, &args.output) {

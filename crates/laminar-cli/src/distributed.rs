@@ -9,9 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-#[cfg(feature = "object-store")]
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::HumanCount;
 use laminar_timely::{
@@ -23,6 +21,8 @@ use serde_json::{Value, json};
 use crate::agg::Plan;
 use crate::agg::bytes::Cursor;
 use crate::args::RunArgs;
+#[cfg(feature = "object-store")]
+use crate::backup::lag::Lag;
 use crate::engine::store::StoreEngine;
 use crate::engine::{Report, Router};
 use crate::error::{CliError, Result};
@@ -110,7 +110,7 @@ pub fn check_kind(state: &Path, on_workers: bool) -> Result<()> {
 pub fn run(
     settings: &Settings,
     cluster: &Cluster,
-    rescale: bool,
+    args: &RunArgs,
     stop: Arc<AtomicBool>,
 ) -> Result<Option<Outcome>> {
     let claim = if cluster.process == 0 { Some(Claim::make::<StoreEngine>(settings)?) } else { None };
@@ -118,19 +118,20 @@ pub fn run(
     if let Some(interval) = settings.checkpoint_interval {
         store.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     }
-    let other_size = if rescale { OtherSize::Rescale } else { OtherSize::Refuse };
-    #[cfg(feature = "object-store")]
-    let every = match store.checkpoint_interval_ms {
-        0 => laminar_storage::Settings::default().checkpoint_interval_ms,
-        interval => interval,
-    };
-    let config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
+    let other_size = if args.rescale { OtherSize::Rescale } else { OtherSize::Refuse };
+    let mut config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
+    let limit = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
+    if let Some(timeout) = args.start_timeout {
+        config = config.start_timeout(limit(timeout));
+    }
+    if let Some(timeout) = args.stall_timeout {
+        config = config.stall_timeout(limit(timeout));
+    }
     #[cfg(feature = "object-store")]
     let config = match &settings.backups {
         // Only process 0 has a `job.json` that is up to date.
         Some(backups) => {
-            let every = Duration::from_millis(every);
-            backups.on_workers(config, &settings.state, every, cluster.process == 0)
+            backups.on_workers(config, &settings.state, backed_up_every(settings), cluster.process == 0)
         }
         None => config,
     };
@@ -156,6 +157,13 @@ pub fn run(
         (Err((told, _)), _) => return Err(told),
     }
     Ok(outcome)
+}
+
+/// As often as checkpoints are made by time, or would be.
+#[cfg(feature = "object-store")]
+fn backed_up_every(settings: &Settings) -> Duration {
+    let usual = Duration::from_millis(laminar_storage::Settings::default().checkpoint_interval_ms);
+    settings.checkpoint_interval.filter(|interval| !interval.is_zero()).unwrap_or(usual)
 }
 
 /// Records of one batch and one worker: the worker, their keys, and what they contribute.
@@ -224,8 +232,7 @@ impl Leader {
                 if let Some(told) = &owned.told {
                     eprintln!("laminar: {told}");
                 }
-                Reading::new(&self.settings, owned, job.peers(), &mut input, &mut outcome)
-                    .read(&self.stop)?;
+                Reading::new(&self.settings, owned, job, &mut input, &mut outcome).read(&self.stop)?;
             }
             Err(error) => outcome.stopped_by = Some(error),
         }
@@ -244,6 +251,8 @@ struct Reading<'a> {
     sink: Sink,
     peers: usize,
     marked: Instant,
+    #[cfg(feature = "object-store")]
+    backups: Option<(&'a TimelyJob, Lag)>,
     /// Something was sent since the last mark.
     dirty: bool,
 }
@@ -252,18 +261,34 @@ impl<'a> Reading<'a> {
     fn new(
         settings: &'a Settings,
         owned: Owned,
-        peers: usize,
+        workers: &'a TimelyJob,
         input: &'a mut Input,
         outcome: &'a mut Outcome,
     ) -> Self {
         let Owned { job, before, .. } = owned;
+        let peers = workers.peers();
         let on_bad = if settings.on_error == OnError::Stop { OnBad::Stop } else { OnBad::Skip };
         let owner = move |key: &[u8]| usize::try_from(owner_of(key) % peers as u64).unwrap_or(0);
         let parser = Parser::new(job.format, &job.key, &settings.plan.fields);
         let sink = Sink::new(Arc::new(settings.plan.clone()), Router::new(peers, owner), on_bad);
         outcome.after = before.clone();
         outcome.before = before;
-        Self { settings, job, input, outcome, parser, sink, peers, marked: Instant::now(), dirty: false }
+        Self {
+            settings,
+            job,
+            input,
+            outcome,
+            parser,
+            sink,
+            peers,
+            marked: Instant::now(),
+            #[cfg(feature = "object-store")]
+            backups: settings
+                .backups
+                .is_some()
+                .then(|| (workers, Lag::new(Instant::now(), backed_up_every(settings)))),
+            dirty: false,
+        }
     }
 
     fn read(&mut self, stop: &AtomicBool) -> OnWorker<()> {
@@ -286,6 +311,14 @@ impl<'a> Reading<'a> {
             }
             if self.marked.elapsed() >= self.settings.epoch {
                 self.mark()?;
+                #[cfg(feature = "object-store")]
+                if let Some((job, lag)) = &mut self.backups
+                    && let Some(told) = lag.told(Instant::now(), job.backed_up_epoch(), || {
+                        job.backup_error().map(|e| e.to_string())
+                    })
+                {
+                    eprintln!("laminar: {told}");
+                }
             }
         }
         self.mark()?;

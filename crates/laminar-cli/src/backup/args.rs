@@ -46,7 +46,8 @@ pub struct TransferArgs {
 /// Backups of a job while it runs.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RunBackupArgs {
-    /// Copy every checkpoint there, what is not there yet, and the last one before the end; as `laminar backup` does
+    /// Copy checkpoints there, what is not there yet, and the last one before the end, as `laminar backup` does: every one, or
+    /// with --workers one in every checkpoint interval, of the same epoch in all processes
     #[arg(long, value_name = "URL")]
     pub backup: Option<String>,
     /// Backups kept there; older ones are removed

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod jobs;
+pub mod lag;
 pub mod running;
 
 use std::ffi::OsString;
