@@ -161,7 +161,7 @@ impl Config {
 
     /// How long the workers may wait for each other before the job begins, while states are opened, distributed among another
     /// number of workers, and backed up in a new size, before the process ends itself; default one hour, `None` for
-    /// ever. What a process has distributed of a state begins the time anew. A peer that hangs meanwhile is noticed by this alone;
+    /// ever. What a process sends or gets of a state that is distributed begins the time anew. A peer that hangs meanwhile is noticed by this alone;
     /// one that dies is noticed at once.
     #[must_use]
     pub fn start_timeout(mut self, timeout: Option<Duration>) -> Self {
@@ -172,7 +172,8 @@ impl Config {
     /// How long nothing may become durable while something waits for it, before the process ends itself; default 60 s,
     /// `None` for ever. A peer that hangs, or a link that is cut, is noticed by this alone, by workers that have ended or
     /// are as far ahead as they may be. Nothing is durable before every worker has sealed it: one that has nothing to send seals
-    /// empty epochs, more often than this.
+    /// empty epochs, more often than this. Opening sinks, and giving them what they had not committed, counts here and not as part of
+    /// the start.
     #[must_use]
     pub fn stall_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.stall_timeout = timeout;
@@ -261,6 +262,9 @@ impl Config {
         }
         if self.max_ahead_epochs == 0 || self.max_ahead_bytes == 0 {
             return refused("an input must be allowed to be ahead by 1 epoch and 1 byte at least".to_owned());
+        }
+        if [self.start_timeout, self.stall_timeout].contains(&Some(Duration::ZERO)) {
+            return refused("start_timeout and stall_timeout must be more than nothing, or none".to_owned());
         }
         if !self.vfs.parallel() {
             return refused(

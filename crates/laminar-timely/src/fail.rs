@@ -71,7 +71,7 @@ impl Pulse {
 
     /// The state is recovered, on all workers.
     pub(crate) fn start(&self) {
-        self.started.store(true, Ordering::Relaxed);
+        self.started.store(true, Ordering::Release);
     }
 
     /// The job is done.
@@ -90,7 +90,7 @@ impl Pulse {
     }
 
     fn run(&self, patience: Patience, store: &StoreSlot) {
-        let (mut seen, mut looks) = (0, 0_u32);
+        let (mut seen, mut looks, mut begun) = (0, 0_u32, false);
         while !self.ended.load(Ordering::Relaxed) {
             thread::sleep(LOOK);
             if let Some(store) = store.get()
@@ -98,11 +98,11 @@ impl Pulse {
             {
                 fail_stop(&cause);
             }
+            let started = self.started.load(Ordering::Acquire);
             let now = self.progress.load(Ordering::Relaxed);
             let waits = self.waiting.load(Ordering::Relaxed) > 0;
-            looks = if waits && now == seen { looks.saturating_add(1) } else { 0 };
-            seen = now;
-            let started = self.started.load(Ordering::Relaxed);
+            looks = if waits && now == seen && started == begun { looks.saturating_add(1) } else { 0 };
+            (seen, begun) = (now, started);
             let limit = if started { patience.stall } else { patience.start };
             if let Some(limit) = limit.filter(|limit| LOOK * looks >= *limit) {
                 fail_stop(&Stalled { started, limit });
@@ -131,7 +131,7 @@ impl Display for Stalled {
             write!(
                 f,
                 "the job has not begun for {limit:?}: another process hangs, the connection to it is cut, or a state takes \
-                 longer to open, to distribute or to back up. Look at the other processes, raise `start_timeout` in the last \
+                 longer to open, to distribute or to back up. Look at the other processes, raise `start_timeout` (`--start-timeout`) in the last \
                  case, then start all of them again."
             )
         }

@@ -42,11 +42,11 @@ impl Lag {
         let standing = now.saturating_duration_since(self.since).as_secs();
         let behind = match self.epoch {
             Some(epoch) => format!("the backups stand at epoch {epoch} for {standing} s"),
-            None => format!("nothing was backed up in this run for {standing} s"),
+            None => format!("no epoch of this run is backed up on all processes for {standing} s"),
         };
         Some(match error() {
             Some(error) => format!("{behind}: {error}"),
-            None => format!("{behind}, without an error"),
+            None => format!("{behind}, without an error in this process"),
         })
     }
 }
@@ -62,13 +62,13 @@ mod tests {
         let mut lag = Lag::new(start, Duration::from_secs(1));
         assert_eq!(lag.told(at(9), None, || None), None);
         let told = lag.told(at(10), None, || Some("no network".to_owned())).unwrap();
-        assert_eq!(told, "nothing was backed up in this run for 10 s: no network");
+        assert_eq!(told, "no epoch of this run is backed up on all processes for 10 s: no network");
         assert_eq!(lag.told(at(19), None, || None), None);
         assert_eq!(lag.told(at(21), Some(Epoch(7)), || None), None, "it went on");
         let rare = Lag::new(start, Duration::from_secs(60)).told(at(119), None, || None);
         assert_eq!(rare, None, "there is one a minute");
         assert_eq!(lag.told(at(30), Some(Epoch(7)), || None), None);
         let told = lag.told(at(41), Some(Epoch(7)), || None).unwrap();
-        assert_eq!(told, "the backups stand at epoch 7 for 20 s, without an error");
+        assert_eq!(told, "the backups stand at epoch 7 for 20 s, without an error in this process");
     }
 }

@@ -184,7 +184,7 @@ fn distribute<'a>(
     core: CoreStore,
 ) -> Result<CoreStore, Error> {
     let core = Rc::new(RefCell::new(core));
-    let puts = Rc::clone(&core);
+    let (puts, pulse) = (Rc::clone(&core), Arc::clone(&process.pulse));
     let mut input = InputHandle::new();
     let probe: ProbeHandle<u64> = worker.dataflow::<u64, _, _>(|scope| {
         let stream: StreamVec<u64, Pair> = scope.input_from(&mut input);
@@ -194,6 +194,7 @@ fn distribute<'a>(
             move |_, _| {
                 move |input, _| {
                     input.for_each_stamp(|_, data| {
+                        pulse.beat();
                         for (_, key, value) in data.flat_map(std::mem::take) {
                             or_end(puts.borrow_mut().put(&key, &value));
                         }

@@ -27,6 +27,8 @@ struct Tally {
     starts: u32,
     /// Links that were cut, or processes that were stopped, for a moment only, and the job went on.
     outlived: u32,
+    /// Processes that were stopped until the others had ended.
+    outwaited: u32,
 }
 
 pub fn drive(options: &Options) -> Result<(), String> {
@@ -97,9 +99,11 @@ fn drive_in(options: &Options) -> Result<(), String> {
     if sizes.len() == 1 {
         compare_uninterrupted(options)?;
     }
-    let Tally { kills, early, recoveries, starts, outlived } = tally;
+    let Tally { kills, early, recoveries, starts, outlived, outwaited } = tally;
     if options.fault != "kill" {
-        println!("{outlived} times for a moment only, and the job went on");
+        println!(
+            "{outlived} times for a moment only, and the job went on; {outwaited} stopped until the others had ended"
+        );
     }
     println!(
         "{} kills, stops or cuts ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
@@ -173,17 +177,17 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
         tally.early += u32::from(!recovered);
         tally.recoveries += u32::from(recovered);
         let stops = options.fault == "stop" && options.processes > 1;
-        let hold = |processes: &Processes, held: bool| match &network {
+        let hold = |processes: &mut Processes, held: bool| match &network {
             Some(network) if held => network.cut(victim),
             Some(network) => network.join(victim),
             None => processes.signal(victim, if held { "STOP" } else { "CONT" }),
         };
         if stops || network.is_some() {
-            hold(&processes, true)?;
+            hold(&mut processes, true)?;
             if draw(2) == 0 {
                 // For less than what counts as a stall. What comes of it is seen when the next one is due.
                 thread::sleep(Duration::from_millis(options.stall_ms / 8));
-                hold(&processes, false)?;
+                hold(&mut processes, false)?;
                 if processes.wait_until(&moment.later(), &options.dir)?.is_none() {
                     tally.outlived += 1;
                     processes.kill_all();
@@ -191,7 +195,8 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
                 }
             } else if stops {
                 processes.wait_for_others(victim)?;
-                hold(&processes, false)?;
+                tally.outwaited += 1;
+                hold(&mut processes, false)?;
             }
         } else {
             processes.kill(victim)?;
@@ -286,8 +291,11 @@ impl Processes {
         child.kill().map_err(|e| format!("process {process} could not be killed: {e}"))
     }
 
-    fn signal(&self, process: usize, signal: &str) -> Result<(), String> {
-        let child = self.children.get(process).ok_or("no such process")?;
+    fn signal(&mut self, process: usize, signal: &str) -> Result<(), String> {
+        let child = self.children.get_mut(process).ok_or("no such process")?;
+        if child.try_wait().map_err(|e| e.to_string())?.is_some() {
+            return Ok(());
+        }
         let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
         match sent {
             Ok(status) if status.success() => Ok(()),

@@ -36,7 +36,7 @@ pub fn work(options: &Options) -> Result<(), String> {
     let seed = mix(options.seed ^ options.process as u64);
     let last = options.process + 1 == options.processes;
     let opening = Duration::from_millis(if last { options.opening_ms } else { 0 });
-    // What a sink has not synced is lost with its process, too. A job has three sinks that sync one after the other.
+    // What a sink has not synced is lost with its process, too.
     let sinks: Arc<dyn Vfs> = Arc::new(Cache::new(mix(seed), 1000, Duration::ZERO));
     let dir = options.own_dir();
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
