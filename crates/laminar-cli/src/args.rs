@@ -613,6 +613,22 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_a_job_are_times_and_want_workers() {
+        let limits =
+            |text: &str| run_args(&["a", "--workers", "1", "--start-timeout", text, "--stall-timeout", "3s"]);
+        let run = limits("2h").unwrap();
+        assert_eq!(
+            (run.start_timeout, run.stall_timeout),
+            (Some(Duration::from_secs(7200)), Some(Duration::from_secs(3)))
+        );
+        assert_eq!(limits("0s").unwrap().start_timeout, Some(Duration::ZERO));
+        assert!(limits("soon").is_err());
+        for option in ["--start-timeout", "--stall-timeout"] {
+            assert!(run_args(&["a", option, "1s"]).unwrap_err().contains("--workers"));
+        }
+    }
+
+    #[test]
     fn an_objective_is_a_time_that_the_store_accepts() {
         let objective =
             |text: &str| run_args(&["a", "--recovery-objective", text]).map(|r| r.recovery_objective);

@@ -6,8 +6,8 @@
 //! happened: state, positions in the sources and output all at the same epoch, nothing lost, nothing twice.
 //!
 //! # What it is not
-//! No replication: the state of a process is on the disk of its machine, and a disk that is lost is lost, but for backups. No supervisor:
-//! when a process ends, all of them end, and somebody starts them again.
+//! No replication: the state of a process is on the disk of its machine, and a disk that is lost is lost, but for backups. No
+//! supervisor: when a process ends, all of them end, and somebody starts them again.
 //!
 //! # Quick start
 //! ```

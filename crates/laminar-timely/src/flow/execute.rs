@@ -22,9 +22,9 @@ use crate::layout::Layout;
 ///
 /// It returns when the job is done on all workers of all processes and everything is durable and committed. Until then it
 /// is **fail-stop**: when `program` returns an error, or returns before its inputs are finished; when any thread panics, a
-/// disk fails or nothing makes progress for [`Config::stall_timeout`] (before the job begins, [`Config::start_timeout`]), the process ends with exit code
-/// [`crate::EXIT_FAILED`] and says why. The other processes end then too. Start all of them again, and the job goes on
-/// where it was durable.
+/// disk fails or nothing makes progress for [`Config::stall_timeout`] (before the job begins, [`Config::start_timeout`]), the
+/// process ends with exit code [`crate::EXIT_FAILED`] and says why. The other processes end then too. Start all of them again,
+/// and the job goes on where it was durable.
 ///
 /// Panics of threads that have nothing to do with the job end the process too. One job at a time runs in a process.
 ///
