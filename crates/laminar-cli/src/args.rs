@@ -193,8 +193,8 @@ pub struct RunArgs {
     #[arg(long, requires = "workers")]
     pub rescale: bool,
 
-    /// End this process when the others are waited for so long before the job begins, while states are opened, distributed
-    /// and backed up; 0s waits for ever [default: 1h]
+    /// End this process when the others are waited for so long before the job begins, while states and the output are
+    /// opened, distributed and backed up; 0s waits for ever [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_interval, requires = "workers")]
     pub start_timeout: Option<Duration>,
 

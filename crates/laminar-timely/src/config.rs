@@ -160,9 +160,10 @@ impl Config {
     }
 
     /// How long the workers may wait for each other before the job begins, while states are opened, distributed among another
-    /// number of workers, and backed up in a new size, before the process ends itself; default one hour, `None` for
-    /// ever. What a process sends or gets of a state that is distributed begins the time anew. A peer that hangs meanwhile is noticed by this alone;
-    /// one that dies is noticed at once.
+    /// number of workers, and backed up in a new size, and while sinks are opened and get what they had not committed, before
+    /// the process ends itself; default one hour, `None` for ever. What a process sends or gets of a state that is
+    /// distributed, and an epoch that a sink commits, begin the time anew. A peer that hangs meanwhile is noticed by this
+    /// alone; one that dies is noticed at once.
     #[must_use]
     pub fn start_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.start_timeout = timeout;
@@ -172,8 +173,7 @@ impl Config {
     /// How long nothing may become durable while something waits for it, before the process ends itself; default 60 s,
     /// `None` for ever. A peer that hangs, or a link that is cut, is noticed by this alone, by workers that have ended or
     /// are as far ahead as they may be. Nothing is durable before every worker has sealed it: one that has nothing to send seals
-    /// empty epochs, more often than this. Opening sinks, and giving them what they had not committed, counts here and not as part of
-    /// the start.
+    /// empty epochs, more often than this. It counts from when the dataflow is built on all workers.
     #[must_use]
     pub fn stall_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.stall_timeout = timeout;

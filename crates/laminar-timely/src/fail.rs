@@ -44,7 +44,7 @@ pub(crate) struct Pulse {
     progress: AtomicU64,
     /// Workers that wait for progress.
     waiting: AtomicUsize,
-    /// The state is recovered on all workers.
+    /// The state is recovered, and the dataflow built with its sinks, on all workers.
     started: AtomicBool,
     ended: AtomicBool,
 }
@@ -52,7 +52,8 @@ pub(crate) struct Pulse {
 /// How long nothing may come while workers wait; no limit where there is none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// Until the job has begun: opening and distributing a large state takes its time, and says nothing meanwhile.
+    /// Until the job has begun: opening and distributing a large state takes its time, a sink's target as well, and says
+    /// nothing meanwhile.
     pub(crate) start: Option<Duration>,
     pub(crate) stall: Option<Duration>,
 }
@@ -69,7 +70,7 @@ impl Pulse {
         Waits(Arc::clone(self))
     }
 
-    /// The state is recovered, on all workers.
+    /// The state is recovered and the dataflow built, on all workers.
     pub(crate) fn start(&self) {
         self.started.store(true, Ordering::Release);
     }
@@ -131,7 +132,7 @@ impl Display for Stalled {
             write!(
                 f,
                 "the job has not begun for {limit:?}: another process hangs, the connection to it is cut, or a state takes \
-                 longer to open, to distribute or to back up. Look at the other processes, raise `start_timeout` (`--start-timeout`) in the last \
+                 longer to open, to distribute or to back up, or a sink to open. Look at the other processes, raise `start_timeout` (`--start-timeout`) in the last \
                  case, then start all of them again."
             )
         }
@@ -141,6 +142,13 @@ impl Display for Stalled {
 /// A worker waits for progress as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Waits(Arc<Pulse>);
+
+impl Waits {
+    /// Waits until the watchdog is told that all is over.
+    pub(crate) fn until_the_end(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl Drop for Waits {
     fn drop(&mut self) {

@@ -84,9 +84,9 @@ fn a_process_that_is_stopped_is_waited_for_or_the_others_end() {
     assert!(!said.contains("0 times for a moment") && !said.contains("; 0 stopped"), "{said}");
 }
 
-/// It used to be taken for a process that hangs.
+/// Each used to be taken for a process that hangs: the state first, and then the sink.
 #[test]
-fn a_state_that_takes_longer_to_open_than_a_stall_is_waited_for() {
+fn a_state_and_a_sink_that_take_longer_to_open_than_a_stall_are_waited_for() {
     exact("--processes 2 --workers 1 --kills 0 --epochs 50 --stall-ms 2000 --opening-ms 4500 --seed 22");
 }
 
@@ -117,6 +117,13 @@ fn a_worker_that_cannot_go_on_ends_all_processes() {
             scope.spawn(move || noticed(&options, &[sign]));
         }
     });
+}
+
+/// All is durable and committed then, and the other process waited for ever for the end of the connection.
+#[test]
+fn a_process_that_hangs_at_the_very_end_is_noticed() {
+    let options = "--processes 2 --workers 1 --kills 0 --epochs 40 --stall-ms 1500 --seed 25";
+    noticed(&format!("{options} --mistake hang-at-the-end"), &["nothing became durable for"]);
 }
 
 /// A sink gets what is not durable, and after a kill has more than the state.

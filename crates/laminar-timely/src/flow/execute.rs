@@ -54,6 +54,8 @@ where
         if let Err(error) = ended {
             fail_stop(&format!("worker {}: {error}", worker.index()));
         }
+        // What is left is timely's, whose threads end with those of the other processes: one that hangs is noticed then, too.
+        workers.pulse.waits().until_the_end();
     });
     let guards = guards.map_err(|what| {
         Error::worker(Detail::new(format!("the workers could not be started: {what}")).remedy("Start again."))

@@ -133,7 +133,8 @@ impl Job {
         self.worker.step_or_park(Some(at_most));
     }
 
-    /// Builds the dataflow of the job; once, and the same one on all workers.
+    /// Builds the dataflow of the job; once, and the same one on all workers. It waits until all of them have: the job
+    /// begins then, and what is before it, sinks that open and catch up included, is [`crate::Config::start_timeout`]'s.
     ///
     /// # Errors
     /// What `build` returns; `Config` when it is called again.
@@ -179,7 +180,12 @@ impl Job {
         // A dataflow without inputs ends at once.
         pace.borrow_mut().follow();
         self.pace = Some(pace);
-        built
+        let built = built?;
+        // Another worker's sink may take long to open and to catch up, and says nothing meanwhile: the job begins, and what
+        // counts as a stall with it, when all are there.
+        gather(&mut worker, &self.process.pulse, &())?;
+        self.process.pulse.start();
+        Ok(built)
     }
 
     /// Settles what is durable everywhere, and has marked epochs backed up where that is asked for.

@@ -277,7 +277,6 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
     let all = gather(worker, &process.pulse, &mine)?;
     let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
-    process.pulse.start();
     let recovered = Recovered { point: landed.point, first, generation: landed.generation, offsets };
     Job::new(worker, process, Ledger::new(core, first)?, recovered)
 }

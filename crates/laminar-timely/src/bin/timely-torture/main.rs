@@ -76,7 +76,7 @@ struct Options {
     /// Where this run ends, in epochs of the whole job.
     until: u64,
     stall_ms: u64,
-    /// How much longer than it takes the last process opens its state.
+    /// How much longer than it takes the last process opens its state, and then the target of a sink.
     opening_ms: u64,
     /// Microseconds between epochs of a worker, so that there is something to kill.
     pause_us: u64,

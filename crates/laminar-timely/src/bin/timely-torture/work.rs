@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use laminar_storage::Settings;
@@ -51,11 +52,32 @@ pub fn work(options: &Options) -> Result<(), String> {
         .vfs(Arc::new(Cache::new(seed, 8000, opening)))
         .mistakes(mistakes);
     let options = options.clone();
+    let sinks = Sinks { disk: sinks, opening };
     run(&cluster, &config, move |job| program(job, &options, &sinks)).map_err(|error| error.to_string())
 }
 
-fn program(job: &mut Job, options: &Options, disk: &Arc<dyn Vfs>) -> Result<(), Error> {
-    let dir = options.own_dir();
+/// Keeps the thread that has it from ending.
+struct Hangs;
+
+impl Drop for Hangs {
+    fn drop(&mut self) {
+        loop {
+            thread::park();
+        }
+    }
+}
+
+thread_local!(static HANGS: Hangs = const { Hangs });
+
+/// Where the rows of this process go.
+struct Sinks {
+    disk: Arc<dyn Vfs>,
+    /// How long the target of one of them takes.
+    opening: Duration,
+}
+
+fn program(job: &mut Job, options: &Options, sinks: &Sinks) -> Result<(), Error> {
+    let (dir, disk) = (options.own_dir(), &sinks.disk);
     let out = |name: &str| dir.join("out").join(name);
     let mut input = job.dataflow(|flow| {
         let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
@@ -83,6 +105,7 @@ fn program(job: &mut Job, options: &Options, disk: &Arc<dyn Vfs>) -> Result<(), 
         })?;
         let rows = out("digits");
         flow.sink(digits, "digit rows", |part| {
+            thread::sleep(sinks.opening);
             let format = |(digit, times): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(digit_line(*digit, *times).as_bytes());
             };
@@ -101,6 +124,9 @@ fn program(job: &mut Job, options: &Options, disk: &Arc<dyn Vfs>) -> Result<(), 
         }
     }
     announce(&options.dir, job, begin);
+    if options.mistake == "hang-at-the-end" && job.index() + 1 == job.peers() {
+        HANGS.with(|_| {});
+    }
     let mine: Vec<_> =
         (0..PARTITIONS).filter(|partition| *partition % job.peers() as u64 == job.index() as u64).collect();
     for epoch in begin..options.until {
