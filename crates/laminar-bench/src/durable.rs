@@ -85,6 +85,9 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
             }
         }
     }
+    for threads in [1, 2] {
+        raw::pipelined::rate(run, threads, &mut rates)?;
+    }
     for cores in [1, 2, 4, 8] {
         measure(run, &run.place, cores, &mut rates, Some(&mut latency))?;
     }
@@ -99,6 +102,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
         cpus()
     ));
     rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note(raw::pipelined::NOTE);
     rates.note(
         "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",
     );
@@ -467,7 +471,8 @@ mod tests {
 
     #[test]
     fn what_has_no_device_is_not_drawn_as_durable() {
-        let mut rates = Table::new("id", "title", &["workload", "cores", "puts/s", "logged / put", "puts / sync"]);
+        let mut rates =
+            Table::new("id", "title", &["workload", "cores", "puts/s", "logged / put", "puts / sync"]);
         for on in ["", IN_MEMORY, variants::DISCARDED] {
             let figures = [1, 10, 1, 1024].map(Cell::Count);
             rates.row([vec![Cell::text(format!("uniform{on}"))], figures.to_vec()].concat());
