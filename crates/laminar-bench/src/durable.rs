@@ -178,7 +178,7 @@ fn draw_cores(dir: &Path, rates: &Table) -> Result<(), Error> {
         let of = |cores: f64| {
             rows.iter().find(|(of, [at, _])| of == name && *at == cores).map(|(_, [_, rate])| rate / 1e6)
         };
-        Line { name, values: [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of).collect() }
+        Line::from_one(name, [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of))
     };
     let names = [
         "raw, synced every 1024 puts, reused",

@@ -55,7 +55,7 @@ fn measure(run: &Run, count: usize, table: &mut Table) -> Result<(), Error> {
     let files = Files::new(Arc::clone(&device));
     let Opened { store, mut cores, .. } = builder.vfs(Arc::new(files)).open()?;
     let keys = fill(run, &store, &mut cores)?;
-    let numbers = Spread::Uniform.draw(keys, run.ops_or(1_000_000, 4_000_000) / count, 3);
+    let numbers = Spread::Uniform.draw(keys, run.ops_or(2_000_000, 8_000_000) / count, 3);
     let mut floor = None;
     for delay in DELAYS {
         device.set(Limits { delay, bytes_per_second: BYTES_PER_SECOND });
