@@ -1,8 +1,11 @@
 //! From put to durable: rates, bytes and latency of the whole pipeline, beside what the device does
 //! for a program that only writes and syncs.
 
+mod backpressure;
+mod device;
 mod peers;
 mod raw;
+mod variants;
 
 use std::path::Path;
 use std::sync::Barrier;
@@ -82,6 +85,9 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
             }
         }
     }
+    for threads in [1, 2] {
+        raw::pipelined::rate(run, threads, &mut rates)?;
+    }
     for cores in [1, 2, 4, 8] {
         measure(run, &run.place, cores, &mut rates, Some(&mut latency))?;
     }
@@ -89,12 +95,14 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     if let Some(place) = memory_place(run) {
         measure(run, &place, 1, &mut rates, None)?;
     }
+    variants::all(run, &mut rates)?;
     peers::all(run, &mut rates, &mut latency)?;
     rates.note(format!(
         "one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share",
         cpus()
     ));
     rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note(raw::pipelined::NOTE);
     rates.note(
         "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",
     );
@@ -105,7 +113,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     latency.note("the log is in segments that were used before, as it is after some checkpoints");
     latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50");
     report.add(latency);
-    Ok(())
+    backpressure::run(run, report)
 }
 
 /// The latencies of the table, and those of them that are drawn.
@@ -136,7 +144,8 @@ impl Latencies {
 }
 
 /// How the rows end that have no device, so that nothing in them is durable.
-const NO_DEVICE: &str = ", in memory (no device)";
+const NO_DEVICE: &str = "(no device)";
+const IN_MEMORY: &str = ", in memory (no device)";
 
 /// A batch is more than a put of every core.
 const ONE_BY_ONE: f64 = 1.5;
@@ -169,7 +178,7 @@ fn draw_cores(dir: &Path, rates: &Table) -> Result<(), Error> {
         let of = |cores: f64| {
             rows.iter().find(|(of, [at, _])| of == name && *at == cores).map(|(_, [_, rate])| rate / 1e6)
         };
-        Line { name, values: [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of).collect() }
+        Line::from_one(name, [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of))
     };
     let names = [
         "raw, synced every 1024 puts, reused",
@@ -224,11 +233,9 @@ fn measure(
     let dir = place.fresh("durable")?;
     run.pins.background()?;
     let Opened { store, mut cores, .. } = Store::builder(&dir).cores(count).settings(settings()).open()?;
-    let keys = run.keys_or(1_000_000, 1_000_000) / count as u64;
+    let keys = fill(run, &store, &mut cores)?;
     let puts = run.ops_or(2_000_000, 10_000_000) / count;
-    let all: Vec<u32> = (0..keys as u32).collect();
-    drive(run, &store, &mut cores, &all, Policy::Every(Duration::from_millis(10)))?;
-    let on = if latency.is_some() { "" } else { NO_DEVICE };
+    let on = if latency.is_some() { "" } else { IN_MEMORY };
 
     let few = puts / 20;
     let waited = run.size(1000, 10_000) / count;
@@ -265,6 +272,14 @@ fn measure(
     clear(&dir)
 }
 
+/// Puts every key of every core, and returns how many a core has.
+fn fill(run: &Run, store: &Store, cores: &mut [CoreStore]) -> Result<u64, Error> {
+    let keys = run.keys_or(1_000_000, 1_000_000) / cores.len() as u64;
+    let all: Vec<u32> = (0..keys as u32).collect();
+    drive(run, store, cores, &all, Policy::Every(Duration::from_millis(10)))?;
+    Ok(keys)
+}
+
 /// How the rows go on whose log is written into segments that it was cut by before, as after some checkpoints it always is.
 const USED: &str = "segments used again";
 
@@ -286,9 +301,7 @@ fn with_checkpoints(run: &Run, rates: &mut Table) -> Result<(), Error> {
     run.pins.background()?;
     let settings = Settings { checkpoint_wal_bytes: 64 << 20, ..Settings::default() };
     let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings).open()?;
-    let keys = run.keys_or(1_000_000, 1_000_000);
-    let all: Vec<u32> = (0..keys as u32).collect();
-    drive(run, &store, &mut cores, &all, Policy::Every(Duration::from_millis(10)))?;
+    let keys = fill(run, &store, &mut cores)?;
     let numbers = Spread::Uniform.draw(keys, run.ops_or(2_000_000, 10_000_000), 3);
     let before = store.stats().checkpoints;
     let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(1024))?;
@@ -311,10 +324,14 @@ struct Done {
 }
 
 impl Done {
+    fn bytes_per_put(&self) -> f64 {
+        (self.after.wal_bytes - self.before.wal_bytes) as f64 / self.puts as f64
+    }
+
     fn cells(&self, name: String, cores: usize) -> Vec<Cell> {
         let seconds = self.time.as_secs_f64();
         let puts = self.puts as f64;
-        let bytes = (self.after.wal_bytes - self.before.wal_bytes) as f64 / puts;
+        let bytes = self.bytes_per_put();
         let syncs = (self.after.syncs - self.before.syncs) as f64;
         vec![
             Cell::Text(name),
@@ -338,10 +355,22 @@ fn drive(
     numbers: &[u32],
     policy: Policy,
 ) -> Result<Done, Error> {
+    let (done, _) = drive_each(run, store, cores, numbers.len(), |core| puts(store, core, numbers, policy))?;
+    Ok(done)
+}
+
+/// Has every core put as many, each on its thread, and waits until all is durable. Also what came of each.
+fn drive_each<R: Send>(
+    run: &Run,
+    store: &Store,
+    cores: &mut [CoreStore],
+    puts: usize,
+    put: impl Fn(&mut CoreStore) -> Result<R, Error> + Sync,
+) -> Result<(Done, Vec<R>), Error> {
     let before = store.stats();
     let count = cores.len();
-    let (meet, last) = (Barrier::new(count + 1), AtomicU64::new(0));
-    let started = std::thread::scope(|scope| {
+    let (meet, last, put) = (Barrier::new(count + 1), AtomicU64::new(0), &put);
+    let (started, done) = std::thread::scope(|scope| {
         let threads: Vec<_> = cores
             .iter_mut()
             .enumerate()
@@ -350,7 +379,7 @@ fn drive(
                 scope.spawn(move || {
                     let ready = run.pins.hot(index);
                     meet.wait();
-                    let done = ready.and_then(|()| puts(store, core, numbers, policy));
+                    let done = ready.and_then(|()| put(core));
                     last.fetch_max(core.epoch().get(), Ordering::Relaxed);
                     meet.wait();
                     // The cores end with the same epoch, whatever the clocks said.
@@ -362,14 +391,12 @@ fn drive(
         meet.wait();
         let started = (Instant::now(), cpu_time());
         meet.wait();
-        for thread in threads {
-            thread.join().map_err(|_| "a core's thread panicked")??;
-        }
-        Ok::<_, Error>(started)
+        let done = threads.into_iter().map(|thread| thread.join().map_err(|_| "a core's thread panicked")?);
+        Ok::<_, Error>((started, done.collect::<Result<Vec<_>, Error>>()?))
     })?;
     store.wait_durable(Epoch(last.load(Ordering::Relaxed)))?;
     let (time, cpu) = (started.0.elapsed(), cpu_time().saturating_sub(started.1));
-    Ok(Done { puts: (numbers.len() * count) as u64, time, cpu, before, after: store.stats() })
+    Ok((Done { puts: (puts * count) as u64, time, cpu, before, after: store.stats() }, done))
 }
 
 fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) -> Result<(), Error> {
@@ -436,4 +463,21 @@ fn seal_to_durable(
 
 fn raw_name(bytes: usize) -> String {
     format!("raw pwrite + fdatasync of {bytes} B each")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_device_is_not_drawn_as_durable() {
+        let mut rates =
+            Table::new("id", "title", &["workload", "cores", "puts/s", "logged / put", "puts / sync"]);
+        for on in ["", IN_MEMORY, variants::DISCARDED] {
+            let figures = [1, 10, 1, 1024].map(Cell::Count);
+            rates.row([vec![Cell::text(format!("uniform{on}"))], figures.to_vec()].concat());
+        }
+        let drawn: Vec<_> = bars(&rates).into_iter().map(|(_, bar)| bar.name).collect();
+        assert_eq!(drawn, ["laminar, uniform"]);
+    }
 }

@@ -139,6 +139,8 @@ fn all(run: &Run, keys: u64, report: &mut Report) -> Result<(), Error> {
     checkpoints.note("LMDB and redb have one writer at a time: meanwhile is the commit at the end of its transaction, without are puts into a transaction that is given up; another writer waits for the whole of it, which is the time");
     checkpoints.note("LMDB and redb write whole pages of their trees, and have no log: what the others had synced before the checkpoint is part of their time");
     openings.note("floor: read one sequential file, check CRCs, fill a presized table, one thread");
+    #[cfg(feature = "peer-rocksdb")]
+    openings.note(rocks::NOTE);
     openings.note("a store that reads lazily has its first get early; ours has everything in memory then");
     if !cfg!(feature = "peers") {
         checkpoints

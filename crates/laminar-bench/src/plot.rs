@@ -8,11 +8,18 @@ use crate::Error;
 use crate::machine::Nanos;
 use crate::table::shown_nanos;
 
-/// One line: its name, and a value for each place on the horizontal axis, from 1.
+/// One line: its name, and its points, places on the horizontal axis first.
 #[derive(Debug)]
 pub struct Line<'a> {
     pub name: &'a str,
-    pub values: Vec<f64>,
+    pub points: Vec<(f64, f64)>,
+}
+
+impl<'a> Line<'a> {
+    /// Values at the places from 1 on.
+    pub fn from_one(name: &'a str, values: impl IntoIterator<Item = f64>) -> Self {
+        Self { name, points: (1_u32..).map(f64::from).zip(values).collect() }
+    }
 }
 
 const SIZE: (u32, u32) = (900, 420);
@@ -56,8 +63,9 @@ pub struct Bar {
 
 /// Draws lines that share both axes, from 0 upwards.
 pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> Result<(), Error> {
-    let longest = lines.iter().map(|line| line.values.len()).max().unwrap_or(0);
-    let highest = lines.iter().flat_map(|line| &line.values).copied().fold(0.0, f64::max);
+    let all = || lines.iter().flat_map(|line| &line.points).copied();
+    let farthest = all().map(|(at, _)| at).fold(1.0, f64::max);
+    let highest = all().map(|(_, value)| value).fold(0.0, f64::max);
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
         let area = SVGBackend::new(path, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
@@ -66,7 +74,7 @@ pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> 
             .margin(12)
             .x_label_area_size(38)
             .y_label_area_size(64)
-            .build_cartesian_2d(0_f64..longest.max(1) as f64, 0_f64..highest.max(f64::MIN_POSITIVE) * 1.3)?;
+            .build_cartesian_2d(0_f64..farthest, 0_f64..highest.max(f64::MIN_POSITIVE) * 1.3)?;
         let whole = |at: &f64| format!("{at:.0}");
         chart
             .configure_mesh()
@@ -76,10 +84,9 @@ pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> 
             .light_line_style(WHITE)
             .draw()?;
         for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-            let points = line.values.iter().zip(1_u32..).map(|(value, at)| (f64::from(at), *value));
             let sample = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(2));
             chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(1)))?
+                .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(1)))?
                 .label(line.name)
                 .legend(sample);
         }
@@ -209,8 +216,8 @@ mod tests {
     fn every_line_is_drawn_and_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plot.svg");
-        let first = Line { name: "first", values: vec![1.0, 2.0, 1.5] };
-        let second = Line { name: "second", values: vec![0.0; 3] };
+        let first = Line::from_one("first", [1.0, 2.0, 1.5]);
+        let second = Line { name: "second", points: vec![(1.0, 0.0), (2.5, 0.0)] };
         lines(&path, "Two lines", "x", "y", &[first, second]).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         for wanted in ["<svg", "Two lines", "first", "second"] {

@@ -8,6 +8,8 @@
 pub mod drive;
 mod floor;
 mod growth;
+#[cfg(feature = "peers")]
+mod peers;
 mod yardsticks;
 
 use std::time::{Duration, Instant};
@@ -106,6 +108,8 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     let zipf = Spread::Zipf.draw(keys, count, 2);
     rows.table.row(gaps_row(&gaps));
     yardsticks::run(keys, &uniform, &zipf, &mut rows)?;
+    #[cfg(feature = "peers")]
+    peers::run(run, keys, &uniform, &mut rows)?;
 
     let dir = run.place.fresh("ring0")?;
     let Opened { store, mut cores, .. } = Store::builder(&dir).settings(settings()).open()?;
@@ -173,9 +177,11 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     table.note("mean: whole time / operations, no clock in between. timed: two clock readings around each operation, their cost is in the calibration");
     table.note("put, update, delete: Ring 1 drains into the real log at the same time; unless 'unpaced', bursts of 16 384 with Ring 1 catching up in between, which is not counted; sealing is not counted either");
     table.note("a put is not durable yet when it returns: what it takes until then is in the rows that say 'durable', and in the tables of `durable`");
-    table.note("floor: a minimal program with an index of 24 bytes a key, an arena and a ring, nearly all in huge pages, presized, nothing checked, nobody reading the ring");
+    table.note("floor: a minimal program with an index of 24 bytes a key, an arena and a ring, nearly all in huge pages, presized, nothing checked, nobody reading the ring; its put_batch reads the buckets of 16 keys, and the places that they go to, before it writes the first");
     table.note("raw memory: key and value written to, or a byte read from, a place of 128 bytes that is known, in 4 KiB pages unless the system gives larger ones; no key is compared");
     table.note("hashbrown: no log, no second thread at work, memory in 4 KiB pages; in-place needs values of one length; same keys, same order, same hash-table load");
+    #[cfg(feature = "peers")]
+    table.note(peers::NOTE);
     table.note("the idle loop ran just before, with nothing else of this process running; gaps beyond its rate are ours");
     report.add(table);
     memory.note("the system gave 'committed'; slots are live, free, or not used yet");

@@ -32,6 +32,8 @@ const COLUMNS: &[&str] = &[
 /// Where the number of keys begins, and how often it doubles.
 const FEWEST: u64 = 250_000;
 const DOUBLINGS: u32 = 6;
+/// The largest number of keys, less than a doubling more.
+const MOST: u64 = 20_000_000;
 
 /// Every so often a seal, as in the other measurements.
 const SEALS: Seals = Seals::Every(Duration::from_millis(10));
@@ -49,23 +51,24 @@ struct Means {
 pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     run.pins.background()?;
     let mut table = Table::new("scaling", "How operations grow, one core, uniform", COLUMNS);
-    let mut means = Vec::new();
-    for doubled in 0..=run.size(1, DOUBLINGS) {
-        means.push(measure::<16, 100>(run, FEWEST << doubled, &mut table)?);
-    }
+    let mut sizes: Vec<u64> = (0..=run.size(1, DOUBLINGS)).map(|doubled| FEWEST << doubled).collect();
     if !run.quick {
-        measure::<16, 100>(run, 20_000_000, &mut table)?;
+        sizes.push(MOST);
+    }
+    let mut means = Vec::new();
+    for keys in sizes {
+        means.push((doublings(keys), measure::<16, 100>(run, keys, &mut table)?));
     }
     let keys = run.keys_or(FEWEST, 1_000_000);
     measure::<8, 100>(run, keys, &mut table)?;
     measure::<32, 100>(run, keys, &mut table)?;
     measure::<64, 100>(run, keys, &mut table)?;
     let values = [
-        measure::<16, 8>(run, keys, &mut table)?,
-        measure::<16, 250>(run, keys, &mut table)?,
-        measure::<16, 500>(run, keys, &mut table)?,
-        measure::<16, 750>(run, keys, &mut table)?,
-        measure::<16, 1000>(run, keys, &mut table)?,
+        (1.0, measure::<16, 8>(run, keys, &mut table)?),
+        (2.0, measure::<16, 250>(run, keys, &mut table)?),
+        (3.0, measure::<16, 500>(run, keys, &mut table)?),
+        (4.0, measure::<16, 750>(run, keys, &mut table)?),
+        (5.0, measure::<16, 1000>(run, keys, &mut table)?),
     ];
     table.note("means without a clock in between; p99.9 with two readings of it around each put; puts in bursts of 16 384, Ring 1 catching up in between, which is not counted");
     table.note("put, until durable: as many puts without pauses, sealed as often, until the last of them is durable, over their number");
@@ -93,9 +96,18 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     states::run(run, report)
 }
 
-fn draw(run: &Run, means: &[Means], file: &str, title: &str, x: &str) -> Result<(), Error> {
+/// Where a number of keys is on the axis of the plot.
+fn doublings(keys: u64) -> f64 {
+    1.0 + (keys as f64 / FEWEST as f64).log2()
+}
+
+/// Draws means, each with its place on the axis.
+fn draw(run: &Run, means: &[(f64, Means)], file: &str, title: &str, x: &str) -> Result<(), Error> {
     let Some(dir) = &run.beside_json else { return Ok(()) };
-    let line = |name, of: fn(&Means) -> f64| Line { name, values: means.iter().map(of).collect() };
+    let line = |name, of: fn(&Means) -> f64| Line {
+        name,
+        points: means.iter().map(|(at, means)| (*at, of(means))).collect(),
+    };
     lines(
         &dir.join(file),
         title,
@@ -211,6 +223,12 @@ fn in_a_table<const K: usize, const V: usize>(keys: u64, drawn: &[u32]) -> (f64,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_of_keys_between_two_doublings_is_drawn_between_them() {
+        assert_eq!([FEWEST, FEWEST << DOUBLINGS].map(doublings), [1.0, 7.0]);
+        assert!((7.3..7.4).contains(&doublings(MOST)));
+    }
 
     #[test]
     fn keys_of_every_length_are_different() {

@@ -218,7 +218,7 @@ fn row(workload: Workload, history: &[After]) -> Vec<Cell> {
 fn draw(dir: &Path, workload: Workload, history: &[After]) -> Result<(), Error> {
     fs::create_dir_all(dir)?;
     let name = workload.name();
-    let line = |name, of: fn(&After) -> f64| Line { name, values: history.iter().map(of).collect() };
+    let line = |name, of: fn(&After) -> f64| Line::from_one(name, history.iter().map(of));
     let on_disk = [
         line("newest checkpoint", |after| after.ratio(after.newest)),
         line("retained checkpoints", |after| after.ratio(after.retained)),

@@ -1,5 +1,7 @@
 //! The device by itself: write the same bytes, sync, and nothing else.
 
+pub mod pipelined;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

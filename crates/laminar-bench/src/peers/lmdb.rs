@@ -20,6 +20,15 @@ pub struct Lmdb {
     pending: Vec<(u64, u32)>,
 }
 
+/// LMDB in a directory, and the keys in it.
+pub fn open(dir: &Path) -> Result<(Environment, Database), Error> {
+    let dir = dir.join("lmdb");
+    std::fs::create_dir_all(&dir)?;
+    let env = Environment::new().set_map_size(MAP).open(&dir)?;
+    let state = env.open_db(None)?;
+    Ok((env, state))
+}
+
 impl Lmdb {
     /// A transaction with all changes in it.
     fn with_changes(&mut self) -> Result<RwTransaction<'_>, Error> {
@@ -38,10 +47,7 @@ impl Peer for Lmdb {
     const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
-        let dir = dir.join("lmdb");
-        std::fs::create_dir_all(&dir)?;
-        let env = Environment::new().set_map_size(MAP).open(&dir)?;
-        let state = env.open_db(None)?;
+        let (env, state) = open(dir)?;
         Ok(Self { env, state, pending: Vec::new() })
     }
 

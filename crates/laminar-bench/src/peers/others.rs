@@ -12,7 +12,19 @@ use super::stall::{Stall, Writer};
 use crate::Error;
 use crate::keys::{key, value};
 
-const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
+pub const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
+
+/// redb in a directory.
+pub fn redb(dir: &Path) -> Result<Database, Error> {
+    Ok(Database::builder().set_cache_size(1 << 30).create(dir.join("redb"))?)
+}
+
+/// fjall in a directory, and the keys in it.
+pub fn fjall(dir: &Path) -> Result<(FjallDatabase, Keyspace), Error> {
+    let database = FjallDatabase::builder(dir.join("fjall")).cache_size(1 << 30).open()?;
+    let state = database.keyspace("state", KeyspaceCreateOptions::default)?;
+    Ok((database, state))
+}
 
 pub struct Redb {
     database: Database,
@@ -41,8 +53,7 @@ impl Peer for Redb {
     const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
-        let database = Database::builder().set_cache_size(1 << 30).create(dir.join("redb"))?;
-        Ok(Self { database, pending: Vec::new() })
+        Ok(Self { database: redb(dir)?, pending: Vec::new() })
     }
 
     fn put(&mut self, numbers: &mut dyn Iterator<Item = u64>, version: u32) -> Result<(), Error> {
@@ -105,8 +116,7 @@ impl Peer for Fjall {
     const LOG: Option<&'static str> = None;
 
     fn open(dir: &Path) -> Result<Self, Error> {
-        let database = FjallDatabase::builder(dir.join("fjall")).cache_size(1 << 30).open()?;
-        let state = database.keyspace("state", KeyspaceCreateOptions::default)?;
+        let (database, state) = fjall(dir)?;
         Ok(Self { database, state })
     }
 

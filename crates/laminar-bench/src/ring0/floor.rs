@@ -14,7 +14,7 @@ const RING: usize = 1 << 16;
 /// Bytes of a place: a header of 12 bytes, key and value.
 const PLACE: usize = 128;
 const HEADER: usize = PLACE - PAYLOAD;
-/// Puts whose buckets are asked for together.
+/// Puts of a batch.
 pub const BATCH: usize = 16;
 
 /// An entry of the index: the key, and its place, counted from 1.
@@ -22,8 +22,13 @@ type Entry = [u64; 3];
 
 pub struct Floor {
     index: MmapMut,
-    arena: MmapMut,
     mask: usize,
+    records: Records,
+}
+
+/// Arena and ring.
+struct Records {
+    arena: MmapMut,
     ring: Vec<[u64; 4]>,
     /// Places that were replaced so long ago that the ring has forgotten them.
     free: Vec<u64>,
@@ -33,74 +38,103 @@ pub struct Floor {
 
 impl Floor {
     pub fn new(keys: u64) -> Result<Self, Error> {
-        let entries = (keys as usize * 3 / 2).next_power_of_two();
-        let mut floor = Self {
-            index: huge(entries * size_of::<Entry>())?,
+        let slots = (keys as usize * 3 / 2).next_power_of_two();
+        let records = Records {
             arena: huge((keys as usize + RING) * PLACE)?,
-            mask: entries - 1,
             ring: vec![[0; 4]; RING],
             free: (keys..keys + RING as u64).collect(),
             puts: 0,
             stamp: Stamp::new(),
         };
+        let index = huge(slots * size_of::<Entry>())?;
+        let mut floor = Self { index, mask: slots - 1, records };
         for number in 0..keys {
-            let (slot, words) = floor.find(number)?;
-            floor.entries()?[slot] = [words[0], words[1], number + 1];
+            let words = words(&key(number));
+            let entries = entries(&mut floor.index)?;
+            let slot = find(entries, home(words) & floor.mask, words);
+            entries[slot] = [words[0], words[1], number + 1];
         }
         // Every place is written once, so that none is touched for the first time later.
         (0..keys).try_for_each(|number| floor.put(number, 0))?;
         Ok(floor)
     }
 
-    fn entries(&mut self) -> Result<&mut [Entry], Error> {
-        <[Entry]>::mut_from_bytes(&mut self.index).map_err(|e| e.to_string().into())
-    }
-
-    /// The entry of a key, or the empty one where it belongs.
-    fn find(&mut self, number: u64) -> Result<(usize, [u64; 2]), Error> {
-        let words = words(&key(number));
-        let mask = self.mask;
-        let mut slot = mix(words[0] ^ words[1]) as usize & mask;
-        let entries = self.entries()?;
-        while entries[slot][2] != 0 && entries[slot][..2] != words {
-            slot = (slot + 1) & mask;
-        }
-        Ok((slot, words))
-    }
-
     pub fn put(&mut self, number: u64, at: u64) -> Result<(), Error> {
-        let (slot, _) = self.find(number)?;
-        let here = self.puts & (RING - 1);
-        self.puts += 1;
-        let place = self.free[here];
-        let old = std::mem::replace(&mut self.entries()?[slot][2], place + 1) - 1;
-        self.free[here] = old;
-        let bytes = &mut self.arena[place as usize * PLACE..][..PLACE];
-        bytes[..8].copy_from_slice(&at.to_le_bytes());
-        bytes[HEADER..HEADER + KEY].copy_from_slice(&key(number));
-        bytes[HEADER + KEY..].copy_from_slice(self.stamp.at(at));
-        self.ring[here] = [place, old, slot as u64, at];
+        let (entries, key) = (entries(&mut self.index)?, key(number));
+        let words = words(&key);
+        let slot = find(entries, home(words) & self.mask, words);
+        self.records.put::<true>(&mut entries[slot], slot, &key, at);
         Ok(())
     }
 
-    /// Puts whose buckets are read first, all of them, so that the reads overlap.
-    pub fn put_batch(&mut self, numbers: &[u32], at: u64) -> Result<(), Error> {
-        let mask = self.mask;
-        let entries = self.entries()?;
-        let slots = numbers.iter().map(|number| words(&key(u64::from(*number))));
-        let asked = slots.fold(0, |all: u64, words| {
-            all.wrapping_add(entries[mix(words[0] ^ words[1]) as usize & mask][2])
+    /// Puts of which none waits for another: their buckets, and the places that they go to, are read first, and no key is
+    /// looked for again. The ring is told of them or not.
+    pub fn put_batch<const TOLD: bool>(&mut self, numbers: &[u32; BATCH], at: u64) -> Result<(), Error> {
+        let entries = entries(&mut self.index)?;
+        let keys = numbers.map(|number| key(u64::from(number)));
+        let words = keys.map(|key| words(&key));
+        let homes = words.map(|words| home(words) & self.mask);
+        let asked = homes.iter().zip(0..).fold(0, |all, (home, put)| {
+            let [first, _, last] = entries[*home];
+            all ^ first ^ last ^ self.records.touch(put)
         });
         std::hint::black_box(asked);
-        numbers.iter().try_for_each(|number| self.put(u64::from(*number), at))
+        for ((key, words), home) in keys.iter().zip(words).zip(homes) {
+            let slot = find(entries, home, words);
+            self.records.put::<TOLD>(&mut entries[slot], slot, key, at);
+        }
+        Ok(())
     }
 
     /// The first byte of a value.
     pub fn get(&mut self, number: u64) -> Result<u8, Error> {
-        let (slot, _) = self.find(number)?;
-        let place = self.entries()?[slot][2] - 1;
-        Ok(self.arena[place as usize * PLACE + PLACE - VALUE])
+        let (entries, words) = (entries(&mut self.index)?, words(&key(number)));
+        let place = entries[find(entries, home(words) & self.mask, words)][2] - 1;
+        Ok(self.records.arena[place as usize * PLACE + PLACE - VALUE])
     }
+}
+
+impl Records {
+    /// Writes a new place, gives it to the entry, and tells the ring.
+    fn put<const TOLD: bool>(&mut self, entry: &mut Entry, slot: usize, key: &[u8; KEY], at: u64) {
+        let here = self.puts & (RING - 1);
+        self.puts += 1;
+        let place = self.free[here];
+        let old = std::mem::replace(&mut entry[2], place + 1) - 1;
+        self.free[here] = old;
+        let bytes = &mut self.arena[place as usize * PLACE..][..PLACE];
+        bytes[..8].copy_from_slice(&at.to_le_bytes());
+        bytes[HEADER..HEADER + KEY].copy_from_slice(key);
+        bytes[HEADER + KEY..].copy_from_slice(self.stamp.at(at));
+        if TOLD {
+            self.ring[here] = [place, old, slot as u64, at];
+        }
+    }
+
+    /// Reads from both lines of the place that so many puts later is written.
+    fn touch(&self, later: usize) -> u64 {
+        let place = self.free[(self.puts + later) & (RING - 1)];
+        let bytes = &self.arena[place as usize * PLACE..][..PLACE];
+        u64::from(bytes[0] ^ bytes[PLACE / 2])
+    }
+}
+
+fn entries(index: &mut MmapMut) -> Result<&mut [Entry], Error> {
+    <[Entry]>::mut_from_bytes(index).map_err(|e| e.to_string().into())
+}
+
+/// Where a key is looked for first, before the mask.
+fn home(words: [u64; 2]) -> usize {
+    mix(words[0] ^ words[1]) as usize
+}
+
+/// The slot of a key, or the empty one where it belongs.
+fn find(entries: &[Entry], home: usize, words: [u64; 2]) -> usize {
+    let mut slot = home;
+    while entries[slot][2] != 0 && entries[slot][..2] != words {
+        slot = if slot + 1 == entries.len() { 0 } else { slot + 1 };
+    }
+    slot
 }
 
 fn words(key: &[u8; KEY]) -> [u64; 2] {

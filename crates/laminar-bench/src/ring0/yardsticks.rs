@@ -6,7 +6,7 @@ use hashbrown::HashMap;
 
 use super::Rows;
 use super::drive::Outcome;
-use super::floor::{self, Floor};
+use super::floor::{BATCH, Floor};
 use crate::Error;
 use crate::keys::{KEY, PAYLOAD, Stamp, VALUE, key};
 use crate::machine::{Nanos, histogram};
@@ -66,7 +66,7 @@ fn memory(keys: u64, uniform: &[u32], rows: &mut Rows) -> Result<(), Error> {
     Ok(())
 }
 
-/// The floor of what a put with its changelog must do, one by one and with the buckets of a batch read first.
+/// The floor of what a put with its changelog must do, one by one and in batches.
 fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<(), Error> {
     let mut floor = Floor::new(keys)?;
     let mut failed = None;
@@ -80,12 +80,12 @@ fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<()
     if let Some(error) = failed {
         return Err(error);
     }
-    let started = Instant::now();
-    for (at, numbers) in uniform.chunks(floor::BATCH).enumerate() {
-        floor.put_batch(numbers, at as u64)?;
-    }
-    let mean = started.elapsed().as_nanos() as f64 / uniform.len() as f64;
-    rows.row(&Outcome::untimed("floor: put, buckets of 16 read first, per put", mean));
+    rows.row(&batches("floor: put_batch of 16, no ring, uniform, per put", uniform, |numbers, at| {
+        floor.put_batch::<false>(numbers, at)
+    })?);
+    rows.row(&batches("floor: put_batch of 16, with the ring, uniform, per put", uniform, |numbers, at| {
+        floor.put_batch::<true>(numbers, at)
+    })?);
     let mut failed = None;
     let mut get = |number, _| match floor.get(number) {
         Ok(byte) => drop(std::hint::black_box(byte)),
@@ -93,6 +93,20 @@ fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<()
     };
     rows.row(&measure("floor: index and arena, get, uniform", uniform, &mut get)?);
     failed.map_or(Ok(()), Err)
+}
+
+fn batches(
+    name: &str,
+    numbers: &[u32],
+    mut put: impl FnMut(&[u32; BATCH], u64) -> Result<(), Error>,
+) -> Result<Outcome, Error> {
+    let (batches, _) = numbers.as_chunks();
+    let started = Instant::now();
+    for (at, numbers) in batches.iter().enumerate() {
+        put(numbers, at as u64)?;
+    }
+    let mean = started.elapsed().as_nanos() as f64 / (batches.len() * BATCH) as f64;
+    Ok(Outcome::untimed(name, mean))
 }
 
 /// Growing a table that was not told how large it will be.
@@ -105,7 +119,7 @@ pub fn growth(keys: u64) -> Result<Outcome, Error> {
     Ok(Outcome::timed("hashbrown, insert", histogram, time))
 }
 
-fn measure(name: &str, numbers: &[u32], operation: &mut impl FnMut(u64, u64)) -> Result<Outcome, Error> {
+pub fn measure(name: &str, numbers: &[u32], operation: &mut impl FnMut(u64, u64)) -> Result<Outcome, Error> {
     // Once for the caches and pages.
     numbers.iter().take(numbers.len() / 10).for_each(|number| operation(u64::from(*number), 0));
     let started = Instant::now();

@@ -63,13 +63,12 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
 
 fn draw(run: &Run, all: &[(u64, Times)]) -> Result<(), Error> {
     let Some(dir) = &run.beside_json else { return Ok(()) };
-    let line = |name, of: fn(u64, &Times) -> (Duration, u64)| Line {
-        name,
-        values: all
-            .iter()
-            .map(|(keys, times)| of(*keys, times))
-            .map(|(time, keys)| time.as_nanos() as f64 / keys as f64)
-            .collect(),
+    let line = |name, of: fn(u64, &Times) -> (Duration, u64)| {
+        let each = all.iter().map(|(keys, times)| {
+            let (time, keys) = of(*keys, times);
+            time.as_nanos() as f64 / keys as f64
+        });
+        Line::from_one(name, each)
     };
     lines(
         &dir.join("scaling-states.svg"),

@@ -1,0 +1,69 @@
+//! The pipeline without a log, and with a larger ring: rows that say what those are worth.
+
+use std::sync::Arc;
+
+use laminar_storage::{Opened, Settings, Store, StoreBuilder};
+
+use super::device::{Files, Nothing};
+use super::{Policy, drive, fill, settings};
+use crate::keys::Spread;
+use crate::place::clear;
+use crate::table::{Cell, Table};
+use crate::{Error, Run};
+
+/// Puts on a core between two seals.
+const EPOCH: usize = 1024;
+/// Entries of the larger ring: sixteen times the default.
+const RING: usize = 1 << 20;
+/// How the rows end whose log is taken at once and not kept, so that nothing in them is durable.
+pub const DISCARDED: &str = ", log discarded (no device)";
+
+/// What a table says of the rows.
+const NOTES: &[&str] = &[
+    "log discarded: Ring 1 drains, frames and checksums the log as else, and counts its bytes; files take every write and sync at once and keep nothing, and there is one segment, so that no directory is synced in between",
+    "ring of: entries of each core's changelog ring, which has 65 536 else",
+];
+
+/// The largest segment there may be: nothing is written, and no other one is begun.
+const ONE_SEGMENT: u64 = 16 << 30;
+
+pub fn all(run: &Run, rates: &mut Table) -> Result<(), Error> {
+    for cores in [1, 2] {
+        let settings = Settings { segment_bytes: ONE_SEGMENT, ..settings() };
+        let set = |builder: StoreBuilder| {
+            builder.settings(settings.clone()).vfs(Arc::new(Files::new(Arc::new(Nothing))))
+        };
+        rows(run, cores, set, &[Spread::Uniform, Spread::Zipf], DISCARDED, rates)?;
+    }
+    for cores in [1, 4] {
+        let settings = Settings { ring_capacity: RING, ..settings() };
+        let set = |builder: StoreBuilder| builder.settings(settings.clone());
+        let name = format!(", ring of {}", Cell::Count(RING as u64).shown());
+        rows(run, cores, set, &[Spread::Zipf], &name, rates)?;
+    }
+    NOTES.iter().for_each(|note| rates.note(*note));
+    Ok(())
+}
+
+fn rows(
+    run: &Run,
+    count: usize,
+    set: impl FnOnce(StoreBuilder) -> StoreBuilder,
+    spreads: &[Spread],
+    name: &str,
+    rates: &mut Table,
+) -> Result<(), Error> {
+    let dir = run.place.fresh("durable")?;
+    run.pins.background()?;
+    let Opened { store, mut cores, .. } = set(Store::builder(&dir).cores(count)).open()?;
+    let keys = fill(run, &store, &mut cores)?;
+    let puts = run.ops_or(2_000_000, 10_000_000) / count;
+    for spread in spreads {
+        let numbers = spread.draw(keys, puts, 3);
+        let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(EPOCH))?;
+        rates.row(done.cells(format!("{}, {}{name}", spread.name(), Policy::Puts(EPOCH).name()), count));
+    }
+    drop(cores);
+    store.close()?;
+    clear(&dir)
+}
