@@ -84,6 +84,24 @@ fn a_process_that_is_stopped_is_waited_for_or_the_others_end() {
     assert!(!said.contains("0 times for a moment") && !said.contains("; 0 stopped"), "{said}");
 }
 
+/// A sync that fails may have lost what it was to make durable, and a second one would not know; a write that fails leaves a
+/// hole. Whoever has such a log ends and says so, and what it did not acknowledge is done again.
+#[test]
+fn one_process_whose_log_fails_ends_and_loses_nothing() {
+    let said = exact(
+        "--processes 1 --workers 2 --fault disk --kills 6 --epochs 120 --events 200 --pause-us 1000 --seed 51",
+    );
+    assert!(said.contains("6 kills, stops, cuts or failures of a disk"), "{said}");
+}
+
+#[test]
+fn two_processes_of_which_a_log_fails_end_and_lose_nothing() {
+    let said = exact(
+        "--processes 2 --workers 1 --fault disk --kills 6 --epochs 120 --events 200 --pause-us 1000 --seed 52",
+    );
+    assert!(said.contains("6 kills, stops, cuts or failures of a disk"), "{said}");
+}
+
 /// Each used to be taken for a process that hangs: the state first, and then the sink.
 #[test]
 fn a_state_and_a_sink_that_take_longer_to_open_than_a_stall_are_waited_for() {

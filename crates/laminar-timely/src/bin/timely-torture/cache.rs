@@ -1,5 +1,5 @@
 //! A file system that keeps what was written and not synced in the memory of the process, so that killing the process loses
-//! exactly that, as cutting the power would; and whose syncs take a while.
+//! exactly that, as cutting the power would; whose syncs take a while; and that may fail.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile, write_all_at};
 
+use crate::failing::{Operation, Trouble};
 use crate::model::mix;
 
 /// Writes of one file that are not on the disk, in order.
@@ -26,6 +27,7 @@ pub struct Cache {
     syncs: AtomicU64,
     longest_us: u64,
     opening: Duration,
+    trouble: Arc<Trouble>,
 }
 
 #[derive(Debug)]
@@ -36,20 +38,29 @@ struct CachedFile {
     access: Access,
     pending: Pending,
     delay: Duration,
+    trouble: Arc<Trouble>,
 }
 
 impl Cache {
     /// A sync takes up to `longest_us` microseconds longer, and opening a store so much.
     pub fn new(seed: u64, longest_us: u64, opening: Duration) -> Self {
         let syncs = AtomicU64::new(0);
-        Self { disk: OsVfs::new(), pending: Mutex::default(), seed, syncs, longest_us, opening }
+        let (pending, trouble) = (Mutex::default(), Arc::default());
+        Self { disk: OsVfs::new(), pending, seed, syncs, longest_us, opening, trouble }
+    }
+
+    /// Its logs fail when this says so.
+    pub fn with(mut self, trouble: &Arc<Trouble>) -> Self {
+        self.trouble = Arc::clone(trouble);
+        self
     }
 
     fn file(&self, path: &Path, access: Access, disk: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
         let pending = Arc::clone(lock(&self.pending).entry(path.to_path_buf()).or_default());
         let number = self.syncs.fetch_add(1, Ordering::Relaxed);
         let delay = Duration::from_micros(mix(self.seed ^ number) % self.longest_us.max(1));
-        Arc::new(CachedFile { disk, path: path.to_path_buf(), access, pending, delay })
+        let trouble = Arc::clone(&self.trouble);
+        Arc::new(CachedFile { disk, path: path.to_path_buf(), access, pending, delay, trouble })
     }
 
     /// What is about to get a second name is written, though not synced.
@@ -91,6 +102,7 @@ impl VfsFile for CachedFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.trouble.strikes(Operation::Write, &self.path)?;
         lock(&self.pending).push((offset, buf.to_vec()));
         Ok(buf.len())
     }
@@ -107,6 +119,11 @@ impl VfsFile for CachedFile {
 
     fn sync_data(&self) -> io::Result<()> {
         thread::sleep(self.delay);
+        if let Err(error) = self.trouble.strikes(Operation::Sync, &self.path) {
+            // What was not written is gone, and a second sync would know nothing of it, as with Linux.
+            lock(&self.pending).clear();
+            return Err(error);
+        }
         self.write_out()?;
         self.disk.sync_data()
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use laminar_timely::EXIT_FAILED;
 
+use crate::failing::{Failing, Operation};
 use crate::model::{lines, mix};
 use crate::network::Network;
 use crate::{ENDED, Options};
@@ -29,6 +30,9 @@ struct Tally {
     outlived: u32,
     /// Processes that were stopped until the others had ended.
     outwaited: u32,
+    /// Starts of processes that did not find each other: a port that another program took in between, or a machine that stood
+    /// still for seconds.
+    alone: u32,
 }
 
 pub fn drive(options: &Options) -> Result<(), String> {
@@ -99,14 +103,14 @@ fn drive_in(options: &Options) -> Result<(), String> {
     if sizes.len() == 1 {
         compare_uninterrupted(options)?;
     }
-    let Tally { kills, early, recoveries, starts, outlived, outwaited } = tally;
-    if options.fault != "kill" {
+    let Tally { kills, early, recoveries, starts, outlived, outwaited, alone: _ } = tally;
+    if ["stop", "cut"].contains(&options.fault.as_str()) {
         println!(
             "{outlived} times for a moment only, and the job went on; {outwaited} stopped until the others had ended"
         );
     }
     println!(
-        "{} kills, stops or cuts ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
+        "{} kills, stops, cuts or failures of a disk ({early} before the recovery was over), {starts} starts of a process, {recoveries} recoveries; {found} lines, \
          0 missing, 0 twice, 0 besides",
         kills
     );
@@ -122,31 +126,23 @@ enum Moment {
     Never,
 }
 
-impl Moment {
-    /// A little later than this: the job has gone on then.
-    fn later(&self) -> Self {
-        match self {
-            Self::Early(after) => Self::Early(*after),
-            Self::Output(bytes) => Self::Output(bytes + 1),
-            Self::Never => Self::Never,
-        }
-    }
-}
-
 /// Runs the job up to `options.until`, with kills on the way.
 fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
     let all: usize =
         lines(options.seed, options.until, options.events, options.keys).iter().map(String::len).sum();
-    let mut alone = 0;
     let cuts = options.fault == "cut" && options.processes > 1;
     let network = if cuts { Some(Network::new(options.processes)?) } else { None };
     loop {
-        let mut processes = Processes::start(options, network.as_ref(), tally)?;
         let mut draw = |below: u64| {
             *random = mix(*random);
             *random % below
         };
         let left = u64::from(kills.saturating_sub(tally.kills));
+        if left > 0 && options.fault == "disk" {
+            fail_a_disk(options, left, tally, &mut draw)?;
+            continue;
+        }
+        let mut processes = Processes::start(options, network.as_ref(), None, tally)?;
         let moment = if left == 0 {
             Moment::Never
         } else if draw(3) == 0 {
@@ -161,9 +157,7 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
             if ended.iter().all(ExitStatus::success) {
                 return Ok(());
             }
-            // A port that another program took in between, or a machine that stood still for seconds.
-            if processes.not_connected(&ended) && alone < 5 {
-                alone += 1;
+            if processes.not_connected(&ended, tally) {
                 continue;
             }
             return Err(format!(
@@ -176,44 +170,93 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
         tally.kills += 1;
         tally.early += u32::from(!recovered);
         tally.recoveries += u32::from(recovered);
-        let stops = options.fault == "stop" && options.processes > 1;
-        let hold = |processes: &mut Processes, held: bool| match &network {
-            Some(network) if held => network.cut(victim),
-            Some(network) => network.join(victim),
-            None => processes.signal(victim, if held { "STOP" } else { "CONT" }),
-        };
-        if stops || network.is_some() {
-            hold(&mut processes, true)?;
-            if draw(2) == 0 {
-                // For less than what counts as a stall. What comes of it is seen when the next one is due.
-                thread::sleep(Duration::from_millis(options.stall_ms / 8));
-                hold(&mut processes, false)?;
-                if processes.wait_until(&moment.later(), &options.dir)?.is_none() {
-                    tally.outlived += 1;
-                    processes.kill_all();
-                    continue;
-                }
-            } else if stops {
-                processes.wait_for_others(victim)?;
-                tally.outwaited += 1;
-                hold(&mut processes, false)?;
+        let held = if options.processes > 1 && options.fault != "kill" {
+            if hold(options, &mut processes, network.as_ref(), victim, draw(2) == 0, tally)? {
+                continue;
             }
+            true
         } else {
             processes.kill(victim)?;
-        }
+            false
+        };
         let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
-        for (process, status) in ended.iter().enumerate() {
-            let fine = (!stops && network.is_none() && process == victim)
-                || status.success()
-                || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
-            if !fine {
-                return Err(format!("process {process} ended with {status}\n{}", processes.said()));
-            }
-        }
+        let killed = Some(victim).filter(|_| !held);
+        processes.ended_in_order(&ended, killed)?;
         if let Some(network) = &network {
             network.join(victim)?;
         }
     }
+}
+
+/// Stops a process, or cuts its link: for a moment, or until the others have ended. Did the job outlive it?
+fn hold(
+    options: &Options,
+    processes: &mut Processes,
+    network: Option<&Network>,
+    victim: usize,
+    for_a_moment: bool,
+    tally: &mut Tally,
+) -> Result<bool, String> {
+    let set = |processes: &mut Processes, held: bool| match network {
+        Some(network) if held => network.cut(victim),
+        Some(network) => network.join(victim),
+        None => processes.signal(victim, if held { "STOP" } else { "CONT" }),
+    };
+    set(processes, true)?;
+    if for_a_moment {
+        // For less than what counts as a stall.
+        thread::sleep(Duration::from_millis(options.stall_ms / 8));
+        // What was written until now says nothing. A job that has ended meanwhile has outlived nothing, but is done.
+        let before = written(&options.dir);
+        set(processes, false)?;
+        if processes.wait_until(&Moment::Output(before + 1), &options.dir)?.is_none() {
+            tally.outlived += 1;
+            processes.kill_all();
+            return Ok(true);
+        }
+    } else if network.is_none() {
+        processes.wait_for_others(victim)?;
+        tally.outwaited += 1;
+        set(processes, false)?;
+    }
+    Ok(false)
+}
+
+/// Runs the job until the disk of one process has failed, which it must say, and all have ended.
+fn fail_a_disk(
+    options: &Options,
+    left: u64,
+    tally: &mut Tally,
+    draw: &mut impl FnMut(u64) -> u64,
+) -> Result<(), String> {
+    let number = tally.kills;
+    let operation = if number.is_multiple_of(2) { Operation::Sync } else { Operation::Write };
+    // Every third while the state is opened. The others early enough that there is something left to do for those to come.
+    let share = options.until / (3 * (left + u64::from(number)));
+    let after = if number % 3 == 2 { 0 } else { 1 + draw(share.max(1)) };
+    let failing = Failing { operation, skip: draw(2), after };
+    let victim = usize::try_from(draw(options.processes as u64)).unwrap_or(0);
+    let mut processes = Processes::start(options, None, Some((victim, failing)), tally)?;
+    let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
+    if processes.not_connected(&ended, tally) {
+        return Ok(());
+    }
+    let recovered = processes.said().contains("recovered to epoch");
+    tally.kills += 1;
+    tally.early += u32::from(!recovered);
+    tally.recoveries += u32::from(recovered);
+    processes.ended_in_order(&ended, None)?;
+    let code = ended.get(victim).and_then(ExitStatus::code);
+    let why = format!("(os error {})", operation.code());
+    let said = processes.said_of(victim);
+    let told = said.lines().any(|line| line.contains("could not ") && line.contains(&why));
+    if code != Some(EXIT_FAILED) || !told {
+        return Err(format!(
+            "the disk of process {victim} failed ({failing}), and it ended with {code:?}, not with {EXIT_FAILED} and {why:?}\n{}",
+            processes.said()
+        ));
+    }
+    Ok(())
 }
 
 /// The processes of one run.
@@ -223,7 +266,12 @@ struct Processes {
 }
 
 impl Processes {
-    fn start(options: &Options, network: Option<&Network>, tally: &mut Tally) -> Result<Self, String> {
+    fn start(
+        options: &Options,
+        network: Option<&Network>,
+        failing: Option<(usize, Failing)>,
+        tally: &mut Tally,
+    ) -> Result<Self, String> {
         let failed = |e: std::io::Error| format!("a process could not be started: {e}");
         let program = std::env::current_exe().map_err(failed)?;
         // Free now; whoever takes one in between makes a process end, which is noticed.
@@ -261,6 +309,9 @@ impl Processes {
             if !options.mistake.is_empty() {
                 command.args(["--mistake", &options.mistake]);
             }
+            if let Some((_, failing)) = failing.filter(|(victim, _)| *victim == process) {
+                command.args(["--failing", &failing.to_string()]);
+            }
             let errors = file.try_clone().map_err(failed)?;
             command.stdin(Stdio::null()).stdout(file).stderr(errors);
             all.children.push(command.spawn().map_err(failed)?);
@@ -271,19 +322,34 @@ impl Processes {
     }
 
     fn said(&self) -> String {
-        let read = |log: &PathBuf| fs::read_to_string(log).unwrap_or_default();
-        self.logs
-            .iter()
-            .zip(0..)
-            .map(|(log, process)| format!("-- process {process} --\n{}", read(log)))
-            .collect()
+        let all = 0..self.logs.len();
+        all.map(|process| format!("-- process {process} --\n{}", self.said_of(process))).collect()
     }
 
-    /// Did they only not find each other?
-    fn not_connected(&self, ended: &[ExitStatus]) -> bool {
+    fn said_of(&self, process: usize) -> String {
+        self.logs.get(process).and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default()
+    }
+
+    /// Did they only not find each other? Not more than a few times.
+    fn not_connected(&self, ended: &[ExitStatus], tally: &mut Tally) -> bool {
         let said = self.said();
         let unreached = said.contains("could not be reached in time") || said.contains("could not listen");
-        unreached && ended.iter().any(|status| status.code() == Some(i32::from(ENDED)))
+        let alone = unreached && ended.iter().any(|status| status.code() == Some(i32::from(ENDED)));
+        tally.alone += u32::from(alone);
+        alone && tally.alone <= 5
+    }
+
+    /// Did each of them end by itself, with success or because its part could not go on, but for one that was killed?
+    fn ended_in_order(&self, ended: &[ExitStatus], killed: Option<usize>) -> Result<(), String> {
+        for (process, status) in ended.iter().enumerate() {
+            let fine = killed == Some(process)
+                || status.success()
+                || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
+            if !fine {
+                return Err(format!("process {process} ended with {status}\n{}", self.said()));
+            }
+        }
+        Ok(())
     }
 
     fn kill(&mut self, process: usize) -> Result<(), String> {

@@ -9,18 +9,22 @@
 //!
 //! With `--fault cut` the link of one process to the others is cut instead, each in a network namespace of its own (as root):
 //! for a moment, after which the job is to go on, or for good, until all processes have ended by themselves. With `--fault stop`
-//! a process is stopped (SIGSTOP), for a moment or until the others have ended.
+//! a process is stopped (SIGSTOP), for a moment or until the others have ended. With `--fault disk` one write or sync of a log
+//! fails in one process, in the middle of the job or while its state is opened: it must end and say so, the others too.
 //!
 //! With `--directories each` every process has a directory of its own, as on several machines; otherwise they share one.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
 
 mod cache;
 mod drive;
+mod failing;
 mod model;
 mod network;
 mod work;
 
 use std::process::ExitCode;
+
+use failing::Failing;
 
 /// Exit code of a worker whose job could not begin.
 const ENDED: u8 = 85;
@@ -60,7 +64,7 @@ struct Options {
     /// Sizes of later runs: the job is stopped in order in between.
     sizes: Vec<(usize, usize)>,
     kills: u32,
-    /// What happens to a process so often: `kill`, `stop`, or `cut` for its link to the others.
+    /// What happens to a process so often: `kill`, `stop`, `disk`, or `cut` for its link to the others.
     fault: String,
     /// Whether processes share a directory, or `each` has its own.
     directories: String,
@@ -78,6 +82,8 @@ struct Options {
     stall_ms: u64,
     /// How much longer than it takes the last process opens its state, and then the target of a sink.
     opening_ms: u64,
+    /// How the disk of this process fails.
+    failing: Option<Failing>,
     /// Microseconds between epochs of a worker, so that there is something to kill.
     pause_us: u64,
 }
@@ -103,6 +109,7 @@ impl Options {
             until: 0,
             stall_ms: 20_000,
             opening_ms: 0,
+            failing: None,
             pause_us: 0,
         };
         while let Some(name) = arguments.next() {
@@ -115,7 +122,7 @@ impl Options {
                 "--workers" => options.workers = count()?,
                 "--sizes" => options.sizes = value.split(',').map(size).collect::<Result<_, _>>()?,
                 "--kills" => options.kills = value.parse().map_err(|e| format!("{name} {value}: {e}"))?,
-                "--fault" if ["kill", "stop", "cut"].contains(&value.as_str()) => {
+                "--fault" if ["kill", "stop", "cut", "disk"].contains(&value.as_str()) => {
                     options.fault.clone_from(&value);
                 }
                 "--directories" if ["shared", "each"].contains(&value.as_str()) => {
@@ -132,6 +139,7 @@ impl Options {
                 "--until" => options.until = number()?,
                 "--stall-ms" => options.stall_ms = number()?,
                 "--opening-ms" => options.opening_ms = number()?,
+                "--failing" => options.failing = Some(value.parse()?),
                 "--pause-us" => options.pause_us = number()?,
                 _ => return Err(format!("unknown option {name}")),
             }

@@ -34,9 +34,10 @@ pub const WINDOW: i64 = 50;
 /// Event time that passes in an epoch.
 pub const EPOCH_TIME: i64 = 10;
 
-/// The event time of an event: in its epoch, or the one before.
+/// The event time of an event: in its epoch, or the one before; of a few, long ago.
 pub fn time(epoch: u64, value: u64) -> i64 {
-    i64::try_from(epoch).unwrap_or(0) * EPOCH_TIME + i64::try_from(value % 20).unwrap_or(0) - EPOCH_TIME
+    let ago = if value % 50 == 7 { 20 * EPOCH_TIME } else { EPOCH_TIME };
+    i64::try_from(epoch).unwrap_or(0) * EPOCH_TIME + i64::try_from(value % 20).unwrap_or(0) - ago
 }
 
 /// How far event time has come when an epoch is sealed: the next one's events may be a little older.
@@ -44,9 +45,12 @@ pub fn watermark(epoch: u64) -> i64 {
     i64::try_from(epoch).unwrap_or(0) * EPOCH_TIME
 }
 
-/// What a line says of a window that has closed.
-pub fn window_line(end: i64, key: u64, count: u64) -> String {
-    format!("window {end} {key} {count}\n")
+/// What a line says of a window that has closed, or of a value that came after that.
+pub fn window_line(end: i64, key: u64, count: Option<u64>) -> String {
+    match count {
+        Some(count) => format!("window {end} {key} {count}\n"),
+        None => format!("late {end} {key}\n"),
+    }
 }
 
 /// Every line that the job must have written, sorted. In each epoch, `events` of every partition.
@@ -57,6 +61,7 @@ pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
     let mut windows: BTreeMap<(i64, u64), u64> = BTreeMap::new();
     for epoch in 0..epochs {
         let mut changed = BTreeMap::new();
+        let reached = epoch.checked_sub(1).map_or(i64::MIN, watermark);
         for partition in 0..PARTITIONS {
             for offset in epoch * events..(epoch + 1) * events {
                 let (key, value) = event(seed, partition, offset, keys);
@@ -64,7 +69,11 @@ pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
                 *total = (total.0 + 1, total.1 + value);
                 changed.insert(key, *total);
                 let end = time(epoch, value).div_euclid(WINDOW) * WINDOW + WINDOW;
-                *windows.entry((end, key % 10)).or_default() += 1;
+                if end <= reached {
+                    lines.push(window_line(end, key % 10, None));
+                } else {
+                    *windows.entry((end, key % 10)).or_default() += 1;
+                }
             }
         }
         let mut changed_digits = BTreeMap::new();
@@ -79,7 +88,7 @@ pub fn lines(seed: u64, epochs: u64, events: u64, keys: u64) -> Vec<String> {
     // What is open at the end stays open.
     let closed = epochs.checked_sub(1).map_or(i64::MIN, watermark);
     let closed = windows.into_iter().filter(|((end, _), _)| *end <= closed);
-    lines.extend(closed.map(|((end, key), count)| window_line(end, key, count)));
+    lines.extend(closed.map(|((end, key), count)| window_line(end, key, Some(count))));
     lines.sort_unstable();
     lines
 }

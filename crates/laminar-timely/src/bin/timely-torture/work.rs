@@ -8,10 +8,11 @@ use std::time::Duration;
 use laminar_storage::Settings;
 use laminar_storage::vfs::Vfs;
 use laminar_timely::timely::dataflow::operators::vec::Map;
-use laminar_timely::{Cluster, Config, Error, FileSink, Job, Mistakes, OtherSize, Windowed, run};
+use laminar_timely::{Cluster, Config, EpochInput, Error, FileSink, Job, Mistakes, OtherSize, Windowed, run};
 
 use crate::Options;
 use crate::cache::Cache;
+use crate::failing::{Failing, Trouble};
 use crate::model::{PARTITIONS, WINDOW, digit_line, event, line, mix, time, watermark, window_line};
 
 const JOB: &str = "torture";
@@ -39,6 +40,10 @@ pub fn work(options: &Options) -> Result<(), String> {
     let opening = Duration::from_millis(if last { options.opening_ms } else { 0 });
     // What a sink has not synced is lost with its process, too.
     let sinks: Arc<dyn Vfs> = Arc::new(Cache::new(mix(seed), 1000, Duration::ZERO));
+    let trouble = Arc::new(Trouble::default());
+    if let Some(failing) = options.failing.filter(|failing| failing.after == 0) {
+        trouble.is_due(failing);
+    }
     let dir = options.own_dir();
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let config = Config::new(dir.join("state"), JOB)
@@ -49,11 +54,12 @@ pub fn work(options: &Options) -> Result<(), String> {
         .start_timeout(Some(Duration::from_millis(options.stall_ms + 2 * options.opening_ms)))
         .stall_timeout(Some(Duration::from_millis(options.stall_ms)))
         .other_size(OtherSize::Rescale)
-        .vfs(Arc::new(Cache::new(seed, 8000, opening)))
+        .vfs(Arc::new(Cache::new(seed, 8000, opening).with(&trouble)))
         .mistakes(mistakes);
     let options = options.clone();
     let sinks = Sinks { disk: sinks, opening };
-    run(&cluster, &config, move |job| program(job, &options, &sinks)).map_err(|error| error.to_string())
+    run(&cluster, &config, move |job| program(job, &options, &sinks, &trouble))
+        .map_err(|error| error.to_string())
 }
 
 /// Keeps the thread that has it from ending.
@@ -76,43 +82,11 @@ struct Sinks {
     opening: Duration,
 }
 
-fn program(job: &mut Job, options: &Options, sinks: &Sinks) -> Result<(), Error> {
-    let (dir, disk) = (options.own_dir(), &sinks.disk);
-    let out = |name: &str| dir.join("out").join(name);
-    let mut input = job.dataflow(|flow| {
-        let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
-        let by_time = events.clone().map(|(key, _, time)| (key % 10, time, ()));
-        let windows = flow.tumbling(by_time, "windows", WINDOW, |count: &mut u64, ()| *count += 1)?;
-        let rows = out("windows");
-        flow.sink(windows.flat_map(closed), "window rows", |part| {
-            let format = |(end, key, count): &_, out: &mut Vec<u8>| {
-                out.extend_from_slice(window_line(*end, *key, *count).as_bytes());
-            };
-            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
-        })?;
-        let events = events.map(|(key, value, _)| (key, value));
-        let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
-            *total = (total.0 + 1, total.1 + value);
-        })?;
-        let digits = totals.clone().map(|(_, (count, _))| (count % 10, 1_u64));
-        let digits = flow.reduce(digits, "digits", |one, other| one + other)?;
-        let rows = out("rows");
-        flow.sink(totals, "rows", |part| {
-            let format = |(key, (count, sum)): &_, out: &mut Vec<u8>| {
-                out.extend_from_slice(line(*key, *count, *sum).as_bytes());
-            };
-            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
-        })?;
-        let rows = out("digits");
-        flow.sink(digits, "digit rows", |part| {
-            thread::sleep(sinks.opening);
-            let format = |(digit, times): &_, out: &mut Vec<u8>| {
-                out.extend_from_slice(digit_line(*digit, *times).as_bytes());
-            };
-            FileSink::open_with(&rows, JOB, part, format, Arc::clone(disk))
-        })?;
-        Ok(input)
-    })?;
+/// Events: key, value and event time.
+type Events = EpochInput<(u64, u64, i64)>;
+
+fn program(job: &mut Job, options: &Options, sinks: &Sinks, trouble: &Trouble) -> Result<(), Error> {
+    let mut input = dataflow(job, &options.own_dir().join("out"), sinks)?;
     let source = |partition: u64| format!("events/{partition}");
     // All partitions are in the same epoch, whoever read them.
     let begin = job.source_offset(&source(0)).unwrap_or(0) / options.events;
@@ -133,21 +107,17 @@ fn program(job: &mut Job, options: &Options, sinks: &Sinks) -> Result<(), Error>
         if mine.is_empty() {
             break;
         }
+        // Of the workers of a process one says so.
+        let due = |failing: &Failing| failing.after > 0 && epoch == begin + failing.after;
+        let says = job.index().is_multiple_of(options.workers);
+        if let Some(failing) = options.failing.filter(due).filter(|_| says) {
+            trouble.is_due(failing);
+        }
         if epoch == options.until / 2 && job.index() == 0 {
-            match options.mistake.as_str() {
-                "panic" => unreachable!("a deliberate mistake"),
-                "fail" => {
-                    return Err(Error::program("a deliberate mistake", "This is what the test looks for."));
-                }
-                "return-early" => return Ok(()),
-                "drop-an-input" => {
-                    drop(input);
-                    loop {
-                        job.idle(Duration::from_millis(10));
-                    }
-                }
-                _ => {}
-            }
+            input = match mistaken(job, input, &options.mistake)? {
+                Some(input) => input,
+                None => return Ok(()),
+            };
         }
         for partition in &mine {
             for offset in epoch * options.events..(epoch + 1) * options.events {
@@ -165,11 +135,62 @@ fn program(job: &mut Job, options: &Options, sinks: &Sinks) -> Result<(), Error>
     input.finish()
 }
 
-/// A window that has closed; nothing comes late in this job.
-fn closed(row: Windowed<u64, u64>) -> Option<(i64, u64, u64)> {
+fn dataflow(job: &mut Job, out: &Path, sinks: &Sinks) -> Result<Events, Error> {
+    let disk = &sinks.disk;
+    job.dataflow(|flow| {
+        let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
+        let by_time = events.clone().map(|(key, _, time)| (key % 10, time, ()));
+        let windows = flow.tumbling(by_time, "windows", WINDOW, |count: &mut u64, ()| *count += 1)?;
+        flow.sink(windows.map(windowed), "window rows", |part| {
+            let format = |(end, key, count): &_, out: &mut Vec<u8>| {
+                out.extend_from_slice(window_line(*end, *key, *count).as_bytes());
+            };
+            FileSink::open_with(out.join("windows"), JOB, part, format, Arc::clone(disk))
+        })?;
+        let events = events.map(|(key, value, _)| (key, value));
+        let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
+            *total = (total.0 + 1, total.1 + value);
+        })?;
+        let digits = totals.clone().map(|(_, (count, _))| (count % 10, 1_u64));
+        let digits = flow.reduce(digits, "digits", |one, other| one + other)?;
+        flow.sink(totals, "rows", |part| {
+            let format = |(key, (count, sum)): &_, out: &mut Vec<u8>| {
+                out.extend_from_slice(line(*key, *count, *sum).as_bytes());
+            };
+            FileSink::open_with(out.join("rows"), JOB, part, format, Arc::clone(disk))
+        })?;
+        flow.sink(digits, "digit rows", |part| {
+            thread::sleep(sinks.opening);
+            let format = |(digit, times): &_, out: &mut Vec<u8>| {
+                out.extend_from_slice(digit_line(*digit, *times).as_bytes());
+            };
+            FileSink::open_with(out.join("digits"), JOB, part, format, Arc::clone(disk))
+        })?;
+        Ok(input)
+    })
+}
+
+/// Makes a deliberate mistake; without an input when that is to return early.
+fn mistaken(job: &mut Job, input: Events, mistake: &str) -> Result<Option<Events>, Error> {
+    match mistake {
+        "panic" => unreachable!("a deliberate mistake"),
+        "fail" => Err(Error::program("a deliberate mistake", "This is what the test looks for.")),
+        "return-early" => Ok(None),
+        "drop-an-input" => {
+            drop(input);
+            loop {
+                job.idle(Duration::from_millis(10));
+            }
+        }
+        _ => Ok(Some(input)),
+    }
+}
+
+/// A window that has closed, with its count; none where a value came late.
+fn windowed(row: Windowed<u64, u64>) -> (i64, u64, Option<u64>) {
     match row {
-        Windowed::Closed { end, key, value } => Some((end, key, value)),
-        Windowed::Late { end, key } => Some((end, key, 0)),
+        Windowed::Closed { end, key, value } => (end, key, Some(value)),
+        Windowed::Late { end, key } => (end, key, None),
     }
 }
 
