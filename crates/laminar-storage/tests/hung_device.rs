@@ -158,3 +158,28 @@ fn putting_into_a_full_state_beside_a_hung_device_ends() {
     drop(cores);
     store.close().unwrap();
 }
+
+/// There were 32 epochs at most to a sync, however many waited: with small epochs a device that takes long for a sync was used
+/// for a small part of what it can do.
+#[test]
+fn all_epochs_that_waited_for_the_device_share_its_next_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::<Gate>::default();
+    let device = Device { files: OsVfs::new(), gate: Arc::clone(&gate) };
+    let Opened { store, mut cores, .. } = Store::builder(dir.path()).vfs(Arc::new(device)).open().unwrap();
+    let core = &mut cores[0];
+    let before = store.stats().syncs;
+    let opened_at_the_end = OpenedAtTheEnd(&gate);
+    gate.set(true);
+    let mut last = store.durable_epoch();
+    for key in 0..1000_u32 {
+        core.put(&key.to_le_bytes(), b"a value").unwrap();
+        last = core.seal_epoch().unwrap();
+    }
+    drop(opened_at_the_end);
+    store.wait_durable(last).unwrap();
+    // That which waited, unless Ring 1 had not begun yet, and that of all the others.
+    assert!((1..=2).contains(&(store.stats().syncs - before)), "{:?}", store.stats());
+    drop(cores);
+    store.close().unwrap();
+}

@@ -25,8 +25,8 @@ use crate::sabotage::{Sabotage, sabotaged};
 
 /// Entries taken from a core at a time: enough to coalesce, little enough to stay in cache.
 const BATCH: usize = 8192;
-/// Batches taken from a core per turn, so that no core keeps the others from a sync.
-const BATCHES_PER_TURN: usize = 32;
+/// Entries taken from a core per turn at most, so that no core keeps the others from a sync.
+const ENTRIES_PER_TURN: usize = 32 * BATCH;
 /// How far ahead the records of a batch are fetched: a batch is larger than the nearest caches.
 const FETCH_AHEAD: usize = 16;
 
@@ -87,10 +87,11 @@ impl Drain {
     pub(crate) fn turn(&mut self, counters: &Counters) -> Result<Turn, StoreError> {
         let mut turn = Turn::default();
         for core in 0..self.lanes.len() {
-            for _ in 0..BATCHES_PER_TURN {
-                if !self.drain_batch(core, counters)? {
-                    break;
-                }
+            // What is there now, in however many epochs; what comes meanwhile goes into the next sync.
+            let pending = self.lanes.get(core).map_or(0, |lane| lane.drain.pending());
+            let mut left = pending.min(ENTRIES_PER_TURN);
+            while left > 0 {
+                left = left.saturating_sub(self.drain_batch(core, counters)?.max(1));
                 turn.worked = true;
             }
         }
@@ -160,15 +161,13 @@ impl Drain {
         Ok(())
     }
 
-    /// Takes one batch of a core; false when there was none.
-    fn drain_batch(&mut self, core: usize, counters: &Counters) -> Result<bool, StoreError> {
+    /// Takes one batch of a core in whose ring there is something, and returns how many entries it had, the end of its epoch
+    /// included.
+    fn drain_batch(&mut self, core: usize, counters: &Counters) -> Result<usize, StoreError> {
         let (Some(lane), Some(writer)) = (self.lanes.get_mut(core), self.writers.get_mut(core)) else {
-            return Ok(false);
+            return Ok(0);
         };
         let batch = lane.drain.drain(BATCH);
-        if batch.entries.is_empty() && batch.seal.is_none() {
-            return Ok(false);
-        }
         let mut written = 0;
         for index in batch.entries.clone() {
             lane.drain.fetch(index + FETCH_AHEAD);
@@ -190,6 +189,6 @@ impl Drain {
             lane.sealed = seal.epoch;
         }
         lane.drain.release();
-        Ok(true)
+        Ok(batch.entries.len() + usize::from(batch.seal.is_some()))
     }
 }
