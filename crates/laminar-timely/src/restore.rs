@@ -23,7 +23,7 @@ use laminar_storage::{Epoch, Opened, Settings, Store};
 
 use crate::backups::generation_of;
 use crate::error::Error;
-use crate::layout::{Layout, Part, Restored, Stage};
+use crate::layout::{Layout, Part, Restored, Size, Stage};
 
 /// Bytes of a small file at most.
 const MOST_BYTES: u64 = 64 << 20;
@@ -78,10 +78,21 @@ pub struct RestoredJob {
     pub job: String,
     /// The backup.
     pub backup: JobBackup,
+    /// Which parts of it, in their order.
+    pub parts: Vec<u32>,
     /// How many processes the job had, and workers of each; another size is for [`crate::OtherSize::Rescale`].
     pub processes: u32,
     /// Workers of each process.
     pub workers: u32,
+}
+
+impl RestoredJob {
+    /// Keys of the parts that were restored.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        let parts = (0_u32..).zip(&self.backup.parts).filter(|(number, _)| self.parts.contains(number));
+        parts.map(|(_, (_, info))| info.keys).sum()
+    }
 }
 
 /// The backups of a job; none where no job was ever backed up. Sizes of the job come in the order in which their last backups were made,
@@ -111,21 +122,22 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
     Ok(all)
 }
 
-/// Makes a backup of a job its state in the new directory `dir`: all parts, and the program's files. `id`: which one; none for the
+/// Makes a backup of a job its state in the new directory `dir`: its parts, and the program's files. `id`: which one; none for the
 /// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`].
 ///
-/// `part`: only that one, for a job that goes on with as many processes on several machines: each restores its own, counted from
-/// 0, of the same backup. A part that is on two machines is a copy that goes out of date on one.
+/// `parts`: which ones, counted from 0; none for all. For a job that goes on on several machines: each restores its own, of the same
+/// backup, and where there are fewer machines than parts some restore several. A part that is on two machines is a copy that goes
+/// out of date on one.
 ///
 /// When it is interrupted or fails, what was fetched is in `DIR.fetched`, and the same call goes on from there; without an id it
 /// is refused when there is a newer backup meanwhile.
 ///
 /// # Errors
-/// `Config` when there is something at `dir`, or no such backup; `Backup` as [`restore`]; `Store`, `Io`.
+/// `Config` when there is something at `dir`, or no such backup or part; `Backup` as [`restore`]; `Store`, `Io`.
 pub fn restore_job(
     place: &BackupTarget,
     id: Option<WholeId>,
-    part: Option<u32>,
+    parts: Option<&[u32]>,
     dir: impl AsRef<Path>,
     options: &BackupOptions,
     mut on_progress: impl FnMut(TransferProgress) + Send,
@@ -134,20 +146,7 @@ pub fn restore_job(
     let work = Work { vfs, dir: absolute(dir.as_ref()) };
     let [fetched, pending] = [work.beside(".fetched")?, work.beside(".unfinished")?];
     let backup = choose(place, id, options)?;
-    let parts: Vec<_> = (0_u32..)
-        .zip(&backup.parts)
-        .filter(|(number, _)| part.is_none_or(|part| part == *number))
-        .map(|(number, (place, info))| Wanted {
-            number,
-            place,
-            info,
-            fetched: fetched.join(format!("part-{number:04}")),
-        })
-        .collect();
-    if parts.is_empty() {
-        let what = format!("the job has {} parts, counted from 0", backup.parts.len());
-        return Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy("Name one of them.")));
-    }
+    let parts = select(&backup, parts, place, &fetched)?;
     work.create(&fetched)?;
     let mut told = TransferProgress::default();
     told.bytes_total = parts.iter().map(|part| part.info.bytes).sum();
@@ -164,7 +163,9 @@ pub fn restore_job(
     let made = work.make(&backup, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
-    Ok(RestoredJob { job: made.job, backup, processes: made.size.processes, workers: made.size.workers })
+    let parts = parts.iter().map(|part| part.number).collect();
+    let (job, Size { processes, workers }) = (made.job, made.size);
+    Ok(RestoredJob { job, backup, parts, processes, workers })
 }
 
 fn choose(place: &BackupTarget, id: Option<WholeId>, options: &BackupOptions) -> Result<JobBackup, Error> {
@@ -188,6 +189,40 @@ struct Wanted<'a> {
     place: &'a BackupTarget,
     info: &'a BackupInfo,
     fetched: PathBuf,
+}
+
+/// The parts of a backup that are asked for, in their order; each must be there, and be named once.
+fn select<'a>(
+    backup: &'a JobBackup,
+    asked: Option<&[u32]>,
+    place: &BackupTarget,
+    fetched: &Path,
+) -> Result<Vec<Wanted<'a>>, Error> {
+    let refused = |what: String, remedy: &'static str| {
+        Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy(remedy)))
+    };
+    for (at, number) in asked.unwrap_or_default().iter().enumerate() {
+        if *number as usize >= backup.parts.len() {
+            let what = format!(
+                "there is no part {number}: the job has {} parts, counted from 0",
+                backup.parts.len()
+            );
+            return refused(what, "Name those that are there.");
+        }
+        if asked.is_some_and(|asked| asked[..at].contains(number)) {
+            return refused(format!("part {number} is named twice"), "Name every part once.");
+        }
+    }
+    if asked.is_some_and(<[u32]>::is_empty) {
+        return refused("no part is named".to_owned(), "Name one at least, or ask for all of them.");
+    }
+    let all = (0_u32..).zip(&backup.parts);
+    let chosen = all.filter(|(number, _)| asked.is_none_or(|asked| asked.contains(number)));
+    let wanted = chosen.map(|(number, (place, info))| {
+        let fetched = fetched.join(format!("part-{number:04}"));
+        Wanted { number, place, info, fetched }
+    });
+    Ok(wanted.collect())
 }
 
 /// In every directory that a restore works in: what has it is not somebody else's.
