@@ -12,8 +12,10 @@ use laminar_storage::backup::object_store::memory::InMemory;
 use laminar_storage::backup::object_store::path::Path;
 use laminar_storage::backup::object_store::{ObjectStore, ObjectStoreExt};
 use laminar_storage::backup::{
-    BackupError, BackupOptions, PartWriter, WholeBackups, WholeId, list_whole_backups, restore, verify_backup,
+    BackupError, BackupInfo, BackupOptions, BackupTarget, PartWriter, WholeBackups, WholeId,
+    list_whole_backups, restore, restore_several, verify_backup,
 };
+use laminar_storage::vfs::OsVfs;
 use laminar_storage::{CoreStore, Epoch, Settings, Store};
 
 /// One part: a store, which is opened anew for each use, as by a process that was started again.
@@ -163,6 +165,78 @@ fn a_damaged_record_keeps_nobody_from_the_other_backups() {
     check(&place);
     let third = back_up(Epoch(3));
     assert_eq!(ids(&place), [made[1], third]);
+}
+
+/// Of all parts together no more requests are under way and no more bytes are moved in a second than of one.
+#[test]
+fn parts_that_are_restored_together_keep_to_the_limits_together() {
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let id = WholeId::new(Epoch(1));
+    for number in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path());
+        for key in 0..200_u32 {
+            part.core.put(&key.to_le_bytes(), &[b'x'; 100]).unwrap();
+        }
+        part.seal(id.epoch());
+        part.back_up(&mut writer(&plain, number, 2), id).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let restored = |store: &Arc<dyn ObjectStore>, name: &str, options: &BackupOptions| {
+        let whole = list_whole_backups(&target(store), options).unwrap().backups.pop().unwrap();
+        let wanted = whole.parts.iter().enumerate().map(|(number, (place, info))| {
+            (place.clone(), info.id, dir.path().join(format!("{name}-{number}")))
+        });
+        let mut told = Vec::new();
+        let wanted: Vec<_> = wanted.collect();
+        let receipts = restore_several(&OsVfs::new(), &wanted, options, |now| told.push(now)).unwrap();
+        let bytes: u64 = receipts.iter().map(|receipt| receipt.bytes).sum();
+        assert!(told.is_sorted_by(|a, b| a.bytes_done < b.bytes_done), "{told:?}");
+        let last = told.pop().unwrap();
+        assert_eq!((last.bytes_done, last.bytes_total), (bytes, bytes));
+        for (number, receipt) in receipts.iter().enumerate() {
+            let fork = dir.path().join(format!("{name}-{number}-fork"));
+            let fork = Store::builder(fork).from_savepoint(&receipt.path).open_as_part(Ok).unwrap();
+            assert_eq!((fork.report.keys, fork.report.recovery_point), (201, id.epoch()));
+        }
+        receipts
+    };
+    let watched = |concurrency| {
+        let store = Faulty::new(&inner, |_, _, _| Fault::None);
+        let name = format!("of-{concurrency}");
+        let plain: Arc<dyn ObjectStore> = store.clone();
+        restored(&plain, &name, &options().concurrency(concurrency));
+        let operations = store.operations();
+        let chunks_of = |part: &str| {
+            operations
+                .iter()
+                .filter(|(_, path)| path.as_ref().contains(&format!("{part}-of-0002/files/")))
+                .count()
+        };
+        (store.most_under_way(), chunks_of("part-0000"), chunks_of("part-0001"))
+    };
+    let (all, first, second) = watched(256);
+    assert!(first > 20 && second > 20 && all > first.max(second), "{all} of {first} and {second}");
+    assert_eq!((watched(3).0, watched(1).0), (3, 1));
+
+    let limit: u32 = 100 << 10;
+    // All chunks wait for their time from the beginning.
+    let slow = options().concurrency(256).bytes_per_second(limit.into());
+    for receipt in restored(&plain, "slow", &slow) {
+        // All but the last chunk of both parts have had their time.
+        let least = (2 * receipt.bytes - 1400) as f64 / f64::from(limit);
+        assert!(receipt.time.as_secs_f64() >= least && least > 0.2, "{receipt:?}, not {least}");
+    }
+
+    // Two targets, although of one store: nothing would drive the connections of the second.
+    let [one, other] = [(); 2].map(|()| list(&plain).backups.pop().unwrap().parts);
+    let wanted =
+        |(place, info): &(BackupTarget, BackupInfo)| (place.clone(), info.id, dir.path().join("apart"));
+    let error = restore_several(&OsVfs::new(), &[wanted(&one[0]), wanted(&other[1])], &options(), |_| {});
+    let error = error.unwrap_err();
+    assert!(matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains("within"), "{error}");
+    assert!(!dir.path().join("apart.unfinished").exists());
 }
 
 /// A part's writer dies at every one of its requests, before or after it took effect, and another one goes on.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use laminar_storage::backup::{
     BackupError, BackupInfo, BackupOptions, BackupTarget, TransferProgress, WholeId, list_whole_backups,
-    restore,
+    restore_several,
 };
 use laminar_storage::error::Detail;
 use laminar_storage::incremental::{IncrementalCheckpointError, can_be_own_file, read_manifest};
@@ -133,14 +133,14 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
 /// is refused when there is a newer backup meanwhile.
 ///
 /// # Errors
-/// `Config` when there is something at `dir`, or no such backup or part; `Backup` as [`restore`]; `Store`, `Io`.
+/// `Config` when there is something at `dir`, or no such backup or part; `Backup` as [`restore_several`]; `Store`, `Io`.
 pub fn restore_job(
     place: &BackupTarget,
     id: Option<WholeId>,
     parts: Option<&[u32]>,
     dir: impl AsRef<Path>,
     options: &BackupOptions,
-    mut on_progress: impl FnMut(TransferProgress) + Send,
+    on_progress: impl FnMut(TransferProgress) + Send,
 ) -> Result<RestoredJob, Error> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
     let work = Work { vfs, dir: absolute(dir.as_ref()) };
@@ -148,18 +148,7 @@ pub fn restore_job(
     let backup = choose(place, id, options)?;
     let parts = select(&backup, parts, place, &fetched)?;
     work.create(&fetched)?;
-    let mut told = TransferProgress::default();
-    told.bytes_total = parts.iter().map(|part| part.info.bytes).sum();
-    let mut before = 0;
-    for part in &parts {
-        if !work.is_fetched(&part.fetched, part.info)? {
-            restore(part.place, Some(part.info.id), &part.fetched, options, |progress| {
-                told.bytes_done = before + progress.bytes_done;
-                on_progress(told);
-            })?;
-        }
-        before += part.info.bytes;
-    }
+    work.fetch(&parts, options, on_progress)?;
     let made = work.make(&backup, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
@@ -287,6 +276,29 @@ impl Work {
             }
         }
         layout.remove_all(dir).map_err(failed)
+    }
+
+    /// Fetches all parts together, but for those that an earlier try has fetched.
+    fn fetch(
+        &self,
+        parts: &[Wanted<'_>],
+        options: &BackupOptions,
+        mut on_progress: impl FnMut(TransferProgress) + Send,
+    ) -> Result<(), Error> {
+        let (mut missing, mut there) = (Vec::new(), 0);
+        for part in parts {
+            if self.is_fetched(&part.fetched, part.info)? {
+                there += part.info.bytes;
+            } else {
+                missing.push((part.place.clone(), part.info.id, part.fetched.clone()));
+            }
+        }
+        restore_several(self.vfs.as_ref(), &missing, options, |mut progress| {
+            progress.bytes_done += there;
+            progress.bytes_total += there;
+            on_progress(progress);
+        })?;
+        Ok(())
     }
 
     /// Whether an earlier try fetched this part; another backup's is in the way.
