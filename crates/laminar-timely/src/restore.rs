@@ -143,7 +143,23 @@ pub fn restore_job(
     on_progress: impl FnMut(TransferProgress) + Send,
 ) -> Result<RestoredJob, Error> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
-    let work = Work { vfs, dir: absolute(dir.as_ref()) };
+    restore_job_with(&vfs, place, id, parts, dir.as_ref(), options, on_progress)
+}
+
+/// As [`restore_job`], onto another outside world than the operating system, a simulated disk for example.
+///
+/// # Errors
+/// As [`restore_job`].
+pub fn restore_job_with(
+    vfs: &Arc<dyn Vfs>,
+    place: &BackupTarget,
+    id: Option<WholeId>,
+    parts: Option<&[u32]>,
+    dir: &Path,
+    options: &BackupOptions,
+    on_progress: impl FnMut(TransferProgress) + Send,
+) -> Result<RestoredJob, Error> {
+    let work = Work { vfs: Arc::clone(vfs), dir: absolute(dir) };
     let [fetched, pending] = [work.beside(".fetched")?, work.beside(".unfinished")?];
     let backup = choose(place, id, options)?;
     let parts = select(&backup, parts, place, &fetched)?;
@@ -217,6 +233,12 @@ fn select<'a>(
 /// In every directory that a restore works in: what has it is not somebody else's.
 const MARKER: &str = "laminar-restore";
 
+fn in_the_way(dir: &Path) -> Error {
+    let what = "this is in the way, and no earlier restore made it";
+    let remedy = "Look what it is and remove it, or name another directory.";
+    Error::config(Detail::new(what).at_path(dir).remedy(remedy))
+}
+
 /// A restore, and where.
 struct Work {
     vfs: Arc<dyn Vfs>,
@@ -244,30 +266,34 @@ impl Work {
         Ok(self.dir.with_file_name(beside))
     }
 
-    /// Makes a directory to work in, or takes the one of an earlier try.
+    /// Makes a directory to work in, or takes the one of an earlier try. One with nothing in it counts as that: a crash leaves it so
+    /// before it is said whose it is, and after what said so was removed.
     fn create(&self, dir: &Path) -> Result<(), Error> {
         let failed = |e| Error::io("could not create", dir, e);
-        let kind = |path: &Path| self.vfs.kind(path).map_err(failed);
-        match (kind(dir)?, kind(&dir.join(MARKER))?) {
-            (None, _) => {
-                self.vfs.create_dir(dir).map_err(failed)?;
-                let text = b"Made by a restore; it may be removed.\n";
-                replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
+        match self.vfs.kind(dir).map_err(failed)? {
+            None => self.vfs.create_dir(dir).map_err(failed)?,
+            Some(FileKind::Dir) => {
+                let names = self.vfs.read_dir(dir).map_err(failed)?;
+                if names.iter().any(|(name, _)| name == MARKER) {
+                    // Whoever put it there may have died before it was durable.
+                    return self.vfs.sync_dir(dir).map_err(failed);
+                }
+                if names.iter().any(|(name, _)| name.strip_suffix(".tmp") != Some(MARKER)) {
+                    return Err(in_the_way(dir));
+                }
             }
-            (Some(FileKind::Dir), Some(FileKind::File { .. })) => Ok(()),
-            _ => Err(Error::config(
-                Detail::new("this is in the way, and no earlier restore made it")
-                    .at_path(dir)
-                    .remedy("Look what it is and remove it, or name another directory."),
-            )),
+            Some(_) => return Err(in_the_way(dir)),
         }
+        let text =
+            b"A restore works in this directory. Where the state is complete, this file means nothing.\n";
+        replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
     }
 
     /// Removes a directory that [`Self::create`] made.
     fn remove(&self, dir: &Path) -> Result<(), Error> {
         let failed = |e| Error::io("could not remove", dir, e);
         let layout = Layout::new(dir, &self.vfs);
-        // What says whose it is goes last.
+        // What says whose it is goes last, also after a power cut.
         for (name, kind) in self.vfs.read_dir(dir).map_err(failed)? {
             match kind {
                 FileKind::Dir => layout.remove_all(&dir.join(name)).map_err(failed)?,
@@ -275,6 +301,7 @@ impl Work {
                 _ => self.vfs.remove_file(&dir.join(name)).map_err(failed)?,
             }
         }
+        self.vfs.sync_dir(dir).map_err(failed)?;
         layout.remove_all(dir).map_err(failed)
     }
 
@@ -330,9 +357,10 @@ impl Work {
             let dir = layout.store_dir(part.generation, part.part);
             create_dir_durably(self.vfs.as_ref(), parent_of(&dir))
                 .map_err(|e| Error::io("could not create", parent_of(&dir), e))?;
-            // As large as it was: the settings of the job count when it is opened by it.
-            let builder =
-                Store::builder(&dir).cores(part.size.workers as usize).settings(Settings::default());
+            // As large as it was: the settings of the job count when it is opened by it, and nothing is logged before.
+            let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+            let builder = Store::builder(&dir).vfs(Arc::clone(&self.vfs));
+            let builder = builder.cores(part.size.workers as usize).settings(settings);
             let Opened { store, cores, .. } = builder.from_savepoint(savepoint).open_as_part(Ok)?;
             drop(cores);
             store.close()?;
@@ -394,3 +422,6 @@ impl Work {
         self.vfs.remove_file(&self.dir.join(MARKER)).map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests;
