@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use laminar_backup_tests::faults::{Fault, Faulty};
+use laminar_backup_tests::faults::{Fault, Faulty, Kind, seeded};
 use laminar_backup_tests::stores::{quick, target};
 use laminar_storage::backup::object_store::memory::InMemory;
 use laminar_storage::backup::object_store::path::Path;
@@ -237,6 +237,84 @@ fn parts_that_are_restored_together_keep_to_the_limits_together() {
     let error = error.unwrap_err();
     assert!(matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains("within"), "{error}");
     assert!(!dir.path().join("apart.unfinished").exists());
+}
+
+/// What tells which parts there are fails or breaks off: it is asked again, or it is an error, and never a place with nothing in it.
+#[test]
+fn a_listing_of_the_parts_that_fails_is_no_empty_place() {
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let id = WholeId::new(Epoch(1));
+    for number in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path());
+        part.seal(id.epoch());
+        part.back_up(&mut writer(&plain, number, 2), id).unwrap();
+    }
+    for fault in [Fault::Before, Fault::LostReply, Fault::PartialListing] {
+        let failing = |times| -> Arc<dyn ObjectStore> {
+            let left = AtomicUsize::new(times);
+            Faulty::new(&inner, move |_, kind, path| {
+                let is_it = kind == Kind::List && path.as_ref() == "a/prefix";
+                let fails = is_it
+                    && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                if fails { fault } else { Fault::None }
+            })
+        };
+        assert_eq!(ids(&failing(1)), [id], "{fault:?}");
+        let error = list_whole_backups(&target(&failing(2)), &options()).unwrap_err();
+        assert!(matches!(error, BackupError::Unreachable(_)), "{fault:?}: {error}");
+    }
+}
+
+/// Lost replies, refusals for nothing, listings that break off or are behind, at random: what all parts confirmed counts, or a later
+/// one, and everything that counts is there.
+#[test]
+fn faults_of_every_kind_are_survived_by_a_whole() {
+    let seeds = std::env::var("LAMINAR_SEED").map_or(1..9, |seed| {
+        let seed: u64 = seed.parse().unwrap();
+        seed..seed + 1
+    });
+    let (mut made, mut failed) = (0, 0);
+    for seed in seeds {
+        let inner = Arc::new(InMemory::new());
+        let plain: Arc<dyn ObjectStore> = inner.clone();
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+        let mut confirmed = Epoch(0);
+        for epoch in (1..=4).map(Epoch) {
+            let id = WholeId::new(epoch);
+            let mut all = true;
+            for (number, part) in (0..).zip(&mut parts) {
+                part.seal(epoch);
+                let store = seeded(seed * 100 + epoch.get() * 10 + u64::from(number), 25);
+                let store: Arc<dyn ObjectStore> = Faulty::new(&inner, store);
+                let outcome = part.back_up(&mut writer(&store, number, 2), id);
+                assert!(
+                    matches!(outcome, Ok(()) | Err(BackupError::Unreachable(_))),
+                    "seed {seed}: {outcome:?}"
+                );
+                all &= outcome.is_ok();
+            }
+            (made, failed) = (made + u64::from(all), failed + u64::from(!all));
+            confirmed = if all { epoch } else { confirmed };
+            let there = ids(&plain);
+            let newest = there.last().map_or(Epoch(0), |id| id.epoch());
+            assert!(newest >= confirmed, "seed {seed}: {there:?} instead of {confirmed}");
+            // Whoever looks through the same network sees nothing that is not there.
+            let store: Arc<dyn ObjectStore> = Faulty::new(&inner, seeded(seed + epoch.get() * 7_919, 25));
+            match list_whole_backups(&target(&store), &options()) {
+                Ok(seen) => {
+                    assert!(seen.backups.iter().all(|backup| there.contains(&backup.id)), "seed {seed}")
+                }
+                Err(error) => assert!(matches!(error, BackupError::Unreachable(_)), "seed {seed}: {error}"),
+            }
+        }
+        check(&plain);
+    }
+    if std::env::var("LAMINAR_SEED").is_err() {
+        assert!(made > 3 && failed > 3, "{made} made, {failed} failed");
+    }
 }
 
 /// A part's writer dies at every one of its requests, before or after it took effect, and another one goes on.
