@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use laminar_storage::backup::object_store::memory::InMemory;
 use laminar_storage::backup::object_store::path::Path;
 use laminar_storage::backup::object_store::{
@@ -33,8 +33,10 @@ pub enum Fault {
     Before,
     /// It is carried out, and the reply is lost.
     LostReply,
-    /// A put is refused as if something was there (409 or 412), although nothing is.
+    /// A put is refused as if something was there (412), although nothing is.
     Conflict,
+    /// The same, as of an object that exists (409).
+    Exists,
     /// A listing breaks off after half of it.
     PartialListing,
     /// A listing does not show the newest objects.
@@ -143,6 +145,14 @@ impl Faulty {
         }
     }
 
+    /// The objects that a stale listing hides.
+    fn newest(&self) -> Vec<Path> {
+        let state = self.state.lock().unwrap();
+        let mut newest: Vec<_> = state.put_at.iter().map(|(path, at)| (*at, path)).collect();
+        newest.sort_unstable();
+        newest.iter().rev().take(HIDDEN).map(|(_, path)| (*path).clone()).collect()
+    }
+
     /// Gives other requests the chance to be under way too.
     async fn linger(&self) {
         for _ in 0..3 {
@@ -175,6 +185,10 @@ impl ObjectStore for Faulty {
                 path: location.to_string(),
                 source: "412, although there is nothing".into(),
             }),
+            Fault::Exists => Err(Error::AlreadyExists {
+                path: location.to_string(),
+                source: "409, although there is nothing".into(),
+            }),
             fault => {
                 let put = self.inner.put_opts(location, payload, opts).await;
                 if put.is_ok() {
@@ -198,10 +212,8 @@ impl ObjectStore for Faulty {
         let fault = self.begin(Kind::Get, location);
         self.linger().await;
         let result = match fault {
-            Fault::None | Fault::Conflict | Fault::PartialListing | Fault::StaleListing => {
-                self.inner.get_opts(location, options).await
-            }
-            _ => Err(lost()),
+            Fault::Before | Fault::LostReply | Fault::Dead => Err(lost()),
+            _ => self.inner.get_opts(location, options).await,
         };
         self.end();
         result
@@ -223,11 +235,9 @@ impl ObjectStore for Faulty {
             let fault = self.begin(Kind::Delete, &path);
             let delete = || futures_util::FutureExt::now_or_never(inner.delete(&path)).unwrap();
             results.push(match fault {
-                Fault::None | Fault::Conflict | Fault::PartialListing | Fault::StaleListing => {
-                    delete().map(|()| path.clone())
-                }
                 Fault::LostReply => delete().and(Err(lost())),
-                _ => Err(lost()),
+                Fault::Before | Fault::Dead => Err(lost()),
+                _ => delete().map(|()| path.clone()),
             });
             self.end();
         }
@@ -239,29 +249,44 @@ impl ObjectStore for Faulty {
         let listed =
             futures_util::FutureExt::now_or_never(self.inner.list(prefix).collect::<Vec<_>>()).unwrap();
         let listed = match fault {
-            Fault::None | Fault::Conflict => listed,
             Fault::PartialListing => {
                 let half = listed.len() / 2;
                 listed.into_iter().take(half).chain([Err(lost())]).collect()
             }
             Fault::StaleListing => {
-                let state = self.state.lock().unwrap();
-                let mut newest: Vec<_> = state.put_at.iter().map(|(path, at)| (*at, path)).collect();
-                newest.sort_unstable();
-                let hidden: Vec<_> = newest.iter().rev().take(HIDDEN).map(|(_, path)| *path).collect();
-                listed
-                    .into_iter()
-                    .filter(|m| !m.as_ref().is_ok_and(|m| hidden.contains(&&m.location)))
-                    .collect()
+                let hidden = self.newest();
+                let is_hidden =
+                    |m: &Result<ObjectMeta>| m.as_ref().is_ok_and(|m| hidden.contains(&m.location));
+                listed.into_iter().filter(|m| !is_hidden(m)).collect()
             }
-            _ => vec![Err(lost())],
+            Fault::Before | Fault::LostReply | Fault::Dead => vec![Err(lost())],
+            _ => listed,
         };
         self.end();
         stream::iter(listed).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        let fault = self.begin(Kind::List, prefix.unwrap_or(&Path::default()));
+        self.linger().await;
+        let listed = match fault {
+            // All pages of it are one answer: what breaks off is none.
+            Fault::Before | Fault::LostReply | Fault::PartialListing | Fault::Dead => Err(lost()),
+            Fault::StaleListing => {
+                let hidden = self.newest();
+                let shown = self.inner.list(prefix).try_collect::<Vec<_>>().await?;
+                let shown: Vec<_> = shown.into_iter().filter(|m| !hidden.contains(&m.location)).collect();
+                let mut listed = self.inner.list_with_delimiter(prefix).await?;
+                listed
+                    .common_prefixes
+                    .retain(|folder| shown.iter().any(|m| m.location.prefix_matches(folder)));
+                listed.objects.retain(|m| !hidden.contains(&m.location));
+                Ok(listed)
+            }
+            _ => self.inner.list_with_delimiter(prefix).await,
+        };
+        self.end();
+        listed
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -341,7 +366,7 @@ pub fn seeded(seed: u64, percent: u64) -> impl Fn(usize, Kind, &Path) -> Fault +
         }
         let faults: &[Fault] = match kind {
             Kind::Get => &[Fault::Before],
-            Kind::Put => &[Fault::Before, Fault::LostReply, Fault::Conflict],
+            Kind::Put => &[Fault::Before, Fault::LostReply, Fault::Conflict, Fault::Exists],
             Kind::Delete => &[Fault::Before, Fault::LostReply],
             Kind::List => &[Fault::Before, Fault::PartialListing, Fault::StaleListing],
         };
@@ -349,7 +374,7 @@ pub fn seeded(seed: u64, percent: u64) -> impl Fn(usize, Kind, &Path) -> Fault +
     }
 }
 
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9).wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

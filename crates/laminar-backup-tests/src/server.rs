@@ -23,6 +23,8 @@ use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use crate::proxy::Proxy;
+
 /// The credentials.
 pub const ACCESS: &str = "AKIDEXAMPLE";
 pub const SECRET: &str = "a-secret-of-the-tests";
@@ -97,6 +99,11 @@ impl Server {
         Self { address: told.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The URL that clients are configured with.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
@@ -109,9 +116,17 @@ impl Server {
 
     /// As [`Self::target`], with another secret.
     pub fn target_as(&self, prefix: &str, secret: &str) -> BackupTarget {
-        let endpoint = self.endpoint();
+        Self::target_at(&self.endpoint(), prefix, secret)
+    }
+
+    /// Where a client finds it whose requests go through a proxy.
+    pub fn target_through(&self, prefix: &str, proxy: &Proxy) -> BackupTarget {
+        Self::target_at(&format!("http://{}", proxy.address()), prefix, SECRET)
+    }
+
+    fn target_at(endpoint: &str, prefix: &str, secret: &str) -> BackupTarget {
         let settings = [
-            ("aws_endpoint", endpoint.as_str()),
+            ("aws_endpoint", endpoint),
             ("aws_allow_http", "true"),
             ("aws_region", "us-east-1"),
             ("aws_access_key_id", ACCESS),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
@@ -143,6 +143,28 @@ fn faults_of_every_kind_are_survived() {
     }
     if std::env::var("LAMINAR_SEED").is_err() {
         assert!(complete > 20 && failed > 20, "{complete} complete, {failed} failed");
+    }
+}
+
+/// Every object is refused once, by 412 or by 409, as if it was there.
+#[test]
+fn a_put_that_is_refused_although_nothing_is_there_is_made_again() {
+    let checkpoints = Checkpoints::new(2);
+    for fault in [Fault::Conflict, Fault::Exists] {
+        let inner = Arc::new(InMemory::new());
+        let refused = Mutex::new(BTreeSet::new());
+        let store = Faulty::new(&inner, move |_, kind, path| {
+            let is_first = kind == Kind::Put && refused.lock().unwrap().insert(path.clone());
+            if is_first { fault } else { Fault::None }
+        });
+        let store: Arc<dyn ObjectStore> = store;
+        let (confirmed, error) = life(&store, 1, &checkpoints, 0..2);
+        assert!(error.is_none() && confirmed == Some(1), "{fault:?}: {error:?}");
+        let plain: Arc<dyn ObjectStore> = inner.clone();
+        assert_eq!(restored(&plain), *checkpoints.state(1), "{fault:?}");
+        for backup in list_backups(&target(&plain), &quick()).unwrap() {
+            verify_backup(&target(&plain), Some(backup.id), &quick(), |_| {}).unwrap();
+        }
     }
 }
 

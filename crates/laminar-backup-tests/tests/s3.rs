@@ -1,9 +1,12 @@
 //! Backups in an S3 server of this process and in directories, by their URLs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use laminar_backup_tests::server::Server;
+use laminar_backup_tests::proxy::{Cut, Proxy, seeded};
+use laminar_backup_tests::server::{BUCKET, Server};
 use laminar_backup_tests::stores::{Checkpoints, owner, quick, state_in};
 use laminar_storage::backup::{
     BackupError, BackupTarget, BackupWriter, list_backups, restore, verify_backup,
@@ -56,6 +59,79 @@ fn an_s3_server_does_all_of_it() {
     // Nobody listens there any more.
     let error = list_backups(&target, &quick().attempts(1, Duration::ZERO));
     assert!(matches!(error, Err(BackupError::Unreachable(_))), "{error:?}");
+}
+
+/// The names of all files below a directory.
+fn names_below(dir: &Path) -> BTreeSet<PathBuf> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names.extend(names_below(&path));
+        } else {
+            names.insert(path);
+        }
+    }
+    names
+}
+
+/// Connections that break anywhere, answers that say no or come late, requests that are carried out when nobody waits for them
+/// any more: what is done is done once, and nothing else is left over.
+#[test]
+fn a_network_that_breaks_anywhere_changes_nothing_of_what_comes_out() {
+    let below = |dir: &Path| -> BTreeSet<PathBuf> {
+        let root = dir.join(BUCKET).join("some/prefix");
+        names_below(&root).iter().map(|path| path.strip_prefix(&root).unwrap().to_owned()).collect()
+    };
+    let undisturbed = tempfile::tempdir().unwrap();
+    all_of_it(&Server::start(undisturbed.path()).target("some/prefix"));
+    let seeds = std::env::var("LAMINAR_SEED").map_or(1..5, |seed| {
+        let seed: u64 = seed.parse().unwrap();
+        seed..seed + 1
+    });
+    let mut cuts: HashMap<Cut, usize> = HashMap::new();
+    for seed in seeds {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path());
+        // Fewer of one request than there are attempts: in the end everything is done.
+        let proxy = Proxy::start(server.address(), seeded(seed, 35, 4));
+        println!("LAMINAR_SEED={seed}");
+        all_of_it(&server.target_through("some/prefix", &proxy));
+        proxy.told().iter().for_each(|(_, cut)| *cuts.entry(*cut).or_default() += 1);
+        assert_eq!(below(dir.path()), below(undisturbed.path()), "seed {seed}");
+    }
+    println!("{cuts:?}");
+    if std::env::var("LAMINAR_SEED").is_err() {
+        assert!(Cut::ALL.iter().all(|cut| cuts.get(cut).is_some_and(|count| *count > 5)), "{cuts:?}");
+    }
+}
+
+/// The server has put a record, and the writer does not hear of it, or hears that it failed and it is put later: what the
+/// writer finds there then is its own.
+#[test]
+fn a_record_whose_reply_was_lost_is_found_to_be_ours() {
+    for (record, cut) in [1, 2].into_iter().flat_map(|n| [(n, Cut::BeforeReply), (n, Cut::CarriedOutLater)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server::start(dir.path());
+        let checkpoints = Checkpoints::new(2);
+        let put = format!("PUT /{BUCKET}/place/log/{record:016x}.json");
+        let watched = put.clone();
+        let plan = move |what: &str, before| if what == watched && before == 0 { cut } else { Cut::None };
+        let proxy = Proxy::start(server.address(), plan);
+        let target = server.target_through("place", &proxy);
+        let mut writer = BackupWriter::open(&target, &quick(), owner(1, 1)).unwrap();
+        for (at, id) in [(0, 2), (1, 3)] {
+            let receipt = writer.back_up(&checkpoints.open(at), &[]).unwrap();
+            assert!(receipt.is_new && receipt.id.get() == id, "record {record}, {cut:?}: {receipt:?}");
+        }
+        let puts = proxy.told().iter().filter(|(what, _)| *what == put).count();
+        assert_eq!(puts, 2, "record {record}, {cut:?}: {:?}", proxy.told());
+        let listed = list_backups(&target, &quick()).unwrap();
+        assert_eq!(listed.iter().map(|backup| backup.id.get()).collect::<Vec<_>>(), [2, 3]);
+        let restored = dir.path().join("restored");
+        restore(&target, None, &restored, &quick(), |_| {}).unwrap();
+        assert_eq!(state_in(&restored), *checkpoints.state(1));
+    }
 }
 
 /// The requests are those that Google documents, on a server that takes these for its own.

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use laminar_backup_tests::faults::{Fault, Faulty};
+use laminar_backup_tests::faults::{Fault, Faulty, Kind, seeded};
 use laminar_backup_tests::stores::{quick, target};
 use laminar_storage::backup::object_store::memory::InMemory;
 use laminar_storage::backup::object_store::path::Path;
 use laminar_storage::backup::object_store::{ObjectStore, ObjectStoreExt};
 use laminar_storage::backup::{
-    BackupError, BackupOptions, PartWriter, WholeBackups, WholeId, list_whole_backups, restore, verify_backup,
+    BackupError, BackupInfo, BackupOptions, BackupTarget, PartWriter, WholeBackups, WholeId,
+    list_whole_backups, restore, restore_several, verify_backup,
 };
+use laminar_storage::vfs::OsVfs;
 use laminar_storage::{CoreStore, Epoch, Settings, Store};
 
 /// One part: a store, which is opened anew for each use, as by a process that was started again.
@@ -163,6 +165,156 @@ fn a_damaged_record_keeps_nobody_from_the_other_backups() {
     check(&place);
     let third = back_up(Epoch(3));
     assert_eq!(ids(&place), [made[1], third]);
+}
+
+/// Of all parts together no more requests are under way and no more bytes are moved in a second than of one.
+#[test]
+fn parts_that_are_restored_together_keep_to_the_limits_together() {
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let id = WholeId::new(Epoch(1));
+    for number in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path());
+        for key in 0..200_u32 {
+            part.core.put(&key.to_le_bytes(), &[b'x'; 100]).unwrap();
+        }
+        part.seal(id.epoch());
+        part.back_up(&mut writer(&plain, number, 2), id).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let restored = |store: &Arc<dyn ObjectStore>, name: &str, options: &BackupOptions| {
+        let whole = list_whole_backups(&target(store), options).unwrap().backups.pop().unwrap();
+        let wanted = whole.parts.iter().enumerate().map(|(number, (place, info))| {
+            (place.clone(), info.id, dir.path().join(format!("{name}-{number}")))
+        });
+        let mut told = Vec::new();
+        let wanted: Vec<_> = wanted.collect();
+        let receipts = restore_several(&OsVfs::new(), &wanted, options, |now| told.push(now)).unwrap();
+        let bytes: u64 = receipts.iter().map(|receipt| receipt.bytes).sum();
+        assert!(told.is_sorted_by(|a, b| a.bytes_done < b.bytes_done), "{told:?}");
+        let last = told.pop().unwrap();
+        assert_eq!((last.bytes_done, last.bytes_total), (bytes, bytes));
+        for (number, receipt) in receipts.iter().enumerate() {
+            let fork = dir.path().join(format!("{name}-{number}-fork"));
+            let fork = Store::builder(fork).from_savepoint(&receipt.path).open_as_part(Ok).unwrap();
+            assert_eq!((fork.report.keys, fork.report.recovery_point), (201, id.epoch()));
+        }
+        receipts
+    };
+    let watched = |concurrency| {
+        let store = Faulty::new(&inner, |_, _, _| Fault::None);
+        let name = format!("of-{concurrency}");
+        let plain: Arc<dyn ObjectStore> = store.clone();
+        restored(&plain, &name, &options().concurrency(concurrency));
+        let operations = store.operations();
+        let chunks_of = |part: &str| {
+            operations
+                .iter()
+                .filter(|(_, path)| path.as_ref().contains(&format!("{part}-of-0002/files/")))
+                .count()
+        };
+        (store.most_under_way(), chunks_of("part-0000"), chunks_of("part-0001"))
+    };
+    let (all, first, second) = watched(256);
+    assert!(first > 20 && second > 20 && all > first.max(second), "{all} of {first} and {second}");
+    assert_eq!((watched(3).0, watched(1).0), (3, 1));
+
+    let limit: u32 = 100 << 10;
+    // All chunks wait for their time from the beginning.
+    let slow = options().concurrency(256).bytes_per_second(limit.into());
+    for receipt in restored(&plain, "slow", &slow) {
+        // All but the last chunk of both parts have had their time.
+        let least = (2 * receipt.bytes - 1400) as f64 / f64::from(limit);
+        assert!(receipt.time.as_secs_f64() >= least && least > 0.2, "{receipt:?}, not {least}");
+    }
+
+    // Two targets, although of one store: nothing would drive the connections of the second.
+    let [one, other] = [(); 2].map(|()| list(&plain).backups.pop().unwrap().parts);
+    let wanted =
+        |(place, info): &(BackupTarget, BackupInfo)| (place.clone(), info.id, dir.path().join("apart"));
+    let error = restore_several(&OsVfs::new(), &[wanted(&one[0]), wanted(&other[1])], &options(), |_| {});
+    let error = error.unwrap_err();
+    assert!(matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains("within"), "{error}");
+    assert!(!dir.path().join("apart.unfinished").exists());
+}
+
+/// What tells which parts there are fails or breaks off: it is asked again, or it is an error, and never a place with nothing in it.
+#[test]
+fn a_listing_of_the_parts_that_fails_is_no_empty_place() {
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let id = WholeId::new(Epoch(1));
+    for number in 0..2 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(dir.path());
+        part.seal(id.epoch());
+        part.back_up(&mut writer(&plain, number, 2), id).unwrap();
+    }
+    for fault in [Fault::Before, Fault::LostReply, Fault::PartialListing] {
+        let failing = |times| -> Arc<dyn ObjectStore> {
+            let left = AtomicUsize::new(times);
+            Faulty::new(&inner, move |_, kind, path| {
+                let is_it = kind == Kind::List && path.as_ref() == "a/prefix";
+                let fails = is_it
+                    && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+                if fails { fault } else { Fault::None }
+            })
+        };
+        assert_eq!(ids(&failing(1)), [id], "{fault:?}");
+        let error = list_whole_backups(&target(&failing(2)), &options()).unwrap_err();
+        assert!(matches!(error, BackupError::Unreachable(_)), "{fault:?}: {error}");
+    }
+}
+
+/// Lost replies, refusals for nothing, listings that break off or are behind, at random: what all parts confirmed counts, or a later
+/// one, and everything that counts is there.
+#[test]
+fn faults_of_every_kind_are_survived_by_a_whole() {
+    let seeds = std::env::var("LAMINAR_SEED").map_or(1..9, |seed| {
+        let seed: u64 = seed.parse().unwrap();
+        seed..seed + 1
+    });
+    let (mut made, mut failed) = (0, 0);
+    for seed in seeds {
+        let inner = Arc::new(InMemory::new());
+        let plain: Arc<dyn ObjectStore> = inner.clone();
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+        let mut confirmed = Epoch(0);
+        for epoch in (1..=4).map(Epoch) {
+            let id = WholeId::new(epoch);
+            let mut all = true;
+            for (number, part) in (0..).zip(&mut parts) {
+                part.seal(epoch);
+                let store = seeded(seed * 100 + epoch.get() * 10 + u64::from(number), 25);
+                let store: Arc<dyn ObjectStore> = Faulty::new(&inner, store);
+                let outcome = part.back_up(&mut writer(&store, number, 2), id);
+                assert!(
+                    matches!(outcome, Ok(()) | Err(BackupError::Unreachable(_))),
+                    "seed {seed}: {outcome:?}"
+                );
+                all &= outcome.is_ok();
+            }
+            (made, failed) = (made + u64::from(all), failed + u64::from(!all));
+            confirmed = if all { epoch } else { confirmed };
+            let there = ids(&plain);
+            let newest = there.last().map_or(Epoch(0), |id| id.epoch());
+            assert!(newest >= confirmed, "seed {seed}: {there:?} instead of {confirmed}");
+            // Whoever looks through the same network sees nothing that is not there.
+            let store: Arc<dyn ObjectStore> = Faulty::new(&inner, seeded(seed + epoch.get() * 7_919, 25));
+            match list_whole_backups(&target(&store), &options()) {
+                Ok(seen) => {
+                    assert!(seen.backups.iter().all(|backup| there.contains(&backup.id)), "seed {seed}")
+                }
+                Err(error) => assert!(matches!(error, BackupError::Unreachable(_)), "seed {seed}: {error}"),
+            }
+        }
+        check(&plain);
+    }
+    if std::env::var("LAMINAR_SEED").is_err() {
+        assert!(made > 3 && failed > 3, "{made} made, {failed} failed");
+    }
 }
 
 /// A part's writer dies at every one of its requests, before or after it took effect, and another one goes on.

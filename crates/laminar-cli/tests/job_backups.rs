@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use support::jobs::{JOB, laminar, prepared, run_to_end, same_as_alone, start, succeeds};
 
 const BACKED_UP: &str = "--backup place --checkpoint-interval 10ms --epoch 1ms";
@@ -61,6 +62,26 @@ fn three_processes_that_are_lost_with_their_disks_go_on_from_the_backup_as_two()
     same_as_alone(dir);
 }
 
+/// Every part on one machine, and no machine with all of them: together they are the state.
+#[test]
+fn parts_are_restored_to_the_machines_that_there_are() {
+    let dir = prepared(2000);
+    let dir = dir.path();
+    run_to_end(dir, 3, 1, "--backup place");
+    fs::remove_dir_all(dir.join("together")).unwrap();
+    let told = |line: &str| -> serde_json::Value { serde_json::from_str(&succeeds(dir, line)).unwrap() };
+    let several = told("restore place together --process 2,0 --json");
+    let one = told("restore place other --process 1 --json");
+    assert_eq!((&several["parts"], &one["parts"]), (&json!([0, 2]), &json!([1])), "{several} {one}");
+    let keys = [&several, &one].map(|told| told["keys"].as_u64().unwrap());
+    assert!(keys.iter().all(|keys| *keys > 0) && keys[0] + keys[1] == 1000, "{keys:?}");
+    let generation = |state: &str| dir.join(state).join("generation-00000001");
+    let there = |number: u32| generation("together").join(format!("part-{number:04}")).exists();
+    assert_eq!([0, 1, 2].map(there), [true, false, true]);
+    fs::rename(generation("other").join("part-0001"), generation("together").join("part-0001")).unwrap();
+    same_as_alone(dir);
+}
+
 #[test]
 fn what_cannot_be_done_with_backups_of_jobs_is_said() {
     let dir = prepared(100);
@@ -76,7 +97,10 @@ fn what_cannot_be_done_with_backups_of_jobs_is_said() {
     refused("restore place together", "exists already");
     refused("restore place new --backup 1", "id of a backup");
     refused("restore place new --backup 0000000000000001-0000000000000001", "no backup");
-    assert!(!dir.join("new").exists());
+    refused("restore place new --process 0,1", "there is no part 1: the job has 1 parts, counted from 0");
+    refused("restore place new --process 0,0", "part 0 is named twice");
+    refused("restore place new --process 0,x", "invalid value 'x' for '--process");
+    assert!(!dir.join("new").exists() && !dir.join("new.fetched").exists());
     // Another job's backups are not written over; the job is done all the same.
     let other = format!("{JOB} --state other --workers 2 --backup place --quiet");
     refused(&other, "done and durable, but its last backup is not made");

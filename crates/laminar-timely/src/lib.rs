@@ -91,6 +91,6 @@ pub use file_sink::FileSink;
 pub use flow::{EpochInput, Flow, Job, Key, KeyedState, Windowed, owner_of, run};
 pub use reader::JobReader;
 #[cfg(feature = "object-store")]
-pub use restore::{JobBackup, JobBackups, RestoredJob, list_job_backups, restore_job};
+pub use restore::{JobBackup, JobBackups, RestoredJob, list_job_backups, restore_job, restore_job_with};
 pub use sink::{EpochSink, SinkPart};
 pub use timely;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use laminar_storage::backup::{
     BackupError, BackupInfo, BackupOptions, BackupTarget, TransferProgress, WholeId, list_whole_backups,
-    restore,
+    restore_several,
 };
 use laminar_storage::error::Detail;
 use laminar_storage::incremental::{IncrementalCheckpointError, can_be_own_file, read_manifest};
@@ -23,7 +23,7 @@ use laminar_storage::{Epoch, Opened, Settings, Store};
 
 use crate::backups::generation_of;
 use crate::error::Error;
-use crate::layout::{Layout, Part, Restored, Stage};
+use crate::layout::{Layout, Part, Restored, Size, Stage};
 
 /// Bytes of a small file at most.
 const MOST_BYTES: u64 = 64 << 20;
@@ -78,10 +78,21 @@ pub struct RestoredJob {
     pub job: String,
     /// The backup.
     pub backup: JobBackup,
+    /// Which parts of it, in their order.
+    pub parts: Vec<u32>,
     /// How many processes the job had, and workers of each; another size is for [`crate::OtherSize::Rescale`].
     pub processes: u32,
     /// Workers of each process.
     pub workers: u32,
+}
+
+impl RestoredJob {
+    /// Keys of the parts that were restored.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        let parts = (0_u32..).zip(&self.backup.parts).filter(|(number, _)| self.parts.contains(number));
+        parts.map(|(_, (_, info))| info.keys).sum()
+    }
 }
 
 /// The backups of a job; none where no job was ever backed up. Sizes of the job come in the order in which their last backups were made,
@@ -111,60 +122,55 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
     Ok(all)
 }
 
-/// Makes a backup of a job its state in the new directory `dir`: all parts, and the program's files. `id`: which one; none for the
+/// Makes a backup of a job its state in the new directory `dir`: its parts, and the program's files. `id`: which one; none for the
 /// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`].
 ///
-/// `part`: only that one, for a job that goes on with as many processes on several machines: each restores its own, counted from
-/// 0, of the same backup. A part that is on two machines is a copy that goes out of date on one.
+/// `parts`: which ones, counted from 0; none for all. For a job that goes on on several machines: each restores its own, of the same
+/// backup, and where there are fewer machines than parts some restore several. A part that is on two machines is a copy that goes
+/// out of date on one.
 ///
 /// When it is interrupted or fails, what was fetched is in `DIR.fetched`, and the same call goes on from there; without an id it
 /// is refused when there is a newer backup meanwhile.
 ///
 /// # Errors
-/// `Config` when there is something at `dir`, or no such backup; `Backup` as [`restore`]; `Store`, `Io`.
+/// `Config` when there is something at `dir`, or no such backup or part; `Backup` as [`restore_several`]; `Store`, `Io`.
 pub fn restore_job(
     place: &BackupTarget,
     id: Option<WholeId>,
-    part: Option<u32>,
+    parts: Option<&[u32]>,
     dir: impl AsRef<Path>,
     options: &BackupOptions,
-    mut on_progress: impl FnMut(TransferProgress) + Send,
+    on_progress: impl FnMut(TransferProgress) + Send,
 ) -> Result<RestoredJob, Error> {
     let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
-    let work = Work { vfs, dir: absolute(dir.as_ref()) };
+    restore_job_with(&vfs, place, id, parts, dir.as_ref(), options, on_progress)
+}
+
+/// As [`restore_job`], onto another outside world than the operating system, a simulated disk for example.
+///
+/// # Errors
+/// As [`restore_job`].
+pub fn restore_job_with(
+    vfs: &Arc<dyn Vfs>,
+    place: &BackupTarget,
+    id: Option<WholeId>,
+    parts: Option<&[u32]>,
+    dir: &Path,
+    options: &BackupOptions,
+    on_progress: impl FnMut(TransferProgress) + Send,
+) -> Result<RestoredJob, Error> {
+    let work = Work { vfs: Arc::clone(vfs), dir: absolute(dir) };
     let [fetched, pending] = [work.beside(".fetched")?, work.beside(".unfinished")?];
     let backup = choose(place, id, options)?;
-    let parts: Vec<_> = (0_u32..)
-        .zip(&backup.parts)
-        .filter(|(number, _)| part.is_none_or(|part| part == *number))
-        .map(|(number, (place, info))| Wanted {
-            number,
-            place,
-            info,
-            fetched: fetched.join(format!("part-{number:04}")),
-        })
-        .collect();
-    if parts.is_empty() {
-        let what = format!("the job has {} parts, counted from 0", backup.parts.len());
-        return Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy("Name one of them.")));
-    }
+    let parts = select(&backup, parts, place, &fetched)?;
     work.create(&fetched)?;
-    let mut told = TransferProgress::default();
-    told.bytes_total = parts.iter().map(|part| part.info.bytes).sum();
-    let mut before = 0;
-    for part in &parts {
-        if !work.is_fetched(&part.fetched, part.info)? {
-            restore(part.place, Some(part.info.id), &part.fetched, options, |progress| {
-                told.bytes_done = before + progress.bytes_done;
-                on_progress(told);
-            })?;
-        }
-        before += part.info.bytes;
-    }
+    work.fetch(&parts, options, on_progress)?;
     let made = work.make(&backup, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
-    Ok(RestoredJob { job: made.job, backup, processes: made.size.processes, workers: made.size.workers })
+    let parts = parts.iter().map(|part| part.number).collect();
+    let (job, Size { processes, workers }) = (made.job, made.size);
+    Ok(RestoredJob { job, backup, parts, processes, workers })
 }
 
 fn choose(place: &BackupTarget, id: Option<WholeId>, options: &BackupOptions) -> Result<JobBackup, Error> {
@@ -190,8 +196,48 @@ struct Wanted<'a> {
     fetched: PathBuf,
 }
 
+/// The parts of a backup that are asked for, in their order; each must be there, and be named once.
+fn select<'a>(
+    backup: &'a JobBackup,
+    asked: Option<&[u32]>,
+    place: &BackupTarget,
+    fetched: &Path,
+) -> Result<Vec<Wanted<'a>>, Error> {
+    let refused = |what: String, remedy: &'static str| {
+        Err(Error::config(Detail::new(what).at_path(place.to_string()).remedy(remedy)))
+    };
+    for (at, number) in asked.unwrap_or_default().iter().enumerate() {
+        if *number as usize >= backup.parts.len() {
+            let what = format!(
+                "there is no part {number}: the job has {} parts, counted from 0",
+                backup.parts.len()
+            );
+            return refused(what, "Name those that are there.");
+        }
+        if asked.is_some_and(|asked| asked[..at].contains(number)) {
+            return refused(format!("part {number} is named twice"), "Name every part once.");
+        }
+    }
+    if asked.is_some_and(<[u32]>::is_empty) {
+        return refused("no part is named".to_owned(), "Name one at least, or ask for all of them.");
+    }
+    let all = (0_u32..).zip(&backup.parts);
+    let chosen = all.filter(|(number, _)| asked.is_none_or(|asked| asked.contains(number)));
+    let wanted = chosen.map(|(number, (place, info))| {
+        let fetched = fetched.join(format!("part-{number:04}"));
+        Wanted { number, place, info, fetched }
+    });
+    Ok(wanted.collect())
+}
+
 /// In every directory that a restore works in: what has it is not somebody else's.
 const MARKER: &str = "laminar-restore";
+
+fn in_the_way(dir: &Path) -> Error {
+    let what = "this is in the way, and no earlier restore made it";
+    let remedy = "Look what it is and remove it, or name another directory.";
+    Error::config(Detail::new(what).at_path(dir).remedy(remedy))
+}
 
 /// A restore, and where.
 struct Work {
@@ -220,30 +266,34 @@ impl Work {
         Ok(self.dir.with_file_name(beside))
     }
 
-    /// Makes a directory to work in, or takes the one of an earlier try.
+    /// Makes a directory to work in, or takes the one of an earlier try. One with nothing in it counts as that: a crash leaves it so
+    /// before it is said whose it is, and after what said so was removed.
     fn create(&self, dir: &Path) -> Result<(), Error> {
         let failed = |e| Error::io("could not create", dir, e);
-        let kind = |path: &Path| self.vfs.kind(path).map_err(failed);
-        match (kind(dir)?, kind(&dir.join(MARKER))?) {
-            (None, _) => {
-                self.vfs.create_dir(dir).map_err(failed)?;
-                let text = b"Made by a restore; it may be removed.\n";
-                replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
+        match self.vfs.kind(dir).map_err(failed)? {
+            None => self.vfs.create_dir(dir).map_err(failed)?,
+            Some(FileKind::Dir) => {
+                let names = self.vfs.read_dir(dir).map_err(failed)?;
+                if names.iter().any(|(name, _)| name == MARKER) {
+                    // Whoever put it there may have died before it was durable.
+                    return self.vfs.sync_dir(dir).map_err(failed);
+                }
+                if names.iter().any(|(name, _)| name.strip_suffix(".tmp") != Some(MARKER)) {
+                    return Err(in_the_way(dir));
+                }
             }
-            (Some(FileKind::Dir), Some(FileKind::File { .. })) => Ok(()),
-            _ => Err(Error::config(
-                Detail::new("this is in the way, and no earlier restore made it")
-                    .at_path(dir)
-                    .remedy("Look what it is and remove it, or name another directory."),
-            )),
+            Some(_) => return Err(in_the_way(dir)),
         }
+        let text =
+            b"A restore works in this directory. Where the state is complete, this file means nothing.\n";
+        replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
     }
 
     /// Removes a directory that [`Self::create`] made.
     fn remove(&self, dir: &Path) -> Result<(), Error> {
         let failed = |e| Error::io("could not remove", dir, e);
         let layout = Layout::new(dir, &self.vfs);
-        // What says whose it is goes last.
+        // What says whose it is goes last, also after a power cut.
         for (name, kind) in self.vfs.read_dir(dir).map_err(failed)? {
             match kind {
                 FileKind::Dir => layout.remove_all(&dir.join(name)).map_err(failed)?,
@@ -251,7 +301,31 @@ impl Work {
                 _ => self.vfs.remove_file(&dir.join(name)).map_err(failed)?,
             }
         }
+        self.vfs.sync_dir(dir).map_err(failed)?;
         layout.remove_all(dir).map_err(failed)
+    }
+
+    /// Fetches all parts together, but for those that an earlier try has fetched.
+    fn fetch(
+        &self,
+        parts: &[Wanted<'_>],
+        options: &BackupOptions,
+        mut on_progress: impl FnMut(TransferProgress) + Send,
+    ) -> Result<(), Error> {
+        let (mut missing, mut there) = (Vec::new(), 0);
+        for part in parts {
+            if self.is_fetched(&part.fetched, part.info)? {
+                there += part.info.bytes;
+            } else {
+                missing.push((part.place.clone(), part.info.id, part.fetched.clone()));
+            }
+        }
+        restore_several(self.vfs.as_ref(), &missing, options, |mut progress| {
+            progress.bytes_done += there;
+            progress.bytes_total += there;
+            on_progress(progress);
+        })?;
+        Ok(())
     }
 
     /// Whether an earlier try fetched this part; another backup's is in the way.
@@ -283,9 +357,10 @@ impl Work {
             let dir = layout.store_dir(part.generation, part.part);
             create_dir_durably(self.vfs.as_ref(), parent_of(&dir))
                 .map_err(|e| Error::io("could not create", parent_of(&dir), e))?;
-            // As large as it was: the settings of the job count when it is opened by it.
-            let builder =
-                Store::builder(&dir).cores(part.size.workers as usize).settings(Settings::default());
+            // As large as it was: the settings of the job count when it is opened by it, and nothing is logged before.
+            let settings = Settings { preallocate_bytes: 0, ..Settings::default() };
+            let builder = Store::builder(&dir).vfs(Arc::clone(&self.vfs));
+            let builder = builder.cores(part.size.workers as usize).settings(settings);
             let Opened { store, cores, .. } = builder.from_savepoint(savepoint).open_as_part(Ok)?;
             drop(cores);
             store.close()?;
@@ -347,3 +422,6 @@ impl Work {
         self.vfs.remove_file(&self.dir.join(MARKER)).map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests;

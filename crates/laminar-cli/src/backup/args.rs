@@ -18,6 +18,7 @@ const RESTORE_HELP: &str = "\
 Examples:
   laminar restore s3://bucket/totals ./totals
   laminar run events.ndjson --key user.id --agg count,sum:amount --state ./totals
+  laminar restore s3://bucket/job ./job --process 0,2 --backup 000000000000002a-53d0a1f0b1c2d3e4
 
 The job goes on where it was when the backup was made; one that ran with --workers, with --rescale also on another number of
 processes and workers. Interrupted, the same command goes on with what is there already.";
@@ -95,9 +96,9 @@ pub struct RestoreArgs {
     /// Make a savepoint instead of a state
     #[arg(long)]
     pub savepoint: bool,
-    /// Of a job that ran with --workers: only what process I had, for each machine its own
-    #[arg(long, value_name = "I")]
-    pub process: Option<u32>,
+    /// Of a job that ran with --workers: only what these processes had, for each machine its own
+    #[arg(long, value_name = "I,...", value_delimiter = ',')]
+    pub process: Vec<u32>,
     #[command(flatten)]
     pub transfer: TransferArgs,
 }

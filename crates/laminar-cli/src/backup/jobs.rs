@@ -53,15 +53,18 @@ pub fn restore(
             .remedy("Restore it, then run it with --rescale and as many --workers as you like."));
     }
     let id = args.backup.as_deref().map(str::parse).transpose()?;
-    let made = restore_job(target, id, args.process, &args.dir, options, bar(&args.transfer))
+    let parts = (!args.process.is_empty()).then_some(args.process.as_slice());
+    let made = restore_job(target, id, parts, &args.dir, options, bar(&args.transfer))
         .map_err(|error| told(&error))?;
     let (backup, job) = (&made.backup, Job::path(&args.dir).exists());
+    let numbers: Vec<_> = made.parts.iter().map(ToString::to_string).collect();
     let shown = json!({
         "state": args.dir.display().to_string(),
         "url": target.to_string(),
         "backup": backup.id.to_string(),
         "epoch": backup.id.epoch().get(),
-        "keys": backup.keys(),
+        "keys": made.keys(),
+        "parts": made.parts,
         "processes": made.processes,
         "workers": made.workers,
         "job": job,
@@ -70,7 +73,8 @@ pub fn restore(
         ("state", args.dir.display().to_string()),
         ("from", format!("backup {} at {target}", backup.id)),
         ("begins at", format!("epoch {}", backup.id.epoch())),
-        ("keys", HumanCount(backup.keys()).to_string()),
+        ("parts", numbers.join(", ")),
+        ("keys", HumanCount(made.keys()).to_string()),
         ("ran on", format!("{} processes with {} workers each", made.processes, made.workers)),
         ("next", next_step(job).to_owned()),
     ];

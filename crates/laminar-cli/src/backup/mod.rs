@@ -101,7 +101,7 @@ pub fn restore(args: &RestoreArgs, out: &mut dyn Write) -> Result<()> {
     });
     let number = number.transpose()?;
     let id = number.map(Into::into);
-    if args.process.is_some() {
+    if !args.process.is_empty() {
         return Err(CliError::usage("--process is for the backups of a job that ran with --workers"));
     }
     if args.savepoint {

@@ -48,7 +48,7 @@ pub use catalog::{BackupInfo, TransferProgress, list_backups, verify_backup};
 pub use error::BackupError;
 pub use options::BackupOptions;
 pub use record::BackupOwner;
-pub use restore::{RestoreReceipt, restore, restore_with};
+pub use restore::{RestoreReceipt, restore, restore_several, restore_with};
 pub use target::BackupTarget;
 pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeBackups, WholeId, list_whole_backups};
 pub use worker::BackupStatus;

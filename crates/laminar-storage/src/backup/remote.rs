@@ -48,10 +48,16 @@ pub(super) struct Remote {
     url: String,
     pub(super) options: BackupOptions,
     pub(super) stop: Stop,
+    pace: Arc<Pace>,
+    runtime: Arc<OwnRuntime>,
+}
+
+/// How fast things are moved, at several places together.
+#[derive(Debug)]
+struct Pace {
     throttle: Mutex<Throttle>,
     started: Instant,
     waited_ns: AtomicU64,
-    runtime: Arc<OwnRuntime>,
 }
 
 impl Remote {
@@ -63,11 +69,24 @@ impl Remote {
             url: target.to_string(),
             options: options.clone(),
             stop: Stop::default(),
-            throttle: Mutex::new(Throttle::new(options.bytes_per_second)),
-            started: Instant::now(),
-            waited_ns: AtomicU64::new(0),
+            pace: Arc::new(Pace {
+                throttle: Mutex::new(Throttle::new(options.bytes_per_second)),
+                started: Instant::now(),
+                waited_ns: AtomicU64::new(0),
+            }),
             runtime: Arc::clone(target.runtime()),
         })
+    }
+
+    /// As [`Self::new`], under the limit of the bandwidth of `other`, which must be at a place below the same one: what is
+    /// done at several places at a time is driven by one thread.
+    pub(super) fn beside(other: &Self, target: &BackupTarget) -> Result<Self> {
+        if !Arc::ptr_eq(&other.runtime, target.runtime()) {
+            let what = format!("this is not in the same object store as {}", other.url);
+            let remedy = "Take both from one BackupTarget, with BackupTarget::within.";
+            return Err(BackupError::invalid(what, target.to_string(), remedy));
+        }
+        Ok(Self { pace: Arc::clone(&other.pace), ..Self::new(target, &other.options)? })
     }
 
     /// Does the work on the calling thread.
@@ -88,16 +107,17 @@ impl Remote {
 
     /// How long transfers were held back for the limit of the bandwidth.
     pub(super) fn waited(&self) -> Duration {
-        Duration::from_nanos(self.waited_ns.load(Ordering::Relaxed))
+        Duration::from_nanos(self.pace.waited_ns.load(Ordering::Relaxed))
     }
 
     /// Waits until a transfer of so many bytes may begin.
     pub(super) async fn make_way(&self, bytes: u64) -> Result<()> {
-        let wait = lock(&self.throttle).take(self.started.elapsed(), bytes);
+        let pace = &self.pace;
+        let wait = lock(&pace.throttle).take(pace.started.elapsed(), bytes);
         if wait.is_zero() {
             return Ok(());
         }
-        self.waited_ns.fetch_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        pace.waited_ns.fetch_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let pause = async {
             tokio::time::sleep(wait).await;
             Ok(())

@@ -10,6 +10,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -87,40 +88,93 @@ pub fn restore_with(
     id: Option<BackupId>,
     dir: &Path,
     options: &BackupOptions,
-    mut on_progress: impl FnMut(TransferProgress) + Send,
+    on_progress: impl FnMut(TransferProgress) + Send,
 ) -> Result<RestoreReceipt> {
-    let started = Instant::now();
-    let dir = resolved(dir);
-    let pending = check_place(vfs, &dir)?;
-    let remote = Remote::new(target, options)?;
-    let record = remote.run(choose(&remote, id))?;
-    let Some(contents) = &record.backup else {
-        return Err(BackupError::corruption("a claim is named as a backup", remote.url()));
-    };
-    prepare(vfs, &pending, contents)?;
-    let bytes = contents.objects.iter().map(|object| object.len).sum();
-    let meter = Meter::new(bytes, &mut on_progress);
-    let fetched = remote.run(fetch(vfs, &remote, &pending, contents, &meter))?;
-    replace_file_durably(vfs, &pending, MANIFEST_NAME, contents.manifest.as_bytes())
-        .map_err(BackupError::local("could not write the manifest in", &pending))?;
-    let reader = CheckpointReader::open(vfs, &pending).map_err(not_whole)?;
-    reader.verify_in_parallel(vfs).map_err(not_whole)?;
-    vfs.rename(&pending, &dir).map_err(BackupError::local("could not give its name to", &dir))?;
-    let parent = parent_of(&dir);
-    vfs.sync_dir(parent).map_err(BackupError::local("could not sync the directory", parent))?;
-    let metadata = reader.metadata();
-    Ok(RestoreReceipt {
-        path: dir,
-        id: record.id,
-        checkpoint: CheckpointId(metadata.id),
-        epoch: Epoch(metadata.epoch),
-        keys: metadata.key_count,
-        cores: metadata.core_count,
-        bytes,
-        bytes_fetched: fetched,
-        bytes_kept: bytes.saturating_sub(fetched),
-        time: started.elapsed(),
-    })
+    let restoring = Restoring::begin(vfs, Remote::new(target, options)?, id, dir)?;
+    fetch_all(vfs, std::slice::from_ref(&restoring), on_progress)?;
+    restoring.complete(vfs)
+}
+
+/// As [`restore_with`], several backups at a time, of places below one ([`BackupTarget::within`]): each becomes a savepoint in a
+/// new directory of its own. All of them together keep to the options, and what is told of the progress is of all together.
+///
+/// # Errors
+/// As [`restore`]. Some may be complete then; the others go on from what was fetched.
+pub fn restore_several(
+    vfs: &dyn Vfs,
+    backups: &[(BackupTarget, BackupId, PathBuf)],
+    options: &BackupOptions,
+    on_progress: impl FnMut(TransferProgress) + Send,
+) -> Result<Vec<RestoreReceipt>> {
+    let mut remotes: Vec<Remote> = Vec::with_capacity(backups.len());
+    for (target, ..) in backups {
+        remotes.push(match remotes.first() {
+            Some(first) => Remote::beside(first, target)?,
+            None => Remote::new(target, options)?,
+        });
+    }
+    let begun = remotes.into_iter().zip(backups);
+    let begun = begun.map(|(remote, (_, id, dir))| Restoring::begin(vfs, remote, Some(*id), dir));
+    let all = begun.collect::<Result<Vec<_>>>()?;
+    fetch_all(vfs, &all, on_progress)?;
+    all.iter().map(|restoring| restoring.complete(vfs)).collect()
+}
+
+/// A backup that is being made a savepoint.
+struct Restoring {
+    started: Instant,
+    remote: Remote,
+    id: BackupId,
+    contents: Contents,
+    dir: PathBuf,
+    /// Where it is until it is complete.
+    pending: PathBuf,
+    fetched: AtomicU64,
+}
+
+impl Restoring {
+    /// Finds out what is to be fetched, and makes the directory for it.
+    fn begin(vfs: &dyn Vfs, remote: Remote, id: Option<BackupId>, dir: &Path) -> Result<Self> {
+        let started = Instant::now();
+        let dir = resolved(dir);
+        let pending = check_place(vfs, &dir)?;
+        let record = remote.run(choose(&remote, id))?;
+        let Some(contents) = record.backup else {
+            return Err(BackupError::corruption("a claim is named as a backup", remote.url()));
+        };
+        prepare(vfs, &pending, &contents)?;
+        Ok(Self { started, remote, id: record.id, contents, dir, pending, fetched: AtomicU64::new(0) })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.contents.objects.iter().map(|object| object.len).sum()
+    }
+
+    /// Makes what was fetched durable under its name, once all of it is read and found in order.
+    fn complete(&self, vfs: &dyn Vfs) -> Result<RestoreReceipt> {
+        let Self { dir, pending, .. } = self;
+        replace_file_durably(vfs, pending, MANIFEST_NAME, self.contents.manifest.as_bytes())
+            .map_err(BackupError::local("could not write the manifest in", pending))?;
+        let reader = CheckpointReader::open(vfs, pending).map_err(not_whole)?;
+        reader.verify_in_parallel(vfs).map_err(not_whole)?;
+        vfs.rename(pending, dir).map_err(BackupError::local("could not give its name to", dir))?;
+        let parent = parent_of(dir);
+        vfs.sync_dir(parent).map_err(BackupError::local("could not sync the directory", parent))?;
+        let (metadata, bytes) = (reader.metadata(), self.bytes());
+        let bytes_fetched = self.fetched.load(Ordering::Relaxed);
+        Ok(RestoreReceipt {
+            path: dir.clone(),
+            id: self.id,
+            checkpoint: CheckpointId(metadata.id),
+            epoch: Epoch(metadata.epoch),
+            keys: metadata.key_count,
+            cores: metadata.core_count,
+            bytes,
+            bytes_fetched,
+            bytes_kept: bytes.saturating_sub(bytes_fetched),
+            time: self.started.elapsed(),
+        })
+    }
 }
 
 /// Every chunk was what was written, and still: what was backed up was damaged, or our own code is.
@@ -179,48 +233,54 @@ fn prepare(vfs: &dyn Vfs, pending: &Path, contents: &Contents) -> Result<()> {
 
 /// A file that is being filled.
 struct Filling<'a> {
+    of: &'a Restoring,
     object: &'a Object,
     file: Arc<dyn VfsFile>,
     path: PathBuf,
 }
 
-/// Fetches all chunks that are not there, and makes the files durable; returns how many bytes were fetched.
-async fn fetch(
+/// Fetches what is not there of all of them, and makes it durable.
+fn fetch_all(
     vfs: &dyn Vfs,
-    remote: &Remote,
-    pending: &Path,
-    contents: &Contents,
-    meter: &Meter<'_>,
-) -> Result<u64> {
-    let mut fetched = 0;
+    all: &[Restoring],
+    mut on_progress: impl FnMut(TransferProgress) + Send,
+) -> Result<()> {
+    let Some(first) = all.first() else { return Ok(()) };
+    let meter = Meter::new(all.iter().map(Restoring::bytes).sum(), &mut on_progress);
+    first.remote.run(fetch(vfs, all, first.remote.options.concurrency, &meter))?;
+    all.iter().try_for_each(|restoring| sync_files(vfs, restoring))
+}
+
+/// Fetches all chunks that are not there, so many at a time, whosesoever they are.
+async fn fetch(vfs: &dyn Vfs, all: &[Restoring], concurrency: usize, meter: &Meter<'_>) -> Result<()> {
     // File by file in turn, so that only so many are open as are worked on.
-    let chunks = contents.objects.iter().map(|object| {
-        let filling = open_file(vfs, pending, object).map(Arc::new);
+    let objects = all.iter().flat_map(|of| of.contents.objects.iter().map(move |object| (of, object)));
+    let chunks = objects.flat_map(|(of, object)| {
+        let filling = open_file(vfs, of, object).map(Arc::new);
         (0..object.chunks.len().max(1)).map(move |chunk| (filling.clone(), chunk))
     });
-    let mut work = stream::iter(chunks.flatten())
-        .map(|(filling, chunk)| async move {
-            let filling = filling?;
-            fill(remote, &filling, chunk, meter).await
-        })
-        .buffer_unordered(remote.options.concurrency);
-    while let Some(bytes) = work.try_next().await? {
-        fetched += bytes;
-    }
-    drop(work);
-    for object in &contents.objects {
+    stream::iter(chunks)
+        .map(|(filling, chunk)| async move { fill(&*filling?, chunk, meter).await })
+        .buffer_unordered(concurrency)
+        .try_collect::<()>()
+        .await
+}
+
+/// Makes what was fetched durable.
+fn sync_files(vfs: &dyn Vfs, restoring: &Restoring) -> Result<()> {
+    let pending = &restoring.pending;
+    for object in &restoring.contents.objects {
         let path = pending.join(&object.name);
         let synced = vfs.open(&path, Access::ReadWrite).and_then(|file| file.sync_data());
         synced.map_err(BackupError::local("could not sync", &path))?;
     }
     vfs.sync_dir(pending).map_err(BackupError::local("could not sync the directory", pending))?;
     let parent = parent_of(pending);
-    vfs.sync_dir(parent).map_err(BackupError::local("could not sync the directory", parent))?;
-    Ok(fetched)
+    vfs.sync_dir(parent).map_err(BackupError::local("could not sync the directory", parent))
 }
 
-fn open_file<'a>(vfs: &dyn Vfs, pending: &Path, object: &'a Object) -> Result<Filling<'a>> {
-    let path = pending.join(&object.name);
+fn open_file<'a>(vfs: &dyn Vfs, of: &'a Restoring, object: &'a Object) -> Result<Filling<'a>> {
+    let path = of.pending.join(&object.name);
     let io = |action| BackupError::local(action, &path);
     let there = vfs.kind(&path).map_err(io("could not look at"))?.is_some();
     let opened = if there { vfs.open(&path, Access::ReadWrite) } else { vfs.create_new(&path) };
@@ -228,12 +288,12 @@ fn open_file<'a>(vfs: &dyn Vfs, pending: &Path, object: &'a Object) -> Result<Fi
     if file.size().map_err(io("could not look at"))? != object.len {
         file.set_len(object.len).map_err(io("could not set the length of"))?;
     }
-    Ok(Filling { object, file, path })
+    Ok(Filling { of, object, file, path })
 }
 
-/// Fetches a chunk unless it is there; returns how many bytes were fetched.
-async fn fill(remote: &Remote, filling: &Filling<'_>, chunk: usize, meter: &Meter<'_>) -> Result<u64> {
-    let Some(crc) = filling.object.chunks.get(chunk) else { return Ok(0) };
+/// Fetches a chunk unless it is there.
+async fn fill(filling: &Filling<'_>, chunk: usize, meter: &Meter<'_>) -> Result<()> {
+    let Some(crc) = filling.object.chunks.get(chunk) else { return Ok(()) };
     let (from, len) = filling.object.extent(chunk);
     let mut there = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     let read = read_up_to_at(filling.file.as_ref(), &mut there, from)
@@ -243,12 +303,13 @@ async fn fill(remote: &Remote, filling: &Filling<'_>, chunk: usize, meter: &Mete
         write_all_at(filling.file.as_ref(), &there, from)
             .map_err(BackupError::local("could not write", &filling.path))?;
         meter.add(len);
-        return Ok(0);
+        return Ok(());
     }
     drop(there);
-    let bytes = read_chunk(remote, filling.object, chunk).await?;
+    let bytes = read_chunk(&filling.of.remote, filling.object, chunk).await?;
     write_all_at(filling.file.as_ref(), &bytes, from)
         .map_err(BackupError::local("could not write", &filling.path))?;
+    filling.of.fetched.fetch_add(len, Ordering::Relaxed);
     meter.add(len);
-    Ok(len)
+    Ok(())
 }
