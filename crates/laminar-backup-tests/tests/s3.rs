@@ -106,8 +106,8 @@ fn a_network_that_breaks_anywhere_changes_nothing_of_what_comes_out() {
     }
 }
 
-/// The server has put a record, and the writer does not hear of it, or hears that it failed and it is put later: what the
-/// writer finds there then is its own.
+/// The server has put a record, and the writer does not hear of it: what it finds there then is its own. Or the server has not,
+/// and does it when the writer has put it again: it is refused then.
 #[test]
 fn a_record_whose_reply_was_lost_is_found_to_be_ours() {
     for (record, cut) in [1, 2].into_iter().flat_map(|n| [(n, Cut::BeforeReply), (n, Cut::CarriedOutLater)]) {

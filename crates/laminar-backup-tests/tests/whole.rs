@@ -231,12 +231,16 @@ fn parts_that_are_restored_together_keep_to_the_limits_together() {
 
     // Two targets, although of one store: nothing would drive the connections of the second.
     let [one, other] = [(); 2].map(|()| list(&plain).backups.pop().unwrap().parts);
-    let wanted =
-        |(place, info): &(BackupTarget, BackupInfo)| (place.clone(), info.id, dir.path().join("apart"));
-    let error = restore_several(&OsVfs::new(), &[wanted(&one[0]), wanted(&other[1])], &options(), |_| {});
-    let error = error.unwrap_err();
-    assert!(matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains("within"), "{error}");
-    assert!(!dir.path().join("apart.unfinished").exists());
+    let wanted = |(place, info): &(BackupTarget, BackupInfo), name: &str| {
+        (place.clone(), info.id, dir.path().join(name))
+    };
+    let apart = [wanted(&one[0], "apart"), wanted(&other[1], "apart, too")];
+    let same = [wanted(&one[0], "apart"), wanted(&one[1], "apart")];
+    for (backups, why) in [(apart, "within"), (same, "Name a directory for each")] {
+        let error = restore_several(&OsVfs::new(), &backups, &options(), |_| {}).unwrap_err();
+        assert!(matches!(error, BackupError::InvalidInput(_)) && error.to_string().contains(why), "{error}");
+        assert!(!dir.path().join("apart.unfinished").exists());
+    }
 }
 
 /// What tells which parts there are fails or breaks off: it is asked again, or it is an error, and never a place with nothing in it.

@@ -101,7 +101,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
         "one thread per core, and Ring 1 beside them, on {} CPUs: with as many cores as CPUs they share",
         cpus()
     ));
-    rates.note("raw rows write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
+    rates.note("raw rows, but for those that are pipelined, write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
     rates.note(raw::pipelined::NOTE);
     rates.note(
         "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",

@@ -173,7 +173,8 @@ impl Config {
     /// How long nothing may become durable while something waits for it, before the process ends itself; default 60 s,
     /// `None` for ever. A peer that hangs, or a link that is cut, is noticed by this alone, by workers that have ended or
     /// are as far ahead as they may be. Nothing is durable before every worker has sealed it: one that has nothing to send seals
-    /// empty epochs, more often than this. It counts from when the dataflow is built on all workers.
+    /// empty epochs, more often than this. It counts from when the dataflow is built on all workers until all processes have
+    /// ended: once everything is committed, closing the sinks may not take longer either.
     #[must_use]
     pub fn stall_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.stall_timeout = timeout;

@@ -46,6 +46,8 @@ pub(crate) struct Pulse {
     waiting: AtomicUsize,
     /// The state is recovered, and the dataflow built with its sinks, on all workers.
     started: AtomicBool,
+    /// A worker has done all of the job, and ends.
+    ending: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -106,7 +108,8 @@ impl Pulse {
             (seen, begun) = (now, started);
             let limit = if started { patience.stall } else { patience.start };
             if let Some(limit) = limit.filter(|limit| LOOK * looks >= *limit) {
-                fail_stop(&Stalled { started, limit });
+                let ending = self.ending.load(Ordering::Relaxed);
+                fail_stop(&Stalled { started, ending, limit });
             }
         }
     }
@@ -115,13 +118,20 @@ impl Pulse {
 /// Why the watchdog ends the process.
 struct Stalled {
     started: bool,
+    ending: bool,
     limit: Duration,
 }
 
 impl Display for Stalled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { started, limit } = self;
-        if *started {
+        let Self { started, ending, limit } = self;
+        if *ending {
+            write!(
+                f,
+                "all is durable and committed, but for {limit:?} not all processes have ended: one of them hangs, the \
+                 connection to it is cut, or a sink does not close. Start all of them again: there is little left to do."
+            )
+        } else if *started {
             write!(
                 f,
                 "nothing became durable for {limit:?} while workers wait for it: another process hangs, the connection to it \
@@ -146,6 +156,7 @@ pub(crate) struct Waits(Arc<Pulse>);
 impl Waits {
     /// Waits until the watchdog is told that all is over.
     pub(crate) fn until_the_end(self) {
+        self.0.ending.store(true, Ordering::Relaxed);
         std::mem::forget(self);
     }
 }

@@ -4,9 +4,11 @@
 //! |---|---|---|
 //! | fetch | `DIR.fetched/`: a savepoint of each part | the next try keeps every chunk that is whole |
 //! | make | `DIR.unfinished/`: a store of each part, what it is, the program's files | is made again, of what was fetched |
-//! | publish | renamed to `DIR`, parent synced | it is there |
+//! | publish | renamed to `DIR`, parent synced | it is there; `DIR.fetched/` may be removed by hand |
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
+use std::fmt::Debug;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -164,10 +166,14 @@ pub fn restore_job_with(
     let backup = choose(place, id, options)?;
     let parts = select(&backup, parts, place, &fetched)?;
     work.create(&fetched)?;
+    let lock = work.lock(&fetched)?;
+    // Another restore may have come to its end meanwhile.
+    work.new_name()?;
     work.fetch(&parts, options, on_progress)?;
     let made = work.make(&backup, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
+    drop(lock);
     let parts = parts.iter().map(|part| part.number).collect();
     let (job, Size { processes, workers }) = (made.job, made.size);
     Ok(RestoredJob { job, backup, parts, processes, workers })
@@ -230,8 +236,19 @@ fn select<'a>(
     Ok(wanted.collect())
 }
 
-/// In every directory that a restore works in: what has it is not somebody else's.
+/// In every directory that a restore works in: what has it, with its own name in it, is not somebody else's.
 const MARKER: &str = "laminar-restore";
+
+/// Locked while a restore works.
+const LOCK: &str = "LOCK";
+
+/// What is in the marker of a directory.
+fn marker(dir: &Path) -> String {
+    let name = dir.file_name().unwrap_or_default().display();
+    format!(
+        "A restore works in {name}. In a directory of another name the state is complete, and this file means nothing.\n"
+    )
+}
 
 fn in_the_way(dir: &Path) -> Error {
     let what = "this is in the way, and no earlier restore made it";
@@ -246,8 +263,8 @@ struct Work {
 }
 
 impl Work {
-    /// A directory of our own beside the one to be made.
-    fn beside(&self, suffix: &str) -> Result<PathBuf, Error> {
+    /// The name of the directory to be made, which is not there yet.
+    fn new_name(&self) -> Result<&OsStr, Error> {
         let kind = |path: &Path| self.vfs.kind(path).map_err(|e| Error::io("could not look at", path, e));
         let refused = |what: &'static str, path: &Path, remedy: &'static str| {
             Err(Error::config(Detail::new(what).at_path(path).remedy(remedy)))
@@ -261,9 +278,26 @@ impl Work {
         if kind(parent_of(&self.dir))? != Some(FileKind::Dir) {
             return refused("the parent directory does not exist", parent_of(&self.dir), "Create it first.");
         }
-        let mut beside = OsString::from(name);
+        Ok(name)
+    }
+
+    /// A directory of our own beside the one to be made.
+    fn beside(&self, suffix: &str) -> Result<PathBuf, Error> {
+        let mut beside = self.new_name()?.to_owned();
         beside.push(suffix);
         Ok(self.dir.with_file_name(beside))
+    }
+
+    /// Keeps other restores of the same directory away.
+    fn lock(&self, fetched: &Path) -> Result<Box<dyn Debug + Send + Sync>, Error> {
+        self.vfs.lock(&fetched.join(LOCK)).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => Error::config(
+                Detail::new("another restore of this directory is running")
+                    .at_path(&self.dir)
+                    .remedy("Wait until it is done, or end it first; then what it fetched is used."),
+            ),
+            _ => Error::io("could not lock", &fetched.join(LOCK), e),
+        })
     }
 
     /// Makes a directory to work in, or takes the one of an earlier try. One with nothing in it counts as that: a crash leaves it so
@@ -274,9 +308,8 @@ impl Work {
             None => self.vfs.create_dir(dir).map_err(failed)?,
             Some(FileKind::Dir) => {
                 let names = self.vfs.read_dir(dir).map_err(failed)?;
-                if names.iter().any(|(name, _)| name == MARKER) {
-                    // Whoever put it there may have died before it was durable.
-                    return self.vfs.sync_dir(dir).map_err(failed);
+                if let Some((_, kind)) = names.iter().find(|(name, _)| name == MARKER) {
+                    return self.take_again(dir, *kind);
                 }
                 if names.iter().any(|(name, _)| name.strip_suffix(".tmp") != Some(MARKER)) {
                     return Err(in_the_way(dir));
@@ -284,9 +317,21 @@ impl Work {
             }
             Some(_) => return Err(in_the_way(dir)),
         }
-        let text =
-            b"A restore works in this directory. Where the state is complete, this file means nothing.\n";
-        replace_file_durably(self.vfs.as_ref(), dir, MARKER, text).map_err(failed)
+        replace_file_durably(self.vfs.as_ref(), dir, MARKER, marker(dir).as_bytes()).map_err(failed)
+    }
+
+    /// Takes a directory with a marker. In one that got another name the marker says nothing: the state in it is complete.
+    fn take_again(&self, dir: &Path, kind: FileKind) -> Result<(), Error> {
+        let failed = |e| Error::io("could not look whose this is", dir, e);
+        let is_file = matches!(kind, FileKind::File { .. });
+        if !is_file
+            || read_small_file(self.vfs.as_ref(), &dir.join(MARKER), MOST_BYTES).map_err(failed)?
+                != marker(dir).as_bytes()
+        {
+            return Err(in_the_way(dir));
+        }
+        // Whoever put it there may have died before it was durable.
+        self.vfs.sync_dir(dir).map_err(failed)
     }
 
     /// Removes a directory that [`Self::create`] made.
@@ -419,7 +464,8 @@ impl Work {
         self.vfs.rename(pending, &self.dir).map_err(failed)?;
         self.vfs.sync_dir(parent_of(&self.dir)).map_err(failed)?;
         // Not before: without it the next try would take what a crash left for somebody else's.
-        self.vfs.remove_file(&self.dir.join(MARKER)).map_err(failed)
+        self.vfs.remove_file(&self.dir.join(MARKER)).map_err(failed)?;
+        self.vfs.sync_dir(&self.dir).map_err(failed)
     }
 }
 

@@ -99,13 +99,21 @@ pub fn restore_with(
 /// new directory of its own. All of them together keep to the options, and what is told of the progress is of all together.
 ///
 /// # Errors
-/// As [`restore`]. Some may be complete then; the others go on from what was fetched.
+/// As [`restore`], and `InvalidInput` for a directory that is named twice. Some may be complete then; the others go on from what
+/// was fetched.
 pub fn restore_several(
     vfs: &dyn Vfs,
     backups: &[(BackupTarget, BackupId, PathBuf)],
     options: &BackupOptions,
     on_progress: impl FnMut(TransferProgress) + Send,
 ) -> Result<Vec<RestoreReceipt>> {
+    for (at, (target, _, dir)) in backups.iter().enumerate() {
+        if backups.iter().take(at).any(|(_, _, other)| other == dir) {
+            let what = format!("two backups are to be restored to {}", dir.display());
+            let remedy = "Name a directory for each.";
+            return Err(BackupError::invalid(what, target.to_string(), remedy));
+        }
+    }
     let mut remotes: Vec<Remote> = Vec::with_capacity(backups.len());
     for (target, ..) in backups {
         remotes.push(match remotes.first() {

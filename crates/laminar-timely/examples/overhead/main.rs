@@ -94,6 +94,8 @@ fn main() {
         let time = Duration::from_secs_f64(time);
         Cell { what, workers, hosts, keys, lines, events, bytes, time, dir: dir.clone() }
     };
+    println!("files are in {}: where that is in memory, nothing is durable", dir.display());
+    println!("several epochs may share a sync, so that there may be more of them than syncs of the device");
     println!("in brackets: processor time of all processes for an event, which others who run disturb less");
     println!(
         "{processes} processes of {workers} workers, {keys} keys, {kind}, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"

@@ -178,3 +178,43 @@ fn a_second_try_of_a_restore_that_is_cut_off_too_leaves_it_or_nothing_and_it_goe
     backup.restore(&disk, &[1]).unwrap();
     backup.check(&disk, &[1], "other parts");
 }
+
+/// Two that ran at a time used the same directories: one could publish what the other had just begun.
+#[test]
+fn a_restore_beside_another_one_of_the_same_directory_is_refused() {
+    let backup = backed_up();
+    let disk = SimDisk::new(1);
+    disk.record(true);
+    backup.restore(&disk, &[1]).unwrap();
+    let history = disk.history();
+    let there = |disk: &SimDisk, path: &str| disk.kind(Path::new(path)).unwrap().is_some();
+    let halfway = history.iter().map(|snapshot| snapshot.restart());
+    let disk = halfway.into_iter().find(|disk| there(disk, "/job.fetched/part-0001")).unwrap();
+    let other = disk.lock(Path::new("/job.fetched/LOCK")).unwrap();
+    let refused = backup.restore(&disk, &[1]).unwrap_err().to_string();
+    assert!(refused.contains("another restore of this directory is running"), "{refused}");
+    drop(other);
+    backup.restore(&disk, &[1]).unwrap();
+    backup.check(&disk, &[1], "afterwards");
+}
+
+/// What says that a restore works in a directory stays when it is killed right after it gave it its name. It was believed in a
+/// directory that was called otherwise by then, which was removed.
+#[test]
+fn a_directory_that_was_renamed_or_is_somebody_elses_is_not_removed() {
+    let backup = backed_up();
+    for of in ["a job that is complete", "a directory"] {
+        let disk = SimDisk::new(1);
+        let unfinished = Path::new("/job.unfinished");
+        disk.create_dir(unfinished).unwrap();
+        if of == "a directory" {
+            disk.create_dir(&unfinished.join(MARKER)).unwrap();
+        } else {
+            replace_file_durably(&disk, unfinished, MARKER, marker(Path::new("/other")).as_bytes()).unwrap();
+        }
+        replace_file_durably(&disk, unfinished, "notes", NOTES).unwrap();
+        let refused = backup.restore(&disk, &[1]).unwrap_err().to_string();
+        assert!(refused.contains("this is in the way"), "{of}: {refused}");
+        assert_eq!(disk.read_file("/job.unfinished/notes").unwrap(), NOTES, "{of}");
+    }
+}

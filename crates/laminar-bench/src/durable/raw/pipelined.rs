@@ -45,7 +45,7 @@ pub fn rate(run: &Run, threads: usize, table: &mut Table) -> Result<(), Error> {
     let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     let done = (batches * BATCH * threads) as f64;
     table.row(vec![
-        Cell::text("raw, pipelined, at most 16 MiB a sync, reused"),
+        Cell::text("raw, pipelined by two threads each, at most 16 MiB a sync, reused"),
         Cell::Count(threads as u64),
         Cell::Count((done / seconds) as u64),
         Cell::Number(PUT as f64, 1),
