@@ -103,6 +103,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     ));
     rates.note("raw rows, but for those that are pipelined, write 127 bytes per put with pwrite and fdatasync on the putting thread, compute nothing and keep no state; reused: a file written once before, extending: a new one");
     rates.note(raw::pipelined::NOTE);
+    rates.note("raw rows are not kept on CPUs, whatever was asked for; threads of other stores are, as ours");
     rates.note(
         "CPU / put: processor time of all threads, ours with Ring 1; of another process it is not known",
     );

@@ -157,7 +157,8 @@ fn restore(dir: &Path, backup: Option<&JobBackup>) {
     fs::write(left.join("generation-00000001/half"), b"").unwrap();
     let refused = restore_job(&place(dir), id, None, &state, &options(), |_| {}).unwrap_err().to_string();
     assert!(refused.contains("no earlier restore made it") && left.join("generation-00000001/half").exists());
-    fs::write(left.join("laminar-restore"), b"").unwrap();
+    let whose = "A restore works in state.unfinished. In a directory of another name the state is complete, and this file means nothing.\n";
+    fs::write(left.join("laminar-restore"), whose).unwrap();
     let made = restore_job(&place(dir), id, None, &state, &options(), |_| {}).unwrap();
     assert_eq!(made.job, "sums");
     assert_eq!(fs::read(state.join("notes")).unwrap(), b"of the program");

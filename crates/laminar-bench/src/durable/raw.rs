@@ -37,6 +37,7 @@ pub fn rate(
     reused: bool,
     table: &mut Table,
 ) -> Result<(), Error> {
+    run.pins.none()?;
     let dir = run.place.fresh("raw")?;
     std::fs::create_dir_all(&dir)?;
     let files = (0..threads).map(|n| file(&dir, n, reused)).collect::<Result<Vec<_>, _>>()?;
@@ -95,6 +96,7 @@ fn write_and_sync(file: &File, bytes: &[u8], round: usize, reused: bool) -> Resu
 /// Latency of making the same bytes durable in several reused files, in the better of two ways: one
 /// file after the other, or a thread for each.
 pub fn latency(run: &Run, count: usize, bytes: usize) -> Result<Nanos, Error> {
+    run.pins.none()?;
     let dir = run.place.fresh("raw")?;
     std::fs::create_dir_all(&dir)?;
     let files = (0..count).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;

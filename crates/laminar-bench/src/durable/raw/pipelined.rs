@@ -20,6 +20,7 @@ pub const NOTE: &str = "raw, pipelined: one thread copies records of 127 bytes i
 
 /// Puts per second of pairs of threads with a file each.
 pub fn rate(run: &Run, threads: usize, table: &mut Table) -> Result<(), Error> {
+    run.pins.none()?;
     let dir = run.place.fresh("raw")?;
     std::fs::create_dir_all(&dir)?;
     let files = (0..threads).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;
