@@ -132,7 +132,7 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
 /// out of date on one.
 ///
 /// When it is interrupted or fails, what was fetched is in `DIR.fetched`, and the same call goes on from there; without an id it
-/// is refused when there is a newer backup meanwhile.
+/// is refused when there is a newer backup meanwhile. If `dir` is there it is complete, and what is left beside it may be removed.
 ///
 /// # Errors
 /// `Config` when there is something at `dir`, or no such backup or part; `Backup` as [`restore_several`]; `Store`, `Io`.
