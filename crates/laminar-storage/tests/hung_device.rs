@@ -1,4 +1,5 @@
-//! A device that does not answer any more: what is put meanwhile waits for as long as it was told to, and not for ever.
+//! A device that does not answer: what is put meanwhile waits for as long as it was told to, and not for ever; what is taken
+//! beside a sync is in memory, and not part of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
 use std::fmt::Debug;
@@ -6,24 +7,60 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
+use laminar_storage::vfs::sim::{ImageId, SimDisk};
 use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile};
-use laminar_storage::{CoreStore, Opened, Settings, Store, StoreError};
+use laminar_storage::{CoreStore, Epoch, Opened, Settings, Store, StoreError};
 
 /// Syncs of the log wait while it is shut.
 #[derive(Debug, Default)]
 struct Gate {
-    shut: Mutex<bool>,
-    opened: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    shut: bool,
+    /// So many syncs pass in spite of that.
+    permits: usize,
+    /// Those that pass fail.
+    failing: bool,
+    /// Syncs that have come and not gone.
+    inside: usize,
+    /// Since the beginning.
+    syncs: usize,
+    /// Writes to the log while a sync was inside.
+    writes_beside: usize,
 }
 
 impl Gate {
-    fn set(&self, shut: bool) {
-        *self.shut.lock().unwrap() = shut;
-        self.opened.notify_all();
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap());
+        self.changed.notify_all();
     }
 
-    fn pass(&self) {
-        drop(self.opened.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+    fn set(&self, shut: bool) {
+        self.change(|state| state.shut = shut);
+    }
+
+    fn wait_for(&self, what: impl Fn(&State) -> bool) {
+        drop(self.changed.wait_while(self.state.lock().unwrap(), |state| !what(state)).unwrap());
+    }
+
+    fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.change(|state| {
+            state.inside += 1;
+            state.syncs += 1;
+        });
+        self.wait_for(|state| !state.shut || state.permits > 0);
+        let mut failing = false;
+        self.change(|state| {
+            state.permits -= usize::from(state.shut);
+            failing = state.failing;
+        });
+        let result = if failing { Err(io::Error::other("the device is gone")) } else { sync() };
+        self.change(|state| state.inside -= 1);
+        result
     }
 }
 
@@ -37,7 +74,7 @@ impl Drop for OpenedAtTheEnd<'_> {
 
 #[derive(Debug)]
 struct Device {
-    files: OsVfs,
+    files: Arc<dyn Vfs>,
     gate: Arc<Gate>,
 }
 
@@ -61,6 +98,7 @@ impl VfsFile for File {
         self.file.read_at(buf, offset)
     }
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.gate.change(|state| state.writes_beside += usize::from(state.inside > 0));
         self.file.write_at(buf, offset)
     }
     fn size(&self) -> io::Result<u64> {
@@ -70,8 +108,7 @@ impl VfsFile for File {
         self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.gate.pass();
-        self.file.sync_data()
+        self.gate.sync(|| self.file.sync_data())
     }
 }
 
@@ -110,7 +147,7 @@ impl Vfs for Device {
         self.files.lock(path)
     }
     fn parallel(&self) -> bool {
-        self.files.parallel()
+        true
     }
     fn now_ns(&self) -> u64 {
         self.files.now_ns()
@@ -127,7 +164,7 @@ fn putting_into_a_full_state_beside_a_hung_device_ends() {
     let dir = tempfile::tempdir().unwrap();
     let gate = Arc::<Gate>::default();
     let settings = Settings { state_limit_bytes: 4 << 20, put_timeout_ms: 20, ..Settings::default() };
-    let device = Device { files: OsVfs::new(), gate: Arc::clone(&gate) };
+    let device = Device { files: Arc::new(OsVfs::new()), gate: Arc::clone(&gate) };
     let builder = Store::builder(dir.path()).settings(settings).vfs(Arc::new(device));
     let Opened { store, mut cores, .. } = builder.open().unwrap();
     let core = &mut cores[0];
@@ -165,7 +202,7 @@ fn putting_into_a_full_state_beside_a_hung_device_ends() {
 fn all_epochs_that_waited_for_the_device_share_its_next_sync() {
     let dir = tempfile::tempdir().unwrap();
     let gate = Arc::<Gate>::default();
-    let device = Device { files: OsVfs::new(), gate: Arc::clone(&gate) };
+    let device = Device { files: Arc::new(OsVfs::new()), gate: Arc::clone(&gate) };
     let Opened { store, mut cores, .. } = Store::builder(dir.path()).vfs(Arc::new(device)).open().unwrap();
     let core = &mut cores[0];
     let before = store.stats().syncs;
@@ -182,4 +219,97 @@ fn all_epochs_that_waited_for_the_device_share_its_next_sync() {
     assert!((1..=2).contains(&(store.stats().syncs - before)), "{:?}", store.stats());
     drop(cores);
     store.close().unwrap();
+}
+
+/// More than Ring 1 takes in a turn, so that something is left when it syncs.
+const EPOCHS: u64 = 300;
+const PUTS: u64 = 1000;
+
+/// A store on a simulated disk with a sync on its way, beside which Ring 1 has taken everything that was put. Returns what was
+/// durable before, and the last epoch.
+fn with_a_sync_on_its_way(disk: &SimDisk, gate: &Arc<Gate>) -> (Opened, Epoch, Epoch) {
+    let settings = Settings { ring_capacity: 1 << 19, preallocate_bytes: 0, ..Settings::default() };
+    let device = Device { files: Arc::new(disk.clone()), gate: Arc::clone(gate) };
+    let mut opened = Store::builder("/s").settings(settings).vfs(Arc::new(device)).open().unwrap();
+    let core = &mut opened.cores[0];
+    let before = core.seal_epoch().unwrap();
+    opened.store.wait_durable(before).unwrap();
+    // The sync of the first put waits; and meanwhile all the others come, which it holds up.
+    let syncs = gate.state.lock().unwrap().syncs;
+    gate.set(true);
+    core.put(b"first", b"value").unwrap();
+    let first = core.seal_epoch().unwrap();
+    gate.wait_for(|state| state.syncs == syncs + 1);
+    let mut last = first;
+    for epoch in 0..EPOCHS {
+        for put in 0..PUTS {
+            core.put(&put.to_le_bytes(), &epoch.to_le_bytes()).unwrap();
+        }
+        last = core.seal_epoch().unwrap();
+    }
+    gate.change(|state| state.permits = 1);
+    opened.store.wait_durable(first).unwrap();
+    gate.wait_for(|state| state.syncs == syncs + 2);
+    while opened.store.stats().changes_drained < EPOCHS * PUTS + 1 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    (opened, first, last)
+}
+
+/// What a store has after the power was cut, when everything that was not synced is gone: how many epochs.
+fn after_a_power_cut(disk: &SimDisk) -> (Epoch, u64) {
+    let disk = disk.snapshot().image(&ImageId::default()).mount();
+    let opened = Store::builder("/s").vfs(Arc::new(disk)).open().unwrap();
+    let value = |core: &CoreStore, key: u64| {
+        core.get(&key.to_le_bytes()).map(|value| u64::from_le_bytes(value.try_into().unwrap()))
+    };
+    let newest = value(&opened.cores[0], 0);
+    assert!((0..PUTS).all(|key| value(&opened.cores[0], key) == newest));
+    (opened.store.durable_epoch(), newest.map_or(0, |newest| newest + 1))
+}
+
+#[test]
+fn what_comes_beside_a_sync_is_not_part_of_it() {
+    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
+    let (opened, first, last) = with_a_sync_on_its_way(&disk, &gate);
+    let opened_at_the_end = OpenedAtTheEnd(&gate);
+    assert_eq!(opened.store.durable_epoch(), first);
+    assert_eq!(after_a_power_cut(&disk).1, 0);
+    gate.change(|state| state.permits = 1);
+    let next = first.next();
+    opened.store.wait_durable(next).unwrap();
+    let durable = opened.store.durable_epoch();
+    assert!(durable > next && durable < last, "{first} {durable} {last}");
+    let (recovered, epochs) = after_a_power_cut(&disk);
+    assert!(recovered >= durable && epochs == durable.get() - first.get(), "{durable} {recovered} {epochs}");
+    drop(opened_at_the_end);
+    opened.store.wait_durable(last).unwrap();
+    assert_eq!(after_a_power_cut(&disk).1, EPOCHS);
+    drop(opened.cores);
+    opened.store.close().unwrap();
+}
+
+/// What a device does with a write that comes while it syncs is its own affair: there is none.
+#[test]
+fn nothing_is_written_while_a_sync_is_on_its_way() {
+    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
+    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate);
+    gate.set(false);
+    opened.store.wait_durable(last).unwrap();
+    assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
+    drop(opened.cores);
+    opened.store.close().unwrap();
+}
+
+#[test]
+fn a_sync_that_fails_takes_what_came_beside_it_along() {
+    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
+    let (mut opened, first, last) = with_a_sync_on_its_way(&disk, &gate);
+    gate.change(|state| (state.failing, state.shut) = (true, false));
+    let error = opened.store.wait_durable(last).unwrap_err();
+    assert!(error.to_string().contains("could not sync the segment"), "{error}");
+    assert_eq!(opened.store.durable_epoch(), first);
+    opened.cores[0].put(b"key", b"value").unwrap_err();
+    drop(opened);
+    assert_eq!(after_a_power_cut(&disk).1, 0);
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::config::PerCoreWalConfig;
 use super::entry::PerCoreWalEntry;
 use super::error::PerCoreWalError;
-use super::evidence::testify;
 use super::incarnation::{Beginning, begin, make_durable, refuse_last_ids};
 use super::merge::MergedEntries;
 use super::recovery::cursor::CoreCursor;
@@ -15,6 +14,7 @@ use super::recovery::plan::Span;
 use super::recovery::survey::{LogEnd, Survey};
 use super::segment::SegmentPolicy;
 use super::spares::{Spares, remove_spares};
+use super::sync::sync_writers;
 use super::truncate::{Truncation, truncate_segments};
 use super::writer::CoreWalWriter;
 use crate::error::Detail;
@@ -409,34 +409,6 @@ impl TruncationScope {
                 .remedy("Put the directory back in its place, then open again."),
         ))
     }
-}
-
-/// Writes and syncs several writers, the syncs in parallel.
-pub(crate) fn sync_writers(writers: &mut [CoreWalWriter]) -> Result<(), PerCoreWalError> {
-    let mut failure = None;
-    let mut waiting = Vec::with_capacity(writers.len());
-    let mut vfs = None;
-    for (index, writer) in writers.iter_mut().enumerate() {
-        match writer.prepare_sync() {
-            Ok(Some(file)) => waiting.push((index, file)),
-            Ok(None) => {}
-            Err(error) => {
-                failure.get_or_insert(error);
-            }
-        }
-        vfs.get_or_insert_with(|| writer.vfs());
-    }
-    let files: Vec<_> = waiting.iter().map(|(_, file)| Arc::clone(file)).collect();
-    let results = vfs.map_or_else(Vec::new, |vfs| vfs.sync_many(&files));
-    for ((index, _), result) in waiting.into_iter().zip(results) {
-        if let Some(Err(error)) = writers.get_mut(index).map(|writer| writer.finish_sync(result)) {
-            failure.get_or_insert(error);
-        }
-    }
-    if !files.is_empty() {
-        testify(writers);
-    }
-    failure.map_or(Ok(()), Err)
 }
 
 fn core_count(config: &PerCoreWalConfig) -> u16 {

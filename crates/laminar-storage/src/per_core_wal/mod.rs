@@ -33,6 +33,7 @@ pub(crate) mod recovery;
 pub(crate) mod segment;
 pub(crate) mod spares;
 mod stats;
+mod sync;
 pub(crate) mod truncate;
 pub(crate) mod writer;
 
@@ -42,7 +43,7 @@ pub(crate) use entry::Stamp;
 pub use entry::{PerCoreWalEntry, WalOperation};
 pub use error::PerCoreWalError;
 pub use manager::PerCoreWalManager;
-pub(crate) use manager::{TruncationScope, sync_writers};
+pub(crate) use manager::TruncationScope;
 pub use merge::MergedEntries;
 pub(crate) use merge::MergedRecords;
 pub use reader::{PerCoreWalReader, WalReadResult};
@@ -50,5 +51,6 @@ pub use recovery::manager::{PerCoreRecoveredState, PerCoreRecoveryManager, recov
 pub use recovery::plan::RecoveryMode;
 pub use stats::SegmentStats;
 pub(crate) use stats::segment_stats;
+pub(crate) use sync::{Meanwhile, Syncer, sync_writers, sync_writers_beside};
 pub use truncate::Truncation;
 pub use writer::CoreWalWriter;

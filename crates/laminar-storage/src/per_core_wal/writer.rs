@@ -69,6 +69,8 @@ pub struct CoreWalWriter {
     last_timestamp: TimestampNs,
     sealed_epoch: Epoch,
     entries_since_sync: u64,
+    /// A sync is on its way, of so many of these. Until it has ended nothing is written (I20).
+    syncing: Option<u64>,
     /// Something was synced that no later bytes testify to yet.
     unconfirmed: bool,
     durable: Epoch,
@@ -102,6 +104,7 @@ impl CoreWalWriter {
             buffer: Vec::new(),
             frame: None,
             entries_since_sync: 0,
+            syncing: None,
             unconfirmed: false,
             durable: Epoch::ZERO,
             poison: None,
@@ -295,6 +298,11 @@ impl CoreWalWriter {
         &self.header
     }
 
+    /// Bytes appended and not written yet.
+    pub(crate) fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Offset in the segment in use up to which everything is durable.
     pub(crate) fn synced_len(&self) -> u64 {
         self.synced
@@ -353,17 +361,20 @@ impl CoreWalWriter {
     }
 
     /// Hands everything appended to the operating system. Returns the file to sync, `None` when
-    /// there is nothing new.
+    /// there is nothing new. What is appended before [`Self::finish_sync`] stays in memory, however much it is.
     pub(crate) fn prepare_sync(&mut self) -> Result<Option<Arc<dyn VfsFile>>, PerCoreWalError> {
         self.flush()?;
         if sabotaged(Sabotage::LogSyncDropped) {
             self.synced = self.written;
         }
-        Ok((self.synced < self.written).then(|| Arc::clone(&self.file)))
+        let new = self.synced < self.written;
+        self.syncing = new.then_some(self.entries_since_sync);
+        Ok(new.then(|| Arc::clone(&self.file)))
     }
 
     /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended. Whoever calls it calls [`testify`] next.
     pub(crate) fn finish_sync(&mut self, result: std::io::Result<()>) -> Result<(), PerCoreWalError> {
+        let entries = self.syncing.take().unwrap_or_default();
         let retry = sabotaged(Sabotage::SyncRetried) && result.is_err();
         let result = if retry { self.file.sync_data() } else { result };
         if let Err(error) = result {
@@ -374,7 +385,7 @@ impl CoreWalWriter {
             )));
         }
         self.synced = self.written;
-        self.entries_since_sync = 0;
+        self.entries_since_sync = self.entries_since_sync.saturating_sub(entries);
         self.unconfirmed = true;
         Ok(())
     }
@@ -430,10 +441,12 @@ impl CoreWalWriter {
             (Some(frame), Some(after)) if fits(frame, self.buffer.len()) => Ok((after, timestamp)),
             _ => {
                 self.close_frame();
-                if self.buffer.len() >= FLUSH_AT {
-                    self.flush()?;
+                if self.syncing.is_none() || sabotaged(Sabotage::WrittenBesideSync) {
+                    if self.buffer.len() >= FLUSH_AT {
+                        self.flush()?;
+                    }
+                    self.roll_if_full(record.encoded_len_max())?;
                 }
-                self.roll_if_full(record.encoded_len_max())?;
                 // A roll takes a timestamp of its own.
                 let earliest = self.last_timestamp.next();
                 let now = TimestampNs(self.policy.vfs.now_ns()).min(TimestampNs::LAST_OF_CLOCK);

@@ -96,18 +96,17 @@ impl CoreDrain {
         }
     }
 
-    /// Takes up to `max` changes, all of one epoch, and the end of that epoch if it comes next. The
-    /// digest includes them when this returns.
-    pub(crate) fn drain(&mut self, max: usize) -> Batch {
+    /// Takes up to `max` changes, all of one epoch, and the end of that epoch if it comes next. Once their keys and values
+    /// have `bytes` or more, it takes no further ones. The digest includes them when this returns.
+    pub(crate) fn drain(&mut self, max: usize, bytes: usize) -> Batch {
         if self.done == self.held.len() {
             self.changelog.drain_into(&mut self.held, max.max(1));
         }
         let start = self.done;
         let end = self.held.len().min(start.saturating_add(max));
         let seal_at = (start..self.held.len()).take(max.max(1)).find(|i| self.held[*i].is_seal());
-        let last = seal_at.unwrap_or(end);
-        self.digest_range(start..last);
-        let seal = seal_at.map(|at| self.read_seal(at));
+        let last = self.digest_range(start..seal_at.unwrap_or(end), bytes);
+        let seal = seal_at.filter(|at| *at == last).map(|at| self.read_seal(at));
         self.done = last + usize::from(seal.is_some());
         self.processed += (self.done - start) as u64;
         Batch { entries: start..last, seal }
@@ -198,15 +197,21 @@ impl CoreDrain {
 
     /// Adds changes to the digest, in order: the new record comes, the replaced one goes. Notes which records of the batch
     /// are replaced within it, which the chain of replaced records tells without a search for keys: meanwhile each of them has
-    /// its place in the batch where its digest belongs.
-    fn digest_range(&mut self, range: Range<usize>) {
+    /// its place in the batch where its digest belongs. Returns where it ended: there, or where it had seen so many bytes.
+    fn digest_range(&mut self, range: Range<usize>, bytes: usize) -> usize {
         let mut sum = self.digest;
         self.batch = range.start;
         self.drained.clear();
+        let mut left = bytes;
+        let mut last = range.start;
         for i in range.clone() {
+            if left == 0 {
+                break;
+            }
             self.fetch_ahead(i, range.end);
             let entry = self.held[i];
             let new = self.read(&entry);
+            let new_len = new.both.len();
             let digest = if entry.is_put() { joined_digest(new.both, new.key.len()) } else { 0 };
             let prev = new.header.prev;
             new.header.digest.store((i - range.start) as u64, Ordering::Relaxed);
@@ -219,11 +224,14 @@ impl CoreDrain {
                 self.drained[earlier].superseded = true;
             }
             self.drained.push(Drained { digest, superseded: first_wins && superseded.is_some() });
+            left = left.saturating_sub(new_len.max(1));
+            last = i + 1;
         }
         for (drained, i) in self.drained.iter().zip(range) {
             self.read(&self.held[i]).header.digest.store(drained.digest, Ordering::Relaxed);
         }
         self.digest = sum;
+        last
     }
 
     /// The digest of the record that a popped, unreleased entry replaced, and its place if it is in the batch that is being
@@ -276,7 +284,7 @@ mod tests {
         state.try_put(b"b", b"2").unwrap();
         state.try_put(b"a", b"3").unwrap();
         state.flush().unwrap();
-        let batch = drain.drain(100);
+        let batch = drain.drain(100, usize::MAX);
         assert!(batch.entries.len() == 2 && !batch.entries.clone().any(|i| drain.is_superseded(i)));
         assert_eq!(drain.digest(), state.digest());
     }

@@ -19,7 +19,7 @@ pub(super) fn settle(state: &mut CoreState, drain: &mut CoreDrain) -> u64 {
     let mut changes = 0;
     state.flush().unwrap();
     while !drain.is_empty() {
-        changes += drain.drain(1000).entries.len() as u64;
+        changes += drain.drain(1000, usize::MAX).entries.len() as u64;
         drain.release();
     }
     changes
@@ -62,7 +62,7 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
     assert_eq!((state.get(b"a"), state.get(b"b"), state.get(b"c")), (None, Some(&b""[..]), Some(&b"3"[..])));
     assert_eq!((state.len(), state.contains(b"b"), state.core()), (2, true, CoreId(3)));
 
-    let batch = drain.drain(100);
+    let batch = drain.drain(100, usize::MAX);
     assert_eq!(batch.seal, Some(Seal { epoch: Epoch(1), commit: Some((*b"offsets").into()) }));
     let records: Vec<_> = batch.entries.clone().map(|i| drain.record(i).unwrap()).collect();
     let seen: Vec<_> = records.iter().map(|r| (r.op as u8, r.key, r.value)).collect();
@@ -74,7 +74,7 @@ fn puts_are_seen_at_once_and_drained_in_order_with_their_seal() {
 
     assert!(drain.is_empty());
     state.flush().unwrap();
-    let next = drain.drain(100);
+    let next = drain.drain(100, usize::MAX);
     assert_eq!((next.entries.len(), next.seal), (1, None));
     drain.release();
     assert!(drain.is_empty() && drain.record(0).is_none() && !drain.is_superseded(0));
@@ -111,7 +111,7 @@ fn a_seal_can_jump_forward_only_and_may_be_empty() {
     assert!(matches!(state.seal_to(Epoch(7), None), Err(Ring0Error::EpochPassed { current: Epoch(8) })));
     assert_eq!(state.seal(None).unwrap(), Epoch(8));
     for epoch in [7, 8] {
-        let batch = drain.drain(1);
+        let batch = drain.drain(1, usize::MAX);
         assert_eq!((batch.entries.len(), batch.seal), (0, Some(Seal { epoch: Epoch(epoch), commit: None })));
     }
     drain.release();
@@ -158,11 +158,11 @@ fn drained_records_stay_until_they_are_released() {
         state.try_put(b"k", &[round; 100]).unwrap();
     }
     state.flush().unwrap();
-    let batch = drain.drain(100);
+    let batch = drain.drain(100, usize::MAX);
     let mut refused = 0;
     for round in 4..40_u8 {
         refused += u32::from(state.try_put(b"k", &[round; 100]).is_err());
-        drain.drain(0);
+        drain.drain(0, usize::MAX);
     }
     assert!(refused > 0, "more entries than the retire queue has places for must be refused");
     for (i, round) in batch.entries.zip(0..) {
@@ -179,7 +179,7 @@ fn either_half_can_go_first() {
     state.try_put(b"k", b"v").unwrap();
     drop(state);
     assert!(drain.producer_gone() && !drain.is_empty());
-    let batch = drain.drain(9);
+    let batch = drain.drain(9, usize::MAX);
     assert_eq!(drain.record(batch.entries.start).unwrap().value, b"v");
     let (mut state, drain) = small(4);
     drop(drain);
@@ -204,7 +204,7 @@ fn lengths_up_to_the_limits_and_no_further() {
     state.try_put(b"", b"empty key").unwrap();
     assert!(state.get(key) == Some(value) && state.get(b"") == Some(b"empty key"));
     state.flush().unwrap();
-    let batch = drain.drain(9);
+    let batch = drain.drain(9, usize::MAX);
     let record = drain.record(batch.entries.start).unwrap();
     assert!(record.key == key && record.value == value);
     assert_eq!(drain.digest(), state.digest());

@@ -5,7 +5,11 @@
 //! logs in parallel and publish it. The background thread turns it as fast as the device answers;
 //! there is no timer that holds an epoch back.
 //!
-//! Order (invariants I2, I11): append, sync, publish. Slots are released to Ring 0 as soon as their
+//! Where changes wait when a sync begins, another thread syncs, and this one goes on taking them into
+//! memory, up to a bound: a sync takes the device long, and the processors nearly nothing. Where none
+//! wait it syncs by itself, so that nobody has to be woken.
+//!
+//! Order (invariants I2, I11, I20): append, sync, publish. Slots are released to Ring 0 as soon as their
 //! bytes are in the writer's buffer. The first failure ends the machine.
 
 use std::sync::Arc;
@@ -18,8 +22,8 @@ use crate::ids::{Epoch, SegmentNumber};
 use crate::incremental::StateOp;
 use crate::pace::Commits;
 use crate::per_core_wal::incarnation::leave_evidence;
-use crate::per_core_wal::sync_writers;
 use crate::per_core_wal::writer::CoreWalWriter;
+use crate::per_core_wal::{Meanwhile, PerCoreWalError, Syncer, sync_writers, sync_writers_beside};
 use crate::ring0::CoreDrain;
 use crate::sabotage::{Sabotage, sabotaged};
 
@@ -27,6 +31,13 @@ use crate::sabotage::{Sabotage, sabotaged};
 const BATCH: usize = 8192;
 /// Entries taken from a core per turn at most, so that no core keeps the others from a sync.
 const ENTRIES_PER_TURN: usize = 32 * BATCH;
+/// Entries that wait, of all cores, from which on a sync leaves its thread to them: to take fewer is done sooner than another
+/// thread is woken.
+const WORTH_A_THREAD: usize = 512;
+/// Bytes that a core may have in memory, taken beside a sync. A device that answers in time does so before.
+const BESIDE_A_SYNC: usize = 4 << 20;
+/// Bytes of keys and values taken from a core at a time beside a sync.
+const BATCH_BESIDE_A_SYNC: usize = 1 << 20;
 /// How far ahead the records of a batch are fetched: a batch is larger than the nearest caches.
 const FETCH_AHEAD: usize = 16;
 
@@ -61,6 +72,8 @@ pub(crate) struct Drain {
     lanes: Vec<Lane>,
     writers: Vec<CoreWalWriter>,
     durable: Epoch,
+    /// Syncs while this thread goes on.
+    syncer: Syncer,
     /// For whoever wants the device too.
     commits: Arc<Commits>,
     /// In a part of a whole: what is durable on all parts, which alone counts as acknowledged.
@@ -76,7 +89,7 @@ impl Drain {
         settled: Option<Arc<Settled>>,
     ) -> Self {
         let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
-        Self { lanes, writers, durable, commits, settled }
+        Self { lanes, writers, durable, syncer: Syncer::default(), commits, settled }
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -88,31 +101,52 @@ impl Drain {
         let mut turn = Turn::default();
         for core in 0..self.lanes.len() {
             // What is there now, in however many epochs; what comes meanwhile goes into the next sync.
-            let pending = self.lanes.get(core).map_or(0, |lane| lane.drain.pending());
-            let mut left = pending.min(ENTRIES_PER_TURN);
+            let (Some(lane), Some(writer)) = (self.lanes.get_mut(core), self.writers.get_mut(core)) else {
+                continue;
+            };
+            let mut left = lane.drain.pending().min(ENTRIES_PER_TURN);
             while left > 0 {
-                left = left.saturating_sub(self.drain_batch(core, counters)?.max(1));
+                left = left.saturating_sub(lane.take(writer, usize::MAX, counters)?.max(1));
                 turn.worked = true;
             }
         }
-        let sealed = self.lanes.iter().map(|lane| lane.sealed);
-        let sealed = if sabotaged(Sabotage::FastestCoreAcknowledges) { sealed.max() } else { sealed.min() };
-        let sealed = sealed.unwrap_or(self.durable);
+        let sealed = self.sealed();
         if sealed > self.durable {
             if !sabotaged(Sabotage::AcknowledgedBeforeSync) {
-                let log_bytes = self.wal_bytes();
-                self.commits.commit(log_bytes, || sync_writers(&mut self.writers))?;
+                self.sync(counters)?;
             }
-            self.durable = sealed;
+            // Not what was sealed beside the sync: that is not part of it.
+            self.durable = if sabotaged(Sabotage::CameBesideCounts) { self.sealed() } else { sealed };
             let acknowledged = self.acknowledged();
             for writer in &mut self.writers {
                 writer.acknowledge(acknowledged);
             }
             counters.syncs.add(1);
             turn.worked = true;
-            turn.durable = Some(sealed);
+            turn.durable = Some(self.durable);
         }
         Ok(turn)
+    }
+
+    /// The last epoch whose barrier every writer has.
+    fn sealed(&self) -> Epoch {
+        let sealed = self.lanes.iter().map(|lane| lane.sealed);
+        let sealed = if sabotaged(Sabotage::FastestCoreAcknowledges) { sealed.max() } else { sealed.min() };
+        sealed.unwrap_or(self.durable)
+    }
+
+    /// Syncs what was taken so far. Beside it, more is taken where enough of it waits.
+    fn sync(&mut self, counters: &Counters) -> Result<(), PerCoreWalError> {
+        let log_bytes = self.wal_bytes();
+        let Self { lanes, writers, syncer, commits, .. } = self;
+        let waits: usize = lanes.iter().map(|lane| lane.drain.pending()).sum();
+        let threads = writers.first().is_some_and(|writer| writer.vfs().parallel());
+        commits.commit(log_bytes, || {
+            if waits < WORTH_A_THREAD || !threads || cfg!(all(test, shuttle)) {
+                return sync_writers(writers);
+            }
+            sync_writers_beside(writers, syncer, |writers| take_beside(lanes, writers, counters))
+        })
     }
 
     /// What the log testifies to: epochs that no opening will discard.
@@ -160,21 +194,48 @@ impl Drain {
         }
         Ok(())
     }
+}
 
-    /// Takes one batch of a core in whose ring there is something, and returns how many entries it had, the end of its epoch
-    /// included.
-    fn drain_batch(&mut self, core: usize, counters: &Counters) -> Result<usize, StoreError> {
-        let (Some(lane), Some(writer)) = (self.lanes.get_mut(core), self.writers.get_mut(core)) else {
-            return Ok(0);
-        };
-        let batch = lane.drain.drain(BATCH);
+/// Takes a batch of every core that has room for it in memory.
+fn take_beside(
+    lanes: &mut [Lane],
+    writers: &mut [CoreWalWriter],
+    counters: &Counters,
+) -> Result<Meanwhile, PerCoreWalError> {
+    let mut meanwhile = Meanwhile::Full;
+    for (lane, writer) in lanes.iter_mut().zip(writers) {
+        if writer.buffered() >= BESIDE_A_SYNC {
+            continue;
+        }
+        if lane.drain.is_empty() {
+            if meanwhile == Meanwhile::Full {
+                meanwhile = Meanwhile::Idle;
+            }
+            continue;
+        }
+        lane.take(writer, BATCH_BESIDE_A_SYNC, counters)?;
+        meanwhile = Meanwhile::Worked;
+    }
+    Ok(meanwhile)
+}
+
+impl Lane {
+    /// Takes one batch from a ring in which there is something, of so many bytes or a little more, and returns how many
+    /// entries it had, the end of its epoch included.
+    fn take(
+        &mut self,
+        writer: &mut CoreWalWriter,
+        bytes: usize,
+        counters: &Counters,
+    ) -> Result<usize, PerCoreWalError> {
+        let batch = self.drain.drain(BATCH, bytes);
         let mut written = 0;
         for index in batch.entries.clone() {
-            lane.drain.fetch(index + FETCH_AHEAD);
-            if lane.drain.is_superseded(index) {
+            self.drain.fetch(index + FETCH_AHEAD);
+            if self.drain.is_superseded(index) {
                 continue;
             }
-            let Some(record) = lane.drain.record(index) else { continue };
+            let Some(record) = self.drain.record(index) else { continue };
             let record = match record.op {
                 StateOp::Put => Record::Put { key: record.key, value: record.value },
                 StateOp::Delete => Record::Delete { key: record.key },
@@ -185,10 +246,10 @@ impl Drain {
         counters.drained.add(batch.entries.len() as u64);
         counters.logged.add(written);
         if let Some(seal) = &batch.seal {
-            writer.seal(seal.epoch, seal.commit.as_deref(), lane.drain.digest())?;
-            lane.sealed = seal.epoch;
+            writer.seal(seal.epoch, seal.commit.as_deref(), self.drain.digest())?;
+            self.sealed = seal.epoch;
         }
-        lane.drain.release();
+        self.drain.release();
         Ok(batch.entries.len() + usize::from(batch.seal.is_some()))
     }
 }

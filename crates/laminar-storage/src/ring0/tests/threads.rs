@@ -20,7 +20,7 @@ fn what_is_drained_on_another_thread_is_whole_and_in_order() {
         let mut epochs = 0;
         loop {
             let last = drain.producer_gone();
-            let batch = drain.drain(300);
+            let batch = drain.drain(300, usize::MAX);
             for i in batch.entries.clone() {
                 let record = drain.record(i).unwrap();
                 let key = <[u8; 16]>::try_from(record.key).unwrap();
