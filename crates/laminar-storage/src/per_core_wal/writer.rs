@@ -35,6 +35,9 @@ use crate::vfs::{Vfs, VfsFile, write_all_at};
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
 const FLUSH_AT: usize = 1 << 20;
 
+/// Bytes that are gathered while a sync is on its way. A device that answers in time does so before.
+const BESIDE_A_SYNC: usize = 4 << 20;
+
 /// A frame whose records are still being added; its header's place in the buffer is kept free.
 #[derive(Debug)]
 struct OpenFrame {
@@ -298,9 +301,11 @@ impl CoreWalWriter {
         &self.header
     }
 
-    /// Bytes appended and not written yet.
-    pub(crate) fn buffered(&self) -> usize {
-        self.buffer.len()
+    /// Bytes that may be appended while a sync is on its way: they stay in memory, and in this segment.
+    pub(crate) fn room_beside_a_sync(&self) -> usize {
+        let left = self.policy.segment_size.saturating_sub(self.written);
+        let most = usize::try_from(left).map_or(BESIDE_A_SYNC, |left| left.min(BESIDE_A_SYNC));
+        most.saturating_sub(self.buffer.len())
     }
 
     /// Offset in the segment in use up to which everything is durable.

@@ -170,6 +170,11 @@ impl CoreDrain {
         self.held.len() - self.done + self.changelog.len()
     }
 
+    /// How many entries the ring has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.changelog.capacity()
+    }
+
     /// Whether nothing waits to be drained.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending() == 0

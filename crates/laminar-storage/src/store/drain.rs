@@ -32,10 +32,9 @@ const BATCH: usize = 8192;
 /// Entries taken from a core per turn at most, so that no core keeps the others from a sync.
 const ENTRIES_PER_TURN: usize = 32 * BATCH;
 /// Entries that wait, of all cores, from which on a sync leaves its thread to them: to take fewer is done sooner than another
-/// thread is woken.
+/// thread is woken. Of small rings, which are full soon, it is one part in `PART_OF_A_RING`.
 const WORTH_A_THREAD: usize = 512;
-/// Bytes that a core may have in memory, taken beside a sync. A device that answers in time does so before.
-const BESIDE_A_SYNC: usize = 4 << 20;
+const PART_OF_A_RING: usize = 8;
 /// Bytes of keys and values taken from a core at a time beside a sync.
 const BATCH_BESIDE_A_SYNC: usize = 1 << 20;
 /// How far ahead the records of a batch are fetched: a batch is larger than the nearest caches.
@@ -140,9 +139,11 @@ impl Drain {
         let log_bytes = self.wal_bytes();
         let Self { lanes, writers, syncer, commits, .. } = self;
         let waits: usize = lanes.iter().map(|lane| lane.drain.pending()).sum();
+        let ring = lanes.first().map_or(0, |lane| lane.drain.capacity());
+        let worth_a_thread = WORTH_A_THREAD.min(ring / PART_OF_A_RING);
         let threads = writers.first().is_some_and(|writer| writer.vfs().parallel());
         commits.commit(log_bytes, || {
-            if waits < WORTH_A_THREAD || !threads || cfg!(all(test, shuttle)) {
+            if waits < worth_a_thread || !threads || cfg!(all(test, shuttle)) {
                 return sync_writers(writers);
             }
             sync_writers_beside(writers, syncer, |writers| take_beside(lanes, writers, counters))
@@ -204,7 +205,8 @@ fn take_beside(
 ) -> Result<Meanwhile, PerCoreWalError> {
     let mut meanwhile = Meanwhile::Full;
     for (lane, writer) in lanes.iter_mut().zip(writers) {
-        if writer.buffered() >= BESIDE_A_SYNC {
+        let room = writer.room_beside_a_sync();
+        if room == 0 {
             continue;
         }
         if lane.drain.is_empty() {
@@ -213,7 +215,7 @@ fn take_beside(
             }
             continue;
         }
-        lane.take(writer, BATCH_BESIDE_A_SYNC, counters)?;
+        lane.take(writer, room.min(BATCH_BESIDE_A_SYNC), counters)?;
         meanwhile = Meanwhile::Worked;
     }
     Ok(meanwhile)
