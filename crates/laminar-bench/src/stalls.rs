@@ -87,13 +87,21 @@ fn puts(run: &Run, report: &mut Report) -> Result<(), Error> {
         "The checkpoints meanwhile",
         &["puts", "checkpoints", "of which merged", "bytes written", "time in all"],
     );
-    // All keys change between two checkpoints, or few of them: those checkpoints are small, many, and merge.
+    // All keys change between two checkpoints, or few of them: those checkpoints are small and many, and merge now and then.
+    // Where one key in 10 changes, deltas soon weigh as much as lets a checkpoint merge, and so nearly all do.
+    let of = |some: Vec<u32>, seed| -> Vec<u32> {
+        let drawn = Spread::Uniform.draw(some.len() as u64, count, seed);
+        drawn.iter().filter_map(|nth| some.get(*nth as usize)).copied().collect()
+    };
     let all = Spread::Uniform.draw(keys, count, 5);
     let few: Vec<u32> = changed(keys).map(|number| number as u32).collect();
-    let of_few = Spread::Uniform.draw(few.len() as u64, count, 6);
-    let of_few: Vec<u32> = of_few.iter().filter_map(|nth| few.get(*nth as usize)).copied().collect();
-    let few = few.len() as u64;
-    for (name, drawn, changing) in [("on all keys", all, keys), ("on one key in 100", of_few, few)] {
+    let more: Vec<u32> = (0..keys as u32).step_by(10).collect();
+    let (of_few, of_more) = (few.len() as u64, more.len() as u64);
+    for (name, drawn, changing) in [
+        ("on all keys", all, keys),
+        ("on one key in 10", of(more, 7), of_more),
+        ("on one key in 100", of(few, 6), of_few),
+    ] {
         let mut without = (machine::histogram()?, Duration::ZERO);
         let mut with = (machine::histogram()?, Duration::ZERO);
         let mut taken = Taken::default();

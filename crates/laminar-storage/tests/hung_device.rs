@@ -227,12 +227,16 @@ const PUTS: u64 = 1000;
 
 /// A store on a simulated disk with a sync on its way, beside which Ring 1 has taken everything that was put. Returns what was
 /// durable before, and the last epoch.
-fn with_a_sync_on_its_way(disk: &SimDisk, gate: &Arc<Gate>) -> (Opened, Epoch, Epoch) {
+fn with_a_sync_on_its_way(disk: &SimDisk, gate: &Arc<Gate>, cores: usize) -> (Opened, Epoch, Epoch) {
     let settings = Settings { ring_capacity: 1 << 19, preallocate_bytes: 0, ..Settings::default() };
     let device = Device { files: Arc::new(disk.clone()), gate: Arc::clone(gate) };
-    let mut opened = Store::builder("/s").settings(settings).vfs(Arc::new(device)).open().unwrap();
-    let core = &mut opened.cores[0];
-    let before = core.seal_epoch().unwrap();
+    let builder = Store::builder("/s").cores(cores).settings(settings).vfs(Arc::new(device));
+    let mut opened = builder.open().unwrap();
+    let (core, others) = opened.cores.split_first_mut().unwrap();
+    // The others close every epoch that there will be, and have nothing more to sync.
+    let before = core.epoch();
+    others.iter_mut().for_each(|core| core.seal_epoch_to(Epoch(before.get() + EPOCHS + 1)).unwrap());
+    core.seal_epoch().unwrap();
     opened.store.wait_durable(before).unwrap();
     // The sync of the first put waits; and meanwhile all the others come, which it holds up.
     let syncs = gate.state.lock().unwrap().syncs;
@@ -272,7 +276,7 @@ fn after_a_power_cut(disk: &SimDisk) -> (Epoch, u64) {
 #[test]
 fn what_comes_beside_a_sync_is_not_part_of_it() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (opened, first, last) = with_a_sync_on_its_way(&disk, &gate);
+    let (opened, first, last) = with_a_sync_on_its_way(&disk, &gate, 1);
     let opened_at_the_end = OpenedAtTheEnd(&gate);
     assert_eq!(opened.store.durable_epoch(), first);
     assert_eq!(after_a_power_cut(&disk).1, 0);
@@ -294,7 +298,28 @@ fn what_comes_beside_a_sync_is_not_part_of_it() {
 #[test]
 fn nothing_is_written_while_a_sync_is_on_its_way() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate);
+    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 1);
+    gate.set(false);
+    opened.store.wait_durable(last).unwrap();
+    assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
+    drop(opened.cores);
+    opened.store.close().unwrap();
+}
+
+/// It wrote, and went on in other segments, while those who waited for the sync of the other core had to wait for that too. Found
+/// by reading.
+#[test]
+fn a_log_that_has_nothing_to_sync_waits_for_the_others() {
+    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
+    let (mut opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 2);
+    let taken = opened.store.stats().changes_drained;
+    for put in 0..8_000_u64 {
+        opened.cores[1].put(&put.to_le_bytes(), &[1; 1000]).unwrap();
+    }
+    // More than is written at once otherwise, and less than is gathered.
+    while opened.store.stats().changes_drained < taken + 3_000 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     gate.set(false);
     opened.store.wait_durable(last).unwrap();
     assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
@@ -305,7 +330,7 @@ fn nothing_is_written_while_a_sync_is_on_its_way() {
 #[test]
 fn a_sync_that_fails_takes_what_came_beside_it_along() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (mut opened, first, last) = with_a_sync_on_its_way(&disk, &gate);
+    let (mut opened, first, last) = with_a_sync_on_its_way(&disk, &gate, 1);
     gate.change(|state| (state.failing, state.shut) = (true, false));
     let error = opened.store.wait_durable(last).unwrap_err();
     assert!(error.to_string().contains("could not sync the segment"), "{error}");

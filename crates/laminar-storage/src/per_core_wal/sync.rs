@@ -2,7 +2,7 @@
 //!
 //! A sync takes the device some hundred microseconds at least, in which the processors have nothing to do with it. So
 //! whoever has more to append may do that beside it ([`sync_writers_beside`]): another thread syncs, and what is
-//! appended meanwhile stays in memory. Nothing is written, to any log whose sync is on its way, before it has ended
+//! appended meanwhile stays in memory. Nothing is written to any of these logs before the sync has ended
 //! (invariant I20): what a sync makes durable is what was written when it began, on every device and whatever it answers.
 
 use std::io;
@@ -17,8 +17,9 @@ use super::evidence::testify;
 use super::writer::CoreWalWriter;
 use crate::vfs::{Vfs, VfsFile};
 
-/// How long whoever has nothing to do beside a sync waits before it looks again.
+/// How long whoever has nothing to do beside a sync waits before it looks again; twice as long each time, up to a bound.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
+const LOOK_AGAIN_AT_LAST: Duration = Duration::from_millis(5);
 
 /// What there is to do beside a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +50,23 @@ pub(crate) fn sync_writers_beside(
     mut work: impl FnMut(&mut [CoreWalWriter]) -> Result<Meanwhile, PerCoreWalError>,
 ) -> Result<(), PerCoreWalError> {
     let begun = Begun::on(writers);
-    let Some(answer) = begun.vfs.as_ref().and_then(|vfs| syncer.start(vfs, &begun.files)) else {
+    let vfs = begun.vfs.as_ref().filter(|_| begun.failure.is_none());
+    let Some(answer) = vfs.and_then(|vfs| syncer.start(vfs, &begun.files)) else {
         let results = begun.vfs.as_ref().map_or_else(Vec::new, |vfs| vfs.sync_many(&begun.files));
         return begun.finish(writers, results);
     };
-    let mut worked = Ok(Meanwhile::Worked);
+    let (mut worked, mut look_again) = (Ok(Meanwhile::Worked), LOOK_AGAIN);
     let results = loop {
         let answered = match worked {
-            Ok(Meanwhile::Worked) => answer.recv_timeout(Duration::ZERO),
-            Ok(Meanwhile::Idle) => answer.recv_timeout(LOOK_AGAIN),
+            Ok(Meanwhile::Worked) => {
+                look_again = LOOK_AGAIN;
+                answer.recv_timeout(Duration::ZERO)
+            }
+            Ok(Meanwhile::Idle) => {
+                let answered = answer.recv_timeout(look_again);
+                look_again = (2 * look_again).min(LOOK_AGAIN_AT_LAST);
+                answered
+            }
             Ok(Meanwhile::Full) | Err(_) => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match answered {
@@ -100,6 +109,9 @@ impl Begun {
                     begun.failure.get_or_insert(error);
                 }
             }
+        }
+        if !begun.files.is_empty() {
+            writers.iter_mut().for_each(CoreWalWriter::wait_for_others);
         }
         begun
     }

@@ -35,8 +35,20 @@ use crate::vfs::{Vfs, VfsFile, write_all_at};
 /// Buffered bytes that are handed to the operating system without waiting for a sync.
 const FLUSH_AT: usize = 1 << 20;
 
-/// Bytes that are gathered while a sync is on its way. A device that answers in time does so before.
+/// Bytes that are gathered while a sync is on its way, by a core and by all of them, but for the least that each may. A device
+/// that answers in time does so before.
 const BESIDE_A_SYNC: usize = 4 << 20;
+const BESIDE_A_SYNC_OF_ALL: usize = 16 << 20;
+const BESIDE_A_SYNC_AT_LEAST: usize = 256 << 10;
+
+/// What a sync makes durable that is on its way.
+#[derive(Clone, Copy, Debug)]
+struct Syncing {
+    /// Up to this offset.
+    end: u64,
+    /// So many of the records appended since the sync before.
+    entries: u64,
+}
 
 /// A frame whose records are still being added; its header's place in the buffer is kept free.
 #[derive(Debug)]
@@ -72,8 +84,8 @@ pub struct CoreWalWriter {
     last_timestamp: TimestampNs,
     sealed_epoch: Epoch,
     entries_since_sync: u64,
-    /// A sync is on its way, of so many of these. Until it has ended nothing is written (I20).
-    syncing: Option<u64>,
+    /// A sync of this log, or of others beside it, is on its way. Until it has ended nothing is written (I20).
+    syncing: Option<Syncing>,
     /// Something was synced that no later bytes testify to yet.
     unconfirmed: bool,
     durable: Epoch,
@@ -303,9 +315,10 @@ impl CoreWalWriter {
 
     /// Bytes that may be appended while a sync is on its way: they stay in memory, and in this segment.
     pub(crate) fn room_beside_a_sync(&self) -> usize {
+        let cores = usize::from(self.header.core_count.max(1));
+        let most = (BESIDE_A_SYNC_OF_ALL / cores).clamp(BESIDE_A_SYNC_AT_LEAST, BESIDE_A_SYNC);
         let left = self.policy.segment_size.saturating_sub(self.written);
-        let most = usize::try_from(left).map_or(BESIDE_A_SYNC, |left| left.min(BESIDE_A_SYNC));
-        most.saturating_sub(self.buffer.len())
+        usize::try_from(left).map_or(most, |left| left.min(most)).saturating_sub(self.buffer.len())
     }
 
     /// Offset in the segment in use up to which everything is durable.
@@ -373,13 +386,24 @@ impl CoreWalWriter {
             self.synced = self.written;
         }
         let new = self.synced < self.written;
-        self.syncing = new.then_some(self.entries_since_sync);
+        self.syncing = new.then_some(Syncing { end: self.written, entries: self.entries_since_sync });
         Ok(new.then(|| Arc::clone(&self.file)))
+    }
+
+    /// Nothing of this log has to be synced with others. Until [`Self::others_synced`] it writes nothing, as they do not: a roll
+    /// would take long, and hold up whoever waits for them.
+    pub(crate) fn wait_for_others(&mut self) {
+        self.syncing.get_or_insert(Syncing { end: self.synced, entries: 0 });
+    }
+
+    /// The syncs of others have ended.
+    pub(crate) fn others_synced(&mut self) {
+        self.syncing = None;
     }
 
     /// Takes note of how the sync of the file from [`Self::prepare_sync`] ended. Whoever calls it calls [`testify`] next.
     pub(crate) fn finish_sync(&mut self, result: std::io::Result<()>) -> Result<(), PerCoreWalError> {
-        let entries = self.syncing.take().unwrap_or_default();
+        let syncing = self.syncing.take();
         let retry = sabotaged(Sabotage::SyncRetried) && result.is_err();
         let result = if retry { self.file.sync_data() } else { result };
         if let Err(error) = result {
@@ -389,8 +413,10 @@ impl CoreWalWriter {
                 error,
             )));
         }
-        self.synced = self.written;
-        self.entries_since_sync = self.entries_since_sync.saturating_sub(entries);
+        if let Some(Syncing { end, entries }) = syncing {
+            self.synced = end;
+            self.entries_since_sync = self.entries_since_sync.saturating_sub(entries);
+        }
         self.unconfirmed = true;
         Ok(())
     }
@@ -535,7 +561,7 @@ impl CoreWalWriter {
 
     /// Leaves no bytes of another segment to those who open the log next and would have to search them.
     fn drop_stale(&mut self) {
-        if self.poison.is_none() && self.stale > self.written {
+        if self.poison.is_none() && self.syncing.is_none() && self.stale > self.written {
             let _ = self.file.set_len(self.written);
         }
     }

@@ -69,10 +69,10 @@ pub(crate) struct DurableCut {
 #[derive(Debug)]
 pub(crate) struct Drain {
     lanes: Vec<Lane>,
+    /// Syncs while this thread goes on. It goes before the writers whose files it has.
+    syncer: Syncer,
     writers: Vec<CoreWalWriter>,
     durable: Epoch,
-    /// Syncs while this thread goes on.
-    syncer: Syncer,
     /// For whoever wants the device too.
     commits: Arc<Commits>,
     /// In a part of a whole: what is durable on all parts, which alone counts as acknowledged.
@@ -88,7 +88,7 @@ impl Drain {
         settled: Option<Arc<Settled>>,
     ) -> Self {
         let lanes = drains.into_iter().map(|drain| Lane { drain, sealed: durable }).collect();
-        Self { lanes, writers, durable, syncer: Syncer::default(), commits, settled }
+        Self { lanes, syncer: Syncer::default(), writers, durable, commits, settled }
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -146,7 +146,8 @@ impl Drain {
             if waits < worth_a_thread || !threads || cfg!(all(test, shuttle)) {
                 return sync_writers(writers);
             }
-            sync_writers_beside(writers, syncer, |writers| take_beside(lanes, writers, counters))
+            let mut turn = 0;
+            sync_writers_beside(writers, syncer, |writers| take_beside(lanes, writers, &mut turn, counters))
         })
     }
 
@@ -181,6 +182,11 @@ impl Drain {
         self.writers.iter().map(CoreWalWriter::position).fold(0, u64::saturating_add)
     }
 
+    /// Of them, those that are durable.
+    pub(crate) fn synced_bytes(&self) -> u64 {
+        self.writers.iter().map(CoreWalWriter::synced_position).fold(0, u64::saturating_add)
+    }
+
     /// Leaves durable evidence of a clean end.
     pub(crate) fn end(&mut self) -> Result<(), StoreError> {
         let acknowledged = self.acknowledged();
@@ -197,26 +203,27 @@ impl Drain {
     }
 }
 
-/// Takes a batch of every core that has room for it in memory.
+/// Takes a batch of the next core, in turns, in whose ring there is something and that has room for it in memory.
 fn take_beside(
     lanes: &mut [Lane],
     writers: &mut [CoreWalWriter],
+    turn: &mut usize,
     counters: &Counters,
 ) -> Result<Meanwhile, PerCoreWalError> {
     let mut meanwhile = Meanwhile::Full;
-    for (lane, writer) in lanes.iter_mut().zip(writers) {
+    let cores = lanes.len().min(writers.len());
+    for _ in 0..cores {
+        *turn = (*turn + 1) % cores;
+        let (Some(lane), Some(writer)) = (lanes.get_mut(*turn), writers.get_mut(*turn)) else { continue };
         let room = writer.room_beside_a_sync();
         if room == 0 {
             continue;
         }
-        if lane.drain.is_empty() {
-            if meanwhile == Meanwhile::Full {
-                meanwhile = Meanwhile::Idle;
-            }
-            continue;
+        if !lane.drain.is_empty() {
+            lane.take(writer, room.min(BATCH_BESIDE_A_SYNC), counters)?;
+            return Ok(Meanwhile::Worked);
         }
-        lane.take(writer, room.min(BATCH_BESIDE_A_SYNC), counters)?;
-        meanwhile = Meanwhile::Worked;
+        meanwhile = Meanwhile::Idle;
     }
     Ok(meanwhile)
 }

@@ -167,7 +167,7 @@ impl Shared {
                 && turn.durable.is_some()
             {
                 lock(&self.cuts).add(drain.cut(), self.settled_epoch());
-                self.counters.wal_bytes.set(drain.wal_bytes());
+                self.counters.wal_bytes.set(drain.synced_bytes());
             }
             turn
         };

@@ -1,5 +1,5 @@
-//! What durability costs: the same fold by key in plain timely, in memory, and in a job with durable state, one after the
-//! other in one run, and beside it how often a second the device syncs as many bytes as an epoch has; and how long it takes from
+//! What durability costs: the same fold by key in plain timely, in memory, there with the least of a log, and in a job with
+//! durable state, one after the other in one run, and beside it how often a second the device syncs as many bytes as an epoch has; and how long it takes from
 //! the seal of an epoch until it is durable on all workers, and in plain timely until it is done.
 //!
 //! ```text
@@ -34,6 +34,8 @@ const AHEAD: u64 = 16;
 enum What {
     /// Timely with a hash map in memory.
     Plain,
+    /// The same, of which every changed row is written to a file and synced: the least that durability costs.
+    BareLog,
     /// A job with state.
     Durable,
     /// The same, with a file sink behind it.
@@ -95,20 +97,23 @@ fn main() {
         Cell { what, workers, hosts, keys, lines, events, bytes, time, dir: dir.clone() }
     };
     println!("files are in {}: where that is in memory, nothing is durable", dir.display());
+    println!("a bare log has every changed row and its syncs, and nothing that one could recover from");
     println!("several epochs may share a sync, so that there may be more of them than syncs of the device");
     println!("in brackets: processor time of all processes for an event, which others who run disturb less");
     println!(
         "{processes} processes of {workers} workers, {keys} keys, {kind}, {AHEAD} epochs ahead, {seconds} s for each figure; events/s of all workers"
     );
     println!(
-        "| events per epoch | plain | durable | of plain | with file sink | of plain | durable epochs/s | the device alone, syncs/s (of bytes) |"
+        "| events per epoch | plain | with a bare log | of plain | durable | of plain | with file sink | of plain | durable epochs/s | the device alone, syncs/s (of bytes) |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for events in [100, 1_000, 10_000, 100_000] {
         // Twice, in turns: the better one counts, as whatever disturbs only takes time.
-        let (mut best, mut device, mut bytes) = ([Rate::default(); 3], 0_f64, 0);
+        let (mut best, mut device, mut bytes) = ([Rate::default(); 4], 0_f64, 0);
         for _ in 0..2 {
-            for (best, what) in best.iter_mut().zip([What::Plain, What::Durable, What::WithSink]) {
+            for (best, what) in
+                best.iter_mut().zip([What::Plain, What::BareLog, What::Durable, What::WithSink])
+            {
                 let told = in_processes(&cell(what, events, 0, seconds));
                 best.better(events, &told);
                 if matches!(what, What::Durable) {
@@ -117,9 +122,10 @@ fn main() {
             }
             device = device.max(mean(&in_processes(&cell(What::Device, events, bytes, seconds)), 0));
         }
-        let [plain, state, sink] = best;
+        let [plain, bare, state, sink] = best;
         println!(
-            "| {events} | {plain} | {state} | {:.0} % | {sink} | {:.0} % | {:.0} | {device:.0} ({bytes}) |",
+            "| {events} | {plain} | {bare} | {:.0} % | {state} | {:.0} % | {sink} | {:.0} % | {:.0} | {device:.0} ({bytes}) |",
+            100.0 * bare.events / plain.events,
             100.0 * state.events / plain.events,
             100.0 * sink.events / plain.events,
             state.events / events as f64
@@ -170,7 +176,8 @@ fn in_processes(cell: &Cell) -> Vec<Vec<f64>> {
 /// As one of the processes of a cell: measures, and says so.
 fn measure(cell: &Cell, process: usize) {
     let (rate, epochs) = match cell.what {
-        What::Plain => plain::throughput(cell, process),
+        What::Plain => plain::throughput(cell, process, false),
+        What::BareLog => plain::throughput(cell, process, true),
         What::Durable => job::throughput(cell, process, false),
         What::WithSink => job::throughput(cell, process, true),
         What::Latency => return tell(job::latency(cell, process)),

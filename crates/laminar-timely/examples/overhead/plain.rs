@@ -13,6 +13,7 @@ use laminar_timely::timely::worker::Worker;
 use laminar_timely::timely::{Config as Timely, WorkerConfig, execute};
 use rapidhash::fast::RandomState;
 
+use crate::device::BareLog;
 use crate::{AHEAD, Cell, Source, mix, note, of_workers};
 
 type Events = InputHandle<u64, CapacityContainerBuilder<Vec<(u64, u64)>>>;
@@ -29,19 +30,30 @@ fn config(cell: &Cell, process: usize) -> Timely {
     Timely { communication, worker: WorkerConfig::default() }
 }
 
+/// Whose log it is, if there is one.
+type Logged<'a> = Option<(&'a Cell, usize)>;
+
 /// The dataflow, with a probe behind the epochs that are done.
-fn dataflow(worker: &mut Worker) -> (Events, ProbeHandle<u64>) {
+fn dataflow(worker: &mut Worker, logged: Logged<'_>) -> (Events, ProbeHandle<u64>) {
     let mut input = InputHandle::new();
-    let probe = worker.dataflow::<u64, _, _>(|scope| fold(scope.input_from(&mut input)));
+    let probe = worker.dataflow::<u64, _, _>(|scope| fold(scope.input_from(&mut input), logged));
     (input, probe)
 }
 
-fn fold(stream: StreamVec<'_, u64, (u64, u64)>) -> ProbeHandle<u64> {
+fn fold(stream: StreamVec<'_, u64, (u64, u64)>, logged: Logged<'_>) -> ProbeHandle<u64> {
+    let worker = stream.scope().worker().clone();
     let folded = stream.unary_frontier::<CapacityContainerBuilder<Vec<(u64, (u64, u64))>>, _, _, _>(
         Exchange::new(|(key, _): &(u64, u64)| mix(*key)),
         "fold",
-        |capability, _| {
+        |capability, info| {
             let mut held = Some(capability);
+            let activator = worker.sync_activator_for(info.address.to_vec());
+            // Once the worker is gone there is nobody to wake.
+            let wake = move || {
+                let _ = activator.activate();
+            };
+            let log = logged.map(|(cell, process)| BareLog::start(cell, process, worker.index(), wake));
+            let mut logged_below = 0;
             // The last number is the epoch in which it changed last.
             let mut state = HashMap::<u64, (u64, u64, u64), RandomState>::default();
             let mut changed = Vec::new();
@@ -62,14 +74,23 @@ fn fold(stream: StreamVec<'_, u64, (u64, u64)>) -> ProbeHandle<u64> {
                         *known = (known.0 + 1, known.1 + value, epoch);
                     }
                     changed.sort_unstable();
+                    if let Some(log) = &log {
+                        let row = |key: &u64| [*key, state[key].0, state[key].1].map(u64::to_le_bytes);
+                        log.append(epoch, changed.iter().flat_map(row).flatten().collect());
+                        logged_below = epoch + 1;
+                    }
                     let out = changed.drain(..).map(|key| (key, (state[&key].0, state[&key].1)));
                     if let Some(held) = &held {
                         output.session(&held.delayed(&epoch)).give_iterator(out);
                     }
                 }
+                // What is not durable is held back.
+                let durable_below = log.as_ref().map_or(logged_below, BareLog::durable_below);
+                let upper = if durable_below < logged_below { Some(durable_below) } else { upper };
                 match (upper, &mut held) {
-                    (Some(upper), Some(held)) => held.downgrade(&upper),
-                    _ => held = None,
+                    (Some(upper), Some(held)) if upper > *held.time() => held.downgrade(&upper),
+                    (Some(_), _) => {}
+                    (None, _) => held = None,
                 }
             }
         },
@@ -77,19 +98,24 @@ fn fold(stream: StreamVec<'_, u64, (u64, u64)>) -> ProbeHandle<u64> {
     folded.probe().0
 }
 
-/// Epochs per second.
-pub fn throughput(cell: &Cell, process: usize) -> (f64, u64) {
+/// Epochs per second, of which each is logged and synced or none is.
+pub fn throughput(cell: &Cell, process: usize, logged: bool) -> (f64, u64) {
     let (config, cell) = (config(cell, process), cell.clone());
     let guards = execute(config, move |worker| {
-        let (mut input, probe) = dataflow(worker);
+        let (mut input, probe) = dataflow(worker, logged.then_some((&cell, process)));
+        // All workers begin together, files of logs included.
+        input.advance_to(1);
+        while probe.less_than(&1) {
+            worker.step_or_park(Some(Duration::from_millis(100)));
+        }
         let source = Source::new(&cell, worker.index());
         let (started, mut epoch) = (Instant::now(), 0);
         while started.elapsed() < cell.time {
             source.events(epoch, |event| input.send(event));
             epoch += 1;
-            input.advance_to(epoch);
+            input.advance_to(epoch + 1);
             worker.step();
-            while probe.less_than(&epoch.saturating_sub(AHEAD)) {
+            while probe.less_than(&(epoch + 1).saturating_sub(AHEAD)) {
                 worker.step_or_park(Some(Duration::from_millis(10)));
             }
         }
@@ -107,7 +133,7 @@ pub fn throughput(cell: &Cell, process: usize) -> (f64, u64) {
 pub fn latency(cell: &Cell, process: usize) -> Vec<u64> {
     let (config, cell) = (config(cell, process), cell.clone());
     let guards = execute(config, move |worker| {
-        let (mut input, probe) = dataflow(worker);
+        let (mut input, probe) = dataflow(worker, None);
         let source = Source::new(&cell, worker.index());
         // All workers begin together, as those of the job do.
         input.advance_to(1);
