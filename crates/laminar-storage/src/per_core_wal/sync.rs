@@ -124,9 +124,13 @@ impl Begun {
     ) -> Result<(), PerCoreWalError> {
         let mut failure = self.failure;
         let mut results = results.into_iter();
-        for index in &self.indexes {
+        for (index, writer) in writers.iter_mut().enumerate() {
+            if !self.indexes.contains(&index) {
+                writer.others_synced();
+                continue;
+            }
             let result = results.next().unwrap_or_else(|| Err(io::Error::other("the sync has no result")));
-            if let Some(Err(error)) = writers.get_mut(*index).map(|writer| writer.finish_sync(result)) {
+            if let Err(error) = writer.finish_sync(result) {
                 failure.get_or_insert(error);
             }
         }
