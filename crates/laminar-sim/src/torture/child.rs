@@ -67,7 +67,7 @@ impl Life {
         mixed(self.truth, 4).is_multiple_of(4)
     }
 
-    /// Those of another one in four seldom wait for an epoch, so that Ring 1 has something to do beside most syncs.
+    /// Those of another one in four seldom wait for an epoch, so that Ring 1 has more to do beside syncs.
     fn is_hasty(&self) -> bool {
         mixed(self.truth, 4) % 4 == 1
     }
