@@ -294,16 +294,20 @@ fn what_comes_beside_a_sync_is_not_part_of_it() {
     opened.store.close().unwrap();
 }
 
-/// What a device does with a write that comes while it syncs is its own affair: there is none.
-#[test]
-fn nothing_is_written_while_a_sync_is_on_its_way() {
-    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 1);
+fn ends_without_a_write_beside_a_sync(opened: Opened, gate: &Gate, last: Epoch) {
     gate.set(false);
     opened.store.wait_durable(last).unwrap();
     assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
     drop(opened.cores);
     opened.store.close().unwrap();
+}
+
+/// What a device does with a write that comes while it syncs is its own affair: there is none.
+#[test]
+fn nothing_is_written_while_a_sync_is_on_its_way() {
+    let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
+    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 1);
+    ends_without_a_write_beside_a_sync(opened, &gate, last);
 }
 
 /// It wrote, and went on in other segments, while those who waited for the sync of the other core had to wait for that too. Found
@@ -320,11 +324,7 @@ fn a_log_that_has_nothing_to_sync_waits_for_the_others() {
     while opened.store.stats().changes_drained < taken + 3_000 {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    gate.set(false);
-    opened.store.wait_durable(last).unwrap();
-    assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
-    drop(opened.cores);
-    opened.store.close().unwrap();
+    ends_without_a_write_beside_a_sync(opened, &gate, last);
 }
 
 #[test]
