@@ -88,6 +88,8 @@ struct Common {
 enum What {
     /// Latency of single operations on a core, while Ring 1 writes the log
     Ring0,
+    /// Puts and gets of a core beside their yardsticks, in turns
+    Turns,
     /// Means of single operations by number of keys, and by bytes of keys and values
     Scaling,
     /// Puts per second until durable, log bytes per put, latency from seal to durable
@@ -127,6 +129,7 @@ struct AllOptions {
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Ring0,
+    Turns,
     Scaling,
     Durable,
     Lifecycle,
@@ -149,6 +152,7 @@ impl Part {
     fn in_full(self) -> What {
         match self {
             Self::Ring0 => What::Ring0,
+            Self::Turns => What::Turns,
             Self::Scaling => What::Scaling,
             Self::Durable => What::Durable,
             Self::Lifecycle => What::Lifecycle(lifecycle::Options::default()),
@@ -264,6 +268,7 @@ impl What {
     fn measure(&self, run: &Run, report: &mut Report) -> Result<(), Error> {
         match self {
             Self::Ring0 => ring0::run(run, report),
+            Self::Turns => ring0::turns::run(run, report),
             Self::Scaling => scaling::run(run, report),
             Self::Durable => durable::run(run, report),
             Self::Lifecycle(options) => lifecycle::run(run, options, report),

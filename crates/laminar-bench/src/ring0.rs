@@ -10,6 +10,7 @@ mod floor;
 mod growth;
 #[cfg(feature = "peers")]
 mod peers;
+pub mod turns;
 mod yardsticks;
 
 use std::time::{Duration, Instant};
@@ -147,7 +148,8 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     rows.row(&Outcome::untimed("the same, until all of it is durable", durable));
     let few = &uniform[..uniform.len().min(run.size(1000, 10_000))];
     rows.row(&waited(&mut driver, &store, core, few)?);
-    rows.row(&batches(&mut driver, core, &uniform)?);
+    let mean = batches(&mut driver, core, &uniform)?;
+    rows.row(&Outcome::untimed(&format!("put_batch of {BATCH}, uniform, per put"), mean));
     memory.row(memory_row("after overwriting", core, keys));
 
     driver.changes = false;
@@ -157,7 +159,8 @@ fn existing(run: &Run, report: &mut Report) -> Result<(), Error> {
     };
     rows.row(&driver.both("get, uniform", core, &uniform, Seals::Never, get)?);
     rows.row(&driver.both("get, zipf 0.99", core, &zipf, Seals::Never, get)?);
-    rows.row(&batches_read(core, &uniform));
+    let mean = batches_read(core, &uniform);
+    rows.row(&Outcome::untimed(&format!("get_batch of {READ_BATCH}, uniform, per key"), mean));
     driver.changes = true;
     let update = |core: &mut CoreStore, number, _| core.update(&key(number), add_one);
     rows.row(&driver.both("update, uniform", core, &uniform, Seals::Never, update)?);
@@ -213,7 +216,8 @@ fn waited(
     driver.both(WAITED, core, numbers, Seals::Never, put)
 }
 
-fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Result<Outcome, Error> {
+/// The mean of a put.
+fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Result<f64, Error> {
     let mut stamp = Stamp::new();
     let (mut time, mut done) = (Duration::ZERO, 0_u64);
     let mut pairs = [([0; KEY], [0; VALUE]); BATCH];
@@ -229,11 +233,11 @@ fn batches(driver: &mut Driver<'_>, core: &mut CoreStore, numbers: &[u32]) -> Re
         time += started.elapsed();
         driver.catch_up(burst.len() / BATCH * BATCH);
     }
-    let mean = time.as_nanos() as f64 / done as f64;
-    Ok(Outcome::untimed(&format!("put_batch of {BATCH}, uniform, per put"), mean))
+    Ok(time.as_nanos() as f64 / done as f64)
 }
 
-fn batches_read(core: &CoreStore, numbers: &[u32]) -> Outcome {
+/// The mean of a key.
+fn batches_read(core: &CoreStore, numbers: &[u32]) -> f64 {
     let mut keys = [[0; KEY]; READ_BATCH];
     let started = Instant::now();
     for numbers in numbers.chunks_exact(READ_BATCH) {
@@ -244,8 +248,7 @@ fn batches_read(core: &CoreStore, numbers: &[u32]) -> Outcome {
             std::hint::black_box(value.map(|value| value[0]));
         }
     }
-    let mean = started.elapsed().as_nanos() as f64 / numbers.len() as f64;
-    Outcome::untimed(&format!("get_batch of {READ_BATCH}, uniform, per key"), mean)
+    started.elapsed().as_nanos() as f64 / numbers.len() as f64
 }
 
 fn add_one(old: Option<&[u8]>) -> Option<[u8; VALUE]> {

@@ -11,8 +11,8 @@ use crate::Error;
 use crate::keys::{KEY, PAYLOAD, Stamp, VALUE, key};
 use crate::machine::{Nanos, histogram};
 
-type InPlace = HashMap<[u8; KEY], [u8; VALUE]>;
-type Boxed = HashMap<[u8; KEY], Box<[u8]>>;
+pub type InPlace = HashMap<[u8; KEY], [u8; VALUE]>;
+pub type Boxed = HashMap<[u8; KEY], Box<[u8]>>;
 
 pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<(), Error> {
     memory(keys, uniform, rows)?;
@@ -80,12 +80,10 @@ fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<()
     if let Some(error) = failed {
         return Err(error);
     }
-    rows.row(&batches("floor: put_batch of 16, no ring, uniform, per put", uniform, |numbers, at| {
-        floor.put_batch::<false>(numbers, at)
-    })?);
-    rows.row(&batches("floor: put_batch of 16, with the ring, uniform, per put", uniform, |numbers, at| {
-        floor.put_batch::<true>(numbers, at)
-    })?);
+    let mean = batches(uniform, |numbers, at| floor.put_batch::<false>(numbers, at))?;
+    rows.row(&Outcome::untimed("floor: put_batch of 16, no ring, uniform, per put", mean));
+    let mean = batches(uniform, |numbers, at| floor.put_batch::<true>(numbers, at))?;
+    rows.row(&Outcome::untimed("floor: put_batch of 16, with the ring, uniform, per put", mean));
     let mut failed = None;
     let mut get = |number, _| match floor.get(number) {
         Ok(byte) => drop(std::hint::black_box(byte)),
@@ -95,18 +93,17 @@ fn floor(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<()
     failed.map_or(Ok(()), Err)
 }
 
-fn batches(
-    name: &str,
+/// The mean of a put, in batches.
+pub fn batches(
     numbers: &[u32],
     mut put: impl FnMut(&[u32; BATCH], u64) -> Result<(), Error>,
-) -> Result<Outcome, Error> {
+) -> Result<f64, Error> {
     let (batches, _) = numbers.as_chunks();
     let started = Instant::now();
     for (at, numbers) in batches.iter().enumerate() {
         put(numbers, at as u64)?;
     }
-    let mean = started.elapsed().as_nanos() as f64 / (batches.len() * BATCH) as f64;
-    Ok(Outcome::untimed(name, mean))
+    Ok(started.elapsed().as_nanos() as f64 / (batches.len() * BATCH) as f64)
 }
 
 /// Growing a table that was not told how large it will be.
