@@ -300,3 +300,28 @@ impl Everything<'_> {
 fn first(value: &[u8; VALUE]) -> u8 {
     value[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_yardstick_is_a_row_of_its_own_with_the_same_keys() {
+        for row in ROWS {
+            for name in row.yardsticks {
+                let yardstick = ROWS.iter().find(|other| other.name == *name);
+                let yardstick = yardstick.unwrap_or_else(|| panic!("{name}, for {}", row.name));
+                assert!(yardstick.yardsticks.is_empty() && yardstick.spread == row.spread, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_rounds_the_median_the_least_and_the_most_are_told() {
+        let told = |figures: &[Option<f64>]| {
+            spread(figures.iter().copied(), |n| Cell::Number(n, 0)).map(|cell| cell.shown())
+        };
+        assert_eq!(told(&[Some(3.0), Some(9.0), Some(1.0)]), ["3", "1", "9"]);
+        assert_eq!(told(&[Some(3.0), None, Some(1.0)]), ["-"; 3]);
+    }
+}
