@@ -22,14 +22,14 @@ const ROUNDS: usize = 9;
 const COLUMNS: &[&str] = &[
     "operation",
     "mean: median round",
-    "least",
-    "most",
+    "mean: least",
+    "mean: most",
     "p50: median round",
     "p99.9: median round",
     "yardstick",
     "mean / yardstick's: median round",
-    "least",
-    "most",
+    "mean / yardstick's: least",
+    "mean / yardstick's: most",
     "p99.9 / yardstick's: median round",
 ];
 
@@ -314,6 +314,13 @@ mod tests {
                 assert!(yardstick.yardsticks.is_empty() && yardstick.spread == row.spread, "{name}");
             }
         }
+    }
+
+    /// In figures that go to a file, of two columns with one name the first was lost.
+    #[test]
+    fn columns_have_names_of_their_own() {
+        let names: std::collections::BTreeSet<_> = COLUMNS.iter().collect();
+        assert_eq!(names.len(), COLUMNS.len());
     }
 
     #[test]
