@@ -4,7 +4,6 @@
 
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
 use laminar_storage::{CoreStore, Opened, Store};
 
 use super::drive::{Driver, Seals};
@@ -125,27 +124,19 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let mut driver = Driver::new(&store);
     let mut core = cores.pop().ok_or("no core")?;
     fill(&mut driver, &mut core, keys)?;
-    let mut stamp = Stamp::new();
     let mut all = Everything {
         floor: Floor::new(keys)?,
-        in_place: (0..keys).map(|number| (key(number), *stamp.at(number))).collect(),
-        boxed: boxes(keys),
+        in_place: yardsticks::in_place(keys),
+        boxed: yardsticks::boxed(keys),
         core,
         driver,
-        stamp,
+        stamp: Stamp::new(),
     };
     let rounds = rounds(&mut all, keys, count)?;
     report.add(table(keys, count, &rounds)?);
     drop(all);
     store.close()?;
     clear(&dir)
-}
-
-fn boxes(keys: u64) -> Boxed {
-    let mut stamp = Stamp::new();
-    let mut map = HashMap::new();
-    map.extend((0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))));
-    map
 }
 
 /// Rounds of what was measured in each row, in the order of [`ROWS`].

@@ -18,7 +18,7 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<
     memory(keys, uniform, rows)?;
     floor(keys, uniform, zipf, rows)?;
     let mut stamp = Stamp::new();
-    let mut map: InPlace = (0..keys).map(|number| (key(number), *stamp.at(number))).collect();
+    let mut map = in_place(keys);
     let mut overwrite = |number, at| {
         if let Some(value) = map.get_mut(&key(number)) {
             *value = *stamp.at(at);
@@ -34,8 +34,7 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<
     drop(map);
 
     let mut stamp = Stamp::new();
-    let mut map: Boxed =
-        (0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))).collect();
+    let mut map = boxed(keys);
     let mut insert = |number, at| drop(map.insert(key(number), Box::from(stamp.at(at).as_slice())));
     rows.row(&measure("hashbrown, a new Box per put, uniform", uniform, &mut insert)?);
     rows.row(&measure("hashbrown, a new Box per put, zipf 0.99", zipf, &mut insert)?);
@@ -44,6 +43,18 @@ pub fn run(keys: u64, uniform: &[u32], zipf: &[u32], rows: &mut Rows) -> Result<
     };
     rows.row(&measure("hashbrown of Boxes, get, uniform", uniform, &mut get)?);
     Ok(())
+}
+
+/// All keys, with values in the table.
+pub fn in_place(keys: u64) -> InPlace {
+    let mut stamp = Stamp::new();
+    (0..keys).map(|number| (key(number), *stamp.at(number))).collect()
+}
+
+/// All keys, with values of their own in memory.
+pub fn boxed(keys: u64) -> Boxed {
+    let mut stamp = Stamp::new();
+    (0..keys).map(|number| (key(number), Box::from(stamp.at(number).as_slice()))).collect()
 }
 
 /// A place in memory of the size of a record, of which there are as many as keys. No key is looked for.
