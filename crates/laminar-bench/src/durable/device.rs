@@ -236,6 +236,10 @@ impl VfsFile for Slowed {
         }
         Ok(())
     }
+
+    fn unsynced_bytes(&self) -> u64 {
+        self.unsynced.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]

@@ -61,6 +61,10 @@ pub trait VfsFile: Debug + Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes bytes and size durable.
     fn sync_data(&self) -> io::Result<()>;
+    /// Bytes that were written through it since its last sync, as far as it counts them: how long the next one may take.
+    fn unsynced_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// The outside world as the engine sees it.

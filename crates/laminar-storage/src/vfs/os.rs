@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
@@ -44,27 +45,44 @@ impl OsVfs {
 
 /// An open file of the operating system.
 #[derive(Debug)]
-struct OsFile(File);
+struct OsFile {
+    file: File,
+    unsynced: AtomicU64,
+}
+
+impl OsFile {
+    fn of(file: File) -> Arc<dyn VfsFile> {
+        Arc::new(Self { file, unsynced: AtomicU64::new(0) })
+    }
+}
 
 impl VfsFile for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        self.0.write_at(buf, offset)
+        let taken = self.file.write_at(buf, offset)?;
+        self.unsynced.fetch_add(taken as u64, Ordering::Relaxed);
+        Ok(taken)
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        // Before it: what is written meanwhile may be left.
+        self.unsynced.store(0, Ordering::Relaxed);
+        self.file.sync_data()
+    }
+
+    fn unsynced_bytes(&self) -> u64 {
+        self.unsynced.load(Ordering::Relaxed)
     }
 }
 
@@ -100,7 +118,7 @@ fn kind_of(metadata: &std::fs::Metadata) -> FileKind {
 impl Vfs for OsVfs {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-        Ok(Arc::new(OsFile(open_regular(path, flags)?)))
+        Ok(OsFile::of(open_regular(path, flags)?))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn VfsFile>> {
@@ -108,7 +126,7 @@ impl Vfs for OsVfs {
             Access::Read => OFlags::RDONLY,
             Access::ReadWrite => OFlags::RDWR,
         };
-        Ok(Arc::new(OsFile(open_regular(path, flags)?)))
+        Ok(OsFile::of(open_regular(path, flags)?))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

@@ -88,7 +88,8 @@ impl SyncPool {
         if others.is_empty() {
             return vec![last.sync_data()];
         }
-        let attempt = self.strategy.begin(files.len());
+        let bytes = files.iter().map(|file| file.unsynced_bytes()).fold(0, u64::saturating_add);
+        let attempt = self.strategy.begin(files.len(), bytes);
         let helpers = attempt.helpers();
         self.start_threads(helpers);
         let batch = Arc::new(Batch {

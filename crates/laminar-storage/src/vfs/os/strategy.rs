@@ -2,10 +2,11 @@
 //!
 //! Whether parallel flushes pay depends on the device, the file system, the processors and what else runs: on one machine
 //! eight small files took a third of the time with a thread each, on another a thread that must first be woken costs more than
-//! the flush. So nobody is asked to set it. The first batches of every size try one way after the other in turns; then
-//! the way with the best median is kept, and tried against the others again after some thousand batches, as
-//! devices change. A batch is durable in the same sense whichever way it went, so that trying costs no safety, no
-//! bytes and no file of its own, and nothing need be kept on disk.
+//! the flush. So nobody is asked to set it. The first batches of every kind, which is how many files they have and roughly how
+//! many bytes, try one way after the other in turns; then the way with the best median is kept, and tried against the others
+//! again after some thousand batches, as devices change. Bytes count, because a device may take as long for much by any number
+//! of threads, and for little as long for each flush. A batch is durable in the same sense whichever way it went, so that
+//! trying costs no safety, no bytes and no file of its own, and nothing need be kept on disk.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,9 +34,12 @@ const SLOWER_BY: u32 = 20;
 /// Threads beside the one that asks, of which each also takes files: none, one, and one for each file.
 const WAYS: [usize; 3] = [0, 1, THREADS_MAX];
 
-/// What is known about batches of one size.
+/// Bytes of a file, on average, up to which batches are of one kind; the last kind is of those that have more.
+const BYTES_UP_TO: [u64; 3] = [16 << 10, 256 << 10, 4 << 20];
+
+/// What is known about batches of one kind.
 #[derive(Debug, Default)]
-struct Size {
+struct Kind {
     /// What tries took, by way.
     tries: [Vec<Duration>; WAYS.len()],
     /// Ways that are not tried any more.
@@ -44,11 +48,14 @@ struct Size {
     best: Option<(usize, usize)>,
 }
 
-/// What is known about batches of all sizes.
+/// What is known about batches of one number of files, by how many bytes they have.
+type Kinds = [Kind; BYTES_UP_TO.len() + 1];
+
+/// What is known about batches of all kinds.
 #[derive(Debug, Default)]
 pub(super) struct Strategy {
-    /// The sizes from two files on; the last one is of all larger batches.
-    sizes: Mutex<[Size; THREADS_MAX]>,
+    /// From two files on; the last ones are of all larger batches.
+    kinds: Mutex<[Kinds; THREADS_MAX]>,
     /// Batches at this moment. One beside another says nothing about its way.
     running: AtomicUsize,
 }
@@ -58,18 +65,18 @@ pub(super) struct Strategy {
 pub(super) struct Attempt<'a> {
     strategy: &'a Strategy,
     files: usize,
+    bytes: u64,
     way: usize,
     began: Option<Instant>,
 }
 
 impl Strategy {
-    /// Begins a batch of so many files, which are more than one.
-    pub(super) fn begin(&self, files: usize) -> Attempt<'_> {
+    /// Begins a batch of so many files, which are more than one, with so many bytes in all that are not synced.
+    pub(super) fn begin(&self, files: usize, bytes: u64) -> Attempt<'_> {
         let alone = self.running.fetch_add(1, Ordering::Relaxed) == 0;
-        let (way, is_try) = locked(&self.sizes)
-            .get_mut(index(files))
-            .map_or((WAYS.len() - 1, false), |size| size.next(files));
-        Attempt { strategy: self, files, way, began: (alone && is_try).then(Instant::now) }
+        let (way, is_try) = kind(&mut locked(&self.kinds), files, bytes)
+            .map_or((WAYS.len() - 1, false), |kind| kind.next(files));
+        Attempt { strategy: self, files, bytes, way, began: (alone && is_try).then(Instant::now) }
     }
 }
 
@@ -80,22 +87,24 @@ impl Attempt<'_> {
     }
 }
 
-/// Where batches of so many files are looked up.
-fn index(files: usize) -> usize {
-    files.saturating_sub(2).min(THREADS_MAX - 1)
+/// What is known about such batches.
+fn kind(kinds: &mut [Kinds; THREADS_MAX], files: usize, bytes: u64) -> Option<&mut Kind> {
+    let of_a_file = bytes / files.max(1) as u64;
+    let size = BYTES_UP_TO.iter().take_while(|up_to| of_a_file > **up_to).count();
+    kinds.get_mut(files.saturating_sub(2).min(THREADS_MAX - 1))?.get_mut(size)
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let alone = self.strategy.running.fetch_sub(1, Ordering::Relaxed) == 1;
         let Some(took) = self.began.filter(|_| alone).map(|began| began.elapsed()) else { return };
-        if let Some(size) = locked(&self.strategy.sizes).get_mut(index(self.files)) {
-            size.took(self.files, self.way, took);
+        if let Some(kind) = kind(&mut locked(&self.strategy.kinds), self.files, self.bytes) {
+            kind.took(self.files, self.way, took);
         }
     }
 }
 
-impl Size {
+impl Kind {
     /// The way of the next batch, and whether it is a try.
     fn next(&mut self, files: usize) -> (usize, bool) {
         if let Some((best, left)) = &mut self.best {
@@ -155,12 +164,12 @@ mod tests {
     use super::*;
 
     /// What `next` says to as many batches as one is remembered, when each way takes so many microseconds.
-    fn ways(size: &mut Size, files: usize, micros: [u64; 3]) -> Vec<usize> {
+    fn ways(kind: &mut Kind, files: usize, micros: [u64; 3]) -> Vec<usize> {
         let mut ways = Vec::new();
         for _ in 0..REMEMBERED {
-            let (way, is_try) = size.next(files);
+            let (way, is_try) = kind.next(files);
             if is_try {
-                size.took(files, way, Duration::from_micros(micros[way]));
+                kind.took(files, way, Duration::from_micros(micros[way]));
             }
             ways.push(way);
         }
@@ -170,7 +179,7 @@ mod tests {
     #[test]
     fn every_way_is_tried_in_turns_and_the_fastest_is_kept() {
         for (micros, best) in [([900, 600, 300], 2), ([300, 600, 900], 0), ([900, 300, 600], 1)] {
-            let ways = ways(&mut Size::default(), 8, micros);
+            let ways = ways(&mut Kind::default(), 8, micros);
             assert_eq!(ways[..9], [0, 1, 2, 0, 1, 2, 0, 1, 2]);
             assert!(ways[9..].iter().all(|way| *way == best), "{micros:?}");
         }
@@ -178,35 +187,35 @@ mod tests {
 
     #[test]
     fn fewer_threads_are_kept_where_more_gain_next_to_nothing() {
-        assert_eq!(ways(&mut Size::default(), 4, [100, 97, 96]).last(), Some(&0));
-        assert_eq!(ways(&mut Size::default(), 4, [110, 100, 97]).last(), Some(&1));
+        assert_eq!(ways(&mut Kind::default(), 4, [100, 97, 96]).last(), Some(&0));
+        assert_eq!(ways(&mut Kind::default(), 4, [110, 100, 97]).last(), Some(&1));
     }
 
     #[test]
     fn two_files_know_two_ways() {
-        let ways = ways(&mut Size::default(), 2, [200, 100, 1]);
+        let ways = ways(&mut Kind::default(), 2, [200, 100, 1]);
         assert!(ways.iter().all(|way| *way < 2));
         assert_eq!(ways.last(), Some(&1));
     }
 
     #[test]
     fn a_few_slow_tries_decide_nothing() {
-        let mut size = Size::default();
+        let mut kind = Kind::default();
         for round in 0..TRIES {
-            size.took(8, 0, Duration::from_micros(100));
-            size.took(8, 1, Duration::from_micros(if (FIRST_TRIES..7).contains(&round) { 5000 } else { 90 }));
-            if size.given_up.is_empty() {
-                size.took(8, 2, Duration::from_micros(200));
+            kind.took(8, 0, Duration::from_micros(100));
+            kind.took(8, 1, Duration::from_micros(if (FIRST_TRIES..7).contains(&round) { 5000 } else { 90 }));
+            if kind.given_up.is_empty() {
+                kind.took(8, 2, Duration::from_micros(200));
             }
         }
-        assert!(size.given_up.is_empty(), "decided");
-        assert_eq!(size.best, Some((1, REMEMBERED)));
+        assert!(kind.given_up.is_empty(), "decided");
+        assert_eq!(kind.best, Some((1, REMEMBERED)));
     }
 
     /// Each try of a way that is much slower costs a batch of gigabytes seconds.
     #[test]
     fn a_way_that_is_much_slower_is_soon_given_up() {
-        let ways = ways(&mut Size::default(), 8, [300, 100, 103]);
+        let ways = ways(&mut Kind::default(), 8, [300, 100, 103]);
         assert_eq!(ways.iter().filter(|way| **way == 0).count(), FIRST_TRIES);
         assert_eq!(ways.iter().filter(|way| **way == 2).count(), TRIES);
     }
@@ -214,9 +223,9 @@ mod tests {
     /// A device that was slow to parallel flushes and no longer is.
     #[test]
     fn what_was_best_is_tried_again() {
-        let mut size = Size::default();
-        assert_eq!(ways(&mut size, 8, [100, 200, 300]).last(), Some(&0));
-        let later = ways(&mut size, 8, [300, 200, 100]);
+        let mut kind = Kind::default();
+        assert_eq!(ways(&mut kind, 8, [100, 200, 300]).last(), Some(&0));
+        let later = ways(&mut kind, 8, [300, 200, 100]);
         assert_eq!(later.last(), Some(&2));
         assert!(later.iter().filter(|way| **way != 2).count() < 100);
     }
@@ -225,14 +234,31 @@ mod tests {
     fn a_batch_beside_another_says_nothing() {
         let strategy = Strategy::default();
         for _ in 0..100 {
-            let (first, second) = (strategy.begin(4), strategy.begin(4));
+            let (first, second) = (strategy.begin(4, 0), strategy.begin(4, 0));
             drop(first);
             drop(second);
         }
-        let tries: usize = locked(&strategy.sizes)[2].tries.iter().map(Vec::len).sum();
+        let tries: usize = locked(&strategy.kinds)[2][0].tries.iter().map(Vec::len).sum();
         assert_eq!(tries, 0);
-        drop(strategy.begin(4));
-        let tries: usize = locked(&strategy.sizes)[2].tries.iter().map(Vec::len).sum();
+        drop(strategy.begin(4, 0));
+        let tries: usize = locked(&strategy.kinds)[2][0].tries.iter().map(Vec::len).sum();
         assert_eq!(tries, 1);
+    }
+
+    /// A store was filled in large batches, for which the device took the same time by any way; with the small ones that came
+    /// then, one file was synced after the other for thousands of batches, which took half as long again.
+    #[test]
+    fn what_is_best_for_large_batches_is_not_believed_of_small_ones() {
+        let strategy = Strategy::default();
+        let large = 4 * (1 << 20);
+        for _ in 0..TRIES {
+            for way in 0..WAYS.len() {
+                kind(&mut locked(&strategy.kinds), 4, large).unwrap().took(4, way, Duration::from_millis(1));
+            }
+        }
+        let way = |bytes| strategy.begin(4, bytes).way;
+        assert_eq!((way(large), way(large + 400_000)), (0, 0), "decided");
+        let small: Vec<_> = (0..WAYS.len()).map(|_| way(4 * 200)).collect();
+        assert_eq!(small, [0, 1, 2], "to be tried");
     }
 }

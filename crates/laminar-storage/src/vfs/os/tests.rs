@@ -34,6 +34,18 @@ fn files_are_private_and_hold_what_was_written() {
 }
 
 #[test]
+fn a_file_counts_what_is_not_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let vfs = OsVfs::new();
+    let files: Vec<_> = ["a", "b"].map(|name| vfs.create_new(&dir.path().join(name)).unwrap()).into();
+    write_all_at(files[0].as_ref(), b"hello", 3).unwrap();
+    write_all_at(files[0].as_ref(), b"you", 0).unwrap();
+    assert_eq!((files[0].unsynced_bytes(), files[1].unsynced_bytes()), (8, 0));
+    assert!(vfs.sync_many(&files).iter().all(Result::is_ok));
+    assert_eq!(files[0].unsynced_bytes(), 0);
+}
+
+#[test]
 fn missing_files_are_not_found() {
     let dir = tempfile::tempdir().unwrap();
     let vfs = OsVfs::new();
