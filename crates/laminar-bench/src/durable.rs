@@ -75,7 +75,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     let latency = Table::new(
         "seal_to_durable",
         "From the seal of the last core until durable",
-        &["epoch", "cores", "p50", "p99", "p99.9", "longest", "/ raw, best"],
+        &["epoch", "cores", "p50", "p99", "p99.9", "longest", "/ raw, best", "epochs/s, of raw"],
     );
     let mut latency = Latencies { table: latency, drawn: Vec::new() };
     for (name, syncs) in [("every 1024 puts", raw::BATCH), ("every put", raw::ONE)] {
@@ -111,8 +111,9 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     draw(run, &rates, &latency)?;
     report.add(rates);
     let mut latency = latency.table;
-    latency.note("the log is in segments that were used before, as it is after some checkpoints");
-    latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50");
+    latency.note("the log is in segments that were used before, as it is after some checkpoints; before each turn of large epochs one is made, and half a second passes");
+    latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50; ours and both ways of raw take turns, ten times");
+    latency.note("epochs/s, of raw: epochs a second, puts included, for each round of syncs a second that raw made in its faster way");
     report.add(latency);
     backpressure::run(run, report)
 }
@@ -125,7 +126,16 @@ struct Latencies {
 }
 
 impl Latencies {
-    fn row(&mut self, name: String, cores: usize, puts: usize, latencies: Nanos, raw: Option<&Nanos>) {
+    /// A row of ours, and the one of its yardstick.
+    fn beside_raw(&mut self, puts: usize, cores: usize, beside: BesideRaw) {
+        let BesideRaw { ours, raw, bytes, time } = beside;
+        let of_raw = ours.len() as f64 * raw.mean() / time.as_nanos() as f64;
+        self.row(format!("{puts} puts per core"), cores, puts, ours, Some((&raw, of_raw)));
+        self.row(format!("raw pwrite + fdatasync of {bytes} B each"), cores, puts, raw, None);
+    }
+
+    /// A row; of ours also its yardstick, and what part of its syncs a second there are epochs.
+    fn row(&mut self, name: String, cores: usize, puts: usize, latencies: Nanos, raw: Option<(&Nanos, f64)>) {
         let p50 = latencies.value_at_quantile(0.5) as f64;
         self.table.row(vec![
             Cell::text(&name),
@@ -134,7 +144,8 @@ impl Latencies {
             Cell::Nanos(latencies.value_at_quantile(0.99) as f64),
             Cell::Nanos(latencies.value_at_quantile(0.999) as f64),
             Cell::Nanos(latencies.max() as f64),
-            raw.map_or(Cell::None, |raw| Cell::Number(p50 / raw.value_at_quantile(0.5) as f64, 2)),
+            raw.map_or(Cell::None, |(raw, _)| Cell::Number(p50 / raw.value_at_quantile(0.5) as f64, 2)),
+            raw.map_or(Cell::None, |(_, of_raw)| Cell::Number(of_raw, 2)),
         ]);
         if cores == 1 {
             // Only ours have a yardstick of their own.
@@ -262,10 +273,7 @@ fn measure(
     }
     if let Some(latency) = latency {
         for puts in [1, 1024] {
-            let (histogram, bytes) = seal_to_durable(run, &store, &mut cores, keys, puts)?;
-            let raw = raw::latency(run, count, bytes)?;
-            latency.row(format!("{puts} puts per core"), count, puts, histogram, Some(&raw));
-            latency.row(raw_name(bytes), count, puts, raw, None);
+            latency.beside_raw(puts, count, seal_to_durable(run, &store, &mut cores, keys, puts)?);
         }
     }
     drop(cores);
@@ -430,40 +438,77 @@ fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) ->
     Ok(())
 }
 
-/// Rounds of puts on all cores, a seal of each, and the wait. Also the log bytes per core and round.
+/// Parts in which ours and raw writes take turns: a host that serves others changes within minutes.
+const TURNS: usize = 10;
+
+/// How long the device is left alone after a checkpoint, which has given much of it back.
+const CALM: Duration = Duration::from_millis(500);
+
+/// What was measured in turns with raw writes.
+struct BesideRaw {
+    /// From the last seal.
+    ours: Nanos,
+    raw: Nanos,
+    /// Per core and round.
+    bytes: usize,
+    /// All that ours took, puts included.
+    time: Duration,
+}
+
+/// Rounds of puts on all cores, a seal of each, and the wait; in turns with as many raw writes and syncs of as many bytes.
 fn seal_to_durable(
     run: &Run,
     store: &Store,
     cores: &mut [CoreStore],
     keys: u64,
     puts: usize,
-) -> Result<(Nanos, usize), Error> {
-    run.pins.hot(0)?;
-    let rounds = raw::rounds(run);
-    let mut histogram = histogram()?;
-    let numbers = Spread::Uniform.draw(keys, puts * rounds, 5);
-    let mut stamp = Stamp::new();
-    let before = store.stats().wal_bytes;
-    for (round, numbers) in numbers.chunks(puts).enumerate() {
-        let mut epoch = Epoch::ZERO;
-        for core in cores.iter_mut() {
-            for number in numbers {
-                core.put(&key(u64::from(*number)), stamp.at(round as u64))?;
-            }
+) -> Result<BesideRaw, Error> {
+    let (part, count) = (raw::rounds(run) / TURNS, cores.len());
+    let numbers = Spread::Uniform.draw(keys, puts * part * TURNS, 5);
+    let (mut ours, mut raw) = (histogram()?, None);
+    let (mut bytes, mut at, mut time) = (0, 0, Duration::ZERO);
+    for numbers in numbers.chunks(puts * part) {
+        if puts > 1 {
+            // So that there are segments to be used again, however many this part needs.
+            store.checkpoint()?;
+            std::thread::sleep(CALM);
         }
-        for core in cores.iter_mut() {
-            epoch = core.seal_epoch()?;
-        }
+        let before = store.stats().wal_bytes;
+        run.pins.hot(0)?;
         let started = Instant::now();
-        store.wait_durable(epoch)?;
-        histogram.saturating_record(started.elapsed().as_nanos() as u64);
+        for numbers in numbers.chunks(puts) {
+            ours.saturating_record(until_durable(store, cores, numbers)?.as_nanos() as u64);
+        }
+        time += started.elapsed();
+        run.pins.none()?;
+        let raw = match &mut raw {
+            Some(raw) => raw,
+            None => {
+                bytes = (store.stats().wal_bytes - before) as usize / part / count;
+                raw.insert(raw::Latency::of(run, count, bytes)?)
+            }
+        };
+        raw.measure(at..at + part)?;
+        at += part;
     }
-    let bytes = store.stats().wal_bytes - before;
-    Ok((histogram, bytes as usize / rounds / cores.len()))
+    Ok(BesideRaw { ours, raw: raw.ok_or("nothing was measured")?.best()?, bytes, time })
 }
 
-fn raw_name(bytes: usize) -> String {
-    format!("raw pwrite + fdatasync of {bytes} B each")
+/// Puts these on every core, seals, and measures the wait.
+fn until_durable(store: &Store, cores: &mut [CoreStore], numbers: &[u32]) -> Result<Duration, Error> {
+    let mut stamp = Stamp::new();
+    let mut epoch = Epoch::ZERO;
+    for core in cores.iter_mut() {
+        for number in numbers {
+            core.put(&key(u64::from(*number)), stamp.at(u64::from(*number)))?;
+        }
+    }
+    for core in cores.iter_mut() {
+        epoch = core.seal_epoch()?;
+    }
+    let started = Instant::now();
+    store.wait_durable(epoch)?;
+    Ok(started.elapsed())
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 pub mod pipelined;
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::Instant;
 
@@ -93,46 +94,60 @@ fn write_and_sync(file: &File, bytes: &[u8], round: usize, reused: bool) -> Resu
     Ok(file.sync_data()?)
 }
 
-/// Latency of making the same bytes durable in several reused files, in the better of two ways: one
-/// file after the other, or a thread for each.
-pub fn latency(run: &Run, count: usize, bytes: usize) -> Result<Nanos, Error> {
-    run.pins.none()?;
-    let dir = run.place.fresh("raw")?;
-    std::fs::create_dir_all(&dir)?;
-    let files = (0..count).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;
-    let bytes = vec![0x5A; bytes.max(1)];
-    let rounds = rounds(run);
-    let mut serial = histogram()?;
-    for round in 0..rounds {
-        let started = Instant::now();
-        for file in &files {
-            write_and_sync(file, &bytes, round, true)?;
-        }
-        serial.saturating_record(started.elapsed().as_nanos() as u64);
-    }
-    let best = match count {
-        1 => serial,
-        _ => {
-            let parallel = parallel(&files, &bytes, rounds)?;
-            let p50 = |histogram: &Nanos| histogram.value_at_quantile(0.5);
-            if p50(&parallel) < p50(&serial) { parallel } else { serial }
-        }
-    };
-    drop(files);
-    clear(&dir)?;
-    Ok(best)
+/// Making the same bytes durable in several reused files: one file after the other, and with a thread for each.
+pub struct Latency {
+    dir: PathBuf,
+    files: Vec<File>,
+    bytes: Vec<u8>,
+    serial: Nanos,
+    parallel: Nanos,
 }
 
-fn parallel(files: &[File], bytes: &[u8], rounds: usize) -> Result<Nanos, Error> {
-    let mut histogram = histogram()?;
+impl Latency {
+    pub fn of(run: &Run, count: usize, bytes: usize) -> Result<Self, Error> {
+        let dir = run.place.fresh("raw")?;
+        std::fs::create_dir_all(&dir)?;
+        let files = (0..count).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { dir, files, bytes: vec![0x5A; bytes.max(1)], serial: histogram()?, parallel: histogram()? })
+    }
+
+    /// So many by each way; of one file there is one.
+    pub fn measure(&mut self, rounds: Range<usize>) -> Result<(), Error> {
+        for round in rounds.clone() {
+            let started = Instant::now();
+            for file in &self.files {
+                write_and_sync(file, &self.bytes, round, true)?;
+            }
+            self.serial.saturating_record(started.elapsed().as_nanos() as u64);
+        }
+        if self.files.len() > 1 {
+            parallel(&self.files, &self.bytes, rounds, &mut self.parallel)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Those of the way with the lower p50.
+    pub fn best(self) -> Result<Nanos, Error> {
+        let Self { dir, files, serial, parallel, .. } = self;
+        drop(files);
+        clear(&dir)?;
+        let p50 = |histogram: &Nanos| histogram.value_at_quantile(0.5);
+        let faster = !parallel.is_empty() && p50(&parallel) < p50(&serial);
+        Ok(if faster { parallel } else { serial })
+    }
+}
+
+fn parallel(files: &[File], bytes: &[u8], rounds: Range<usize>, histogram: &mut Nanos) -> Result<(), Error> {
     let meet = Barrier::new(files.len() + 1);
     std::thread::scope(|scope| {
         let threads: Vec<_> = files
             .iter()
             .map(|file| {
-                scope.spawn(|| {
+                let (meet, rounds) = (&meet, rounds.clone());
+                scope.spawn(move || {
                     let mut result = Ok(());
-                    for round in 0..rounds {
+                    for round in rounds {
                         meet.wait();
                         // After a failure the thread still comes to the meetings.
                         if result.is_ok() {
@@ -144,13 +159,12 @@ fn parallel(files: &[File], bytes: &[u8], rounds: usize) -> Result<Nanos, Error>
                 })
             })
             .collect();
-        for _ in 0..rounds {
+        for _ in rounds {
             meet.wait();
             let started = Instant::now();
             meet.wait();
             histogram.saturating_record(started.elapsed().as_nanos() as u64);
         }
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
-    })?;
-    Ok(histogram)
+    })
 }
