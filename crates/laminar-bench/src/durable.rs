@@ -7,6 +7,8 @@ mod peers;
 mod raw;
 mod variants;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,9 +113,10 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     draw(run, &rates, &latency)?;
     report.add(rates);
     let mut latency = latency.table;
-    latency.note("the log is in segments that were used before, as it is after some checkpoints; before each turn of large epochs one is made, and half a second passes");
-    latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50; ours and both ways of raw take turns, ten times");
-    latency.note("epochs/s, of raw: epochs a second, puts included, for each round of syncs a second that raw made in its faster way");
+    latency.note("the log is in segments that were used before, as it is after some checkpoints, but where a note says else; before each turn of large epochs a segment is filled and one is made");
+    latency.note("all cores are sealed by one thread, which then waits; raw: the same bytes into as many reused files, one after the other or with a thread each, whichever has the lower p50; ours and both ways of raw take turns, ten times, each first in every second one, and each after a rest");
+    latency.note("with a thread each: from the first thread's beginning to the last one's end, without what it takes to wake them");
+    latency.note("epochs/s, of raw: epochs a second, for each round of syncs a second of raw, in its way with the lower mean; one thread makes the puts, seals and waits for all cores, and the puts count");
     report.add(latency);
     backpressure::run(run, report)
 }
@@ -128,13 +131,19 @@ struct Latencies {
 impl Latencies {
     /// A row of ours, and the one of its yardstick.
     fn beside_raw(&mut self, puts: usize, cores: usize, beside: BesideRaw) {
-        let BesideRaw { ours, raw, bytes, time } = beside;
-        let of_raw = ours.len() as f64 * raw.mean() / time.as_nanos() as f64;
-        self.row(format!("{puts} puts per core"), cores, puts, ours, Some((&raw, of_raw)));
-        self.row(format!("raw pwrite + fdatasync of {bytes} B each"), cores, puts, raw, None);
+        let BesideRaw { ours, raw, bytes, time, in_new } = beside;
+        let of_raw = ours.len() as f64 * raw.mean / time.as_nanos() as f64;
+        self.row(format!("{puts} puts per core"), cores, puts, ours, Some((&raw.latencies, of_raw)));
+        self.row(format!("raw pwrite + fdatasync of {bytes} B each"), cores, puts, raw.latencies, None);
+        if in_new > 0 {
+            let of = TURNS * cores;
+            self.table.note(format!(
+                "{puts} puts, {cores} cores: at the end of {in_new} of {of} turns of a core its log was in a file that was not used before"
+            ));
+        }
     }
 
-    /// A row; of ours also its yardstick, and what part of its syncs a second there are epochs.
+    /// A row; of ours also its yardstick, and its epochs a second as a part of the yardstick's rounds a second.
     fn row(&mut self, name: String, cores: usize, puts: usize, latencies: Nanos, raw: Option<(&Nanos, f64)>) {
         let p50 = latencies.value_at_quantile(0.5) as f64;
         self.table.row(vec![
@@ -273,7 +282,7 @@ fn measure(
     }
     if let Some(latency) = latency {
         for puts in [1, 1024] {
-            latency.beside_raw(puts, count, seal_to_durable(run, &store, &mut cores, keys, puts)?);
+            latency.beside_raw(puts, count, seal_to_durable(run, &dir, &store, &mut cores, keys, puts)?);
         }
     }
     drop(cores);
@@ -300,8 +309,13 @@ fn use_segments_again(run: &Run, store: &Store, cores: &mut [CoreStore], keys: u
     // The log goes up to the second newest.
     store.checkpoint()?;
     // What is in use is left for the first of them.
+    one_segment(run, store, cores, keys)
+}
+
+/// Puts as much on every core as a segment of its log has, or a little more.
+fn one_segment(run: &Run, store: &Store, cores: &mut [CoreStore], keys: u64) -> Result<(), Error> {
     let puts = settings().segment_bytes as usize / PAYLOAD;
-    drive(run, store, cores, &Spread::Uniform.draw(keys, puts, 9), policy).map(drop)
+    drive(run, store, cores, &Spread::Uniform.draw(keys, puts, 9), Policy::Puts(1024)).map(drop)
 }
 
 /// The same with automatic checkpoints, at the default interval and every 64 MiB of log.
@@ -441,57 +455,92 @@ fn puts(store: &Store, core: &mut CoreStore, numbers: &[u32], policy: Policy) ->
 /// Parts in which ours and raw writes take turns: a host that serves others changes within minutes.
 const TURNS: usize = 10;
 
-/// How long the device is left alone after a checkpoint, which has given much of it back.
-const CALM: Duration = Duration::from_millis(500);
+/// Rounds by which the bytes of one are found out.
+const FIRST: usize = 10;
+
+/// How long the device is left alone before a turn: after a checkpoint the room of removed files is given back.
+const CALM: Duration = Duration::from_millis(300);
 
 /// What was measured in turns with raw writes.
 struct BesideRaw {
     /// From the last seal.
     ours: Nanos,
-    raw: Nanos,
+    raw: raw::Best,
     /// Per core and round.
     bytes: usize,
     /// All that ours took, puts included.
     time: Duration,
+    /// Ends of turns at which a core's log was in a file that was not used before.
+    in_new: usize,
 }
 
 /// Rounds of puts on all cores, a seal of each, and the wait; in turns with as many raw writes and syncs of as many bytes.
 fn seal_to_durable(
     run: &Run,
+    dir: &Path,
     store: &Store,
     cores: &mut [CoreStore],
     keys: u64,
     puts: usize,
 ) -> Result<BesideRaw, Error> {
-    let (part, count) = (raw::rounds(run) / TURNS, cores.len());
-    let numbers = Spread::Uniform.draw(keys, puts * part * TURNS, 5);
-    let (mut ours, mut raw) = (histogram()?, None);
-    let (mut bytes, mut at, mut time) = (0, 0, Duration::ZERO);
-    for numbers in numbers.chunks(puts * part) {
-        if puts > 1 {
-            // So that there are segments to be used again, however many this part needs.
+    let part = raw::rounds(run).div_ceil(TURNS);
+    let before = store.stats().wal_bytes;
+    for numbers in Spread::Uniform.draw(keys, puts * FIRST, 4).chunks(puts) {
+        until_durable(store, cores, numbers)?;
+    }
+    let bytes = (store.stats().wal_bytes - before) as usize / FIRST / cores.len();
+    let mut raw = raw::Latency::of(run, cores.len(), bytes)?;
+    let (mut ours, mut time, mut in_new) = (histogram()?, Duration::ZERO, 0);
+    for turn in 0..TURNS {
+        // A log that grows by more than a part of a segment in a turn needs as many to be used again. A checkpoint leaves as
+        // many as were begun since the one before, so that always about as many have to be begun between two.
+        if part * bytes > settings().segment_bytes as usize / TURNS {
+            one_segment(run, store, cores, keys)?;
             store.checkpoint()?;
-            std::thread::sleep(CALM);
         }
-        let before = store.stats().wal_bytes;
+        let numbers = Spread::Uniform.draw(keys, puts * part, 50 + turn as u64);
+        let rounds = turn * part..(turn + 1) * part;
+        // Each is first in every second turn.
+        if turn % 2 == 1 {
+            measure_raw(run, &mut raw, rounds.clone())?;
+        }
+        std::thread::sleep(CALM);
         run.pins.hot(0)?;
         let started = Instant::now();
         for numbers in numbers.chunks(puts) {
             ours.saturating_record(until_durable(store, cores, numbers)?.as_nanos() as u64);
         }
         time += started.elapsed();
-        run.pins.none()?;
-        let raw = match &mut raw {
-            Some(raw) => raw,
-            None => {
-                bytes = (store.stats().wal_bytes - before) as usize / part / count;
-                raw.insert(raw::Latency::of(run, count, bytes)?)
-            }
-        };
-        raw.measure(at..at + part)?;
-        at += part;
+        in_new += logs_in_new_files(dir, cores.len())?;
+        if turn % 2 == 0 {
+            measure_raw(run, &mut raw, rounds)?;
+        }
     }
-    Ok(BesideRaw { ours, raw: raw.ok_or("nothing was measured")?.best()?, bytes, time })
+    Ok(BesideRaw { ours, raw: raw.best()?, bytes, time, in_new })
+}
+
+fn measure_raw(run: &Run, raw: &mut raw::Latency, rounds: Range<usize>) -> Result<(), Error> {
+    run.pins.none()?;
+    std::thread::sleep(CALM);
+    raw.measure(rounds)
+}
+
+/// How many cores' logs are in a file that is not as long as a segment yet: one that is used again is.
+fn logs_in_new_files(dir: &Path, cores: usize) -> Result<usize, Error> {
+    let mut newest = BTreeMap::new();
+    for entry in std::fs::read_dir(dir.join("wal"))? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().map_err(|_| "a file name is not Unicode")?;
+        // Names of one core are in the order of its segments.
+        let Some(core) = name.strip_prefix("wal-").and_then(|rest| rest.split('.').next()) else { continue };
+        let len = entry.metadata()?.len();
+        let known = newest.entry(core.to_owned()).or_insert_with(|| (name.clone(), len));
+        if name > known.0 {
+            *known = (name, len);
+        }
+    }
+    let short = newest.values().filter(|(_, len)| *len < settings().segment_bytes);
+    Ok(short.count() + cores.saturating_sub(newest.len()))
 }
 
 /// Puts these on every core, seals, and measures the wait.

@@ -197,7 +197,7 @@ impl Slow {
 
 impl Device for Slow {
     fn file(self: &Arc<Self>, file: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
-        Arc::new(Slowed { file, device: Arc::clone(self), unsynced: AtomicU64::new(0) })
+        Arc::new(Slowed { file, device: Arc::clone(self) })
     }
 }
 
@@ -205,7 +205,6 @@ impl Device for Slow {
 struct Slowed {
     file: Arc<dyn VfsFile>,
     device: Arc<Slow>,
-    unsynced: AtomicU64,
 }
 
 impl VfsFile for Slowed {
@@ -214,9 +213,7 @@ impl VfsFile for Slowed {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let written = self.file.write_at(buf, offset)?;
-        self.unsynced.fetch_add(written as u64, Ordering::Relaxed);
-        Ok(written)
+        self.file.write_at(buf, offset)
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -229,7 +226,7 @@ impl VfsFile for Slowed {
 
     /// What the real device takes is part of the time.
     fn sync_data(&self) -> io::Result<()> {
-        let done = self.device.done(self.unsynced.swap(0, Ordering::Relaxed));
+        let done = self.device.done(self.file.unsynced_bytes());
         self.file.sync_data()?;
         if let Some(done) = done {
             std::thread::sleep(done.saturating_duration_since(Instant::now()));
@@ -238,7 +235,7 @@ impl VfsFile for Slowed {
     }
 
     fn unsynced_bytes(&self) -> u64 {
-        self.unsynced.load(Ordering::Relaxed)
+        self.file.unsynced_bytes()
     }
 }
 

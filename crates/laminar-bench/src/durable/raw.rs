@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::machine::{Nanos, cpu_time, histogram};
 use crate::place::clear;
@@ -103,15 +103,24 @@ pub struct Latency {
     parallel: Nanos,
 }
 
+/// How long it took in the better way.
+pub struct Best {
+    /// Of the way with the lower p50.
+    pub latencies: Nanos,
+    /// The lower mean of both ways.
+    pub mean: f64,
+}
+
 impl Latency {
     pub fn of(run: &Run, count: usize, bytes: usize) -> Result<Self, Error> {
         let dir = run.place.fresh("raw")?;
         std::fs::create_dir_all(&dir)?;
         let files = (0..count).map(|n| file(&dir, n, true)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { dir, files, bytes: vec![0x5A; bytes.max(1)], serial: histogram()?, parallel: histogram()? })
+        let (serial, parallel) = (histogram()?, histogram()?);
+        Ok(Self { dir, files, bytes: vec![0x5A; bytes.max(1)], serial, parallel })
     }
 
-    /// So many by each way; of one file there is one.
+    /// So many by each way; one file is only written serially.
     pub fn measure(&mut self, rounds: Range<usize>) -> Result<(), Error> {
         for round in rounds.clone() {
             let started = Instant::now();
@@ -121,50 +130,61 @@ impl Latency {
             self.serial.saturating_record(started.elapsed().as_nanos() as u64);
         }
         if self.files.len() > 1 {
-            parallel(&self.files, &self.bytes, rounds, &mut self.parallel)
-        } else {
-            Ok(())
+            for took in parallel(&self.files, &self.bytes, rounds)? {
+                self.parallel.saturating_record(took.as_nanos() as u64);
+            }
         }
+        Ok(())
     }
 
-    /// Those of the way with the lower p50.
-    pub fn best(self) -> Result<Nanos, Error> {
+    pub fn best(self) -> Result<Best, Error> {
         let Self { dir, files, serial, parallel, .. } = self;
         drop(files);
         clear(&dir)?;
+        if parallel.is_empty() {
+            return Ok(Best { mean: serial.mean(), latencies: serial });
+        }
         let p50 = |histogram: &Nanos| histogram.value_at_quantile(0.5);
-        let faster = !parallel.is_empty() && p50(&parallel) < p50(&serial);
-        Ok(if faster { parallel } else { serial })
+        let mean = serial.mean().min(parallel.mean());
+        Ok(Best { latencies: if p50(&parallel) < p50(&serial) { parallel } else { serial }, mean })
     }
 }
 
-fn parallel(files: &[File], bytes: &[u8], rounds: Range<usize>, histogram: &mut Nanos) -> Result<(), Error> {
-    let meet = Barrier::new(files.len() + 1);
-    std::thread::scope(|scope| {
+/// When a thread began a round, and when its file was durable.
+type Took = (Instant, Instant);
+
+/// From the first thread's beginning of a round to the last one's end: that they are woken before it is not counted.
+fn parallel(files: &[File], bytes: &[u8], rounds: Range<usize>) -> Result<Vec<Duration>, Error> {
+    let meet = Barrier::new(files.len());
+    let took = std::thread::scope(|scope| {
         let threads: Vec<_> = files
             .iter()
             .map(|file| {
                 let (meet, rounds) = (&meet, rounds.clone());
-                scope.spawn(move || {
-                    let mut result = Ok(());
-                    for round in rounds {
-                        meet.wait();
-                        // After a failure the thread still comes to the meetings.
-                        if result.is_ok() {
-                            result = write_and_sync(file, bytes, round, true);
-                        }
-                        meet.wait();
-                    }
-                    result
-                })
+                scope.spawn(move || one_of_many(file, bytes, rounds, meet))
             })
             .collect();
-        for _ in rounds {
-            meet.wait();
-            let started = Instant::now();
-            meet.wait();
-            histogram.saturating_record(started.elapsed().as_nanos() as u64);
+        let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")?);
+        joined.collect::<Result<Vec<_>, Error>>()
+    })?;
+    let round = |nth: usize| {
+        let of_all = || took.iter().filter_map(|of_one| of_one.get(nth));
+        let (begun, ended) = (of_all().map(|took| took.0).min(), of_all().map(|took| took.1).max());
+        Some(ended?.duration_since(begun?))
+    };
+    Ok((0..rounds.len()).filter_map(round).collect())
+}
+
+fn one_of_many(file: &File, bytes: &[u8], rounds: Range<usize>, meet: &Barrier) -> Result<Vec<Took>, Error> {
+    let (mut took, mut result) = (Vec::with_capacity(rounds.len()), Ok(()));
+    for round in rounds {
+        meet.wait();
+        let begun = Instant::now();
+        // After a failure the thread still comes to the meetings.
+        if result.is_ok() {
+            result = write_and_sync(file, bytes, round, true);
         }
-        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
-    })
+        took.push((begun, Instant::now()));
+    }
+    result.map(|()| took)
 }

@@ -61,7 +61,8 @@ pub trait VfsFile: Debug + Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes bytes and size durable.
     fn sync_data(&self) -> io::Result<()>;
-    /// Bytes that were written through it since its last sync, as far as it counts them: how long the next one may take.
+    /// Bytes written through this handle since its last sync began, failed or not; 0 where nobody counts. No more than a hint for
+    /// [`Vfs::sync_many`]: a file that wraps another should forward it.
     fn unsynced_bytes(&self) -> u64 {
         0
     }

@@ -125,6 +125,13 @@ impl SyncPool {
             .collect()
     }
 
+    /// How many batches of such a kind were tries.
+    #[cfg(test)]
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn tries(&self, files: usize, bytes: u64) -> usize {
+        self.strategy.tries(files, bytes)
+    }
+
     fn start_threads(&self, wanted: usize) {
         let mut threads = locked(&self.threads);
         while threads.len() < wanted.min(THREADS_MAX) {

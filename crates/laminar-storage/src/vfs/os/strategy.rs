@@ -4,8 +4,8 @@
 //! eight small files took a third of the time with a thread each, on another a thread that must first be woken costs more than
 //! the flush. So nobody is asked to set it. The first batches of every kind, which is how many files they have and roughly how
 //! many bytes, try one way after the other in turns; then the way with the best median is kept, and tried against the others
-//! again after some thousand batches, as devices change. Bytes count, because a device may take as long for much by any number
-//! of threads, and for little as long for each flush. A batch is durable in the same sense whichever way it went, so that
+//! again after some thousand batches, as devices change. Bytes count: with many of them a device may be no faster with more
+//! threads; with few, each flush costs the same, and several at once save most of it. A batch is durable in the same sense whichever way it went, so that
 //! trying costs no safety, no bytes and no file of its own, and nothing need be kept on disk.
 
 use std::sync::Mutex;
@@ -25,7 +25,8 @@ const TRIES: usize = 9;
 const FIRST_TRIES: usize = 3;
 const MUCH_SLOWER_BY: u32 = 4;
 
-/// Batches that go the best way before all are tried again: at most one batch in a hundred and fifty is a try.
+/// Batches that go the best way before all are tried again: of a kind that was decided at most one batch in a hundred and fifty
+/// is a try.
 const REMEMBERED: usize = 4096;
 
 /// Fewer threads are better when they are slower by at most one part in this many: they leave processors to the cores.
@@ -54,7 +55,7 @@ type Kinds = [Kind; BYTES_UP_TO.len() + 1];
 /// What is known about batches of all kinds.
 #[derive(Debug, Default)]
 pub(super) struct Strategy {
-    /// From two files on; the last ones are of all larger batches.
+    /// From two files on; the last ones are of all batches of more files.
     kinds: Mutex<[Kinds; THREADS_MAX]>,
     /// Batches at this moment. One beside another says nothing about its way.
     running: AtomicUsize,
@@ -80,6 +81,16 @@ impl Strategy {
     }
 }
 
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
+impl Strategy {
+    /// How many batches of such a kind were tries, until one way is kept.
+    pub(super) fn tries(&self, files: usize, bytes: u64) -> usize {
+        let mut kinds = locked(&self.kinds);
+        kind(&mut kinds, files, bytes).unwrap().tries.iter().map(Vec::len).sum()
+    }
+}
+
 impl Attempt<'_> {
     /// Threads that are to help the one that asks.
     pub(super) fn helpers(&self) -> usize {
@@ -99,7 +110,7 @@ impl Drop for Attempt<'_> {
         let alone = self.strategy.running.fetch_sub(1, Ordering::Relaxed) == 1;
         let Some(took) = self.began.filter(|_| alone).map(|began| began.elapsed()) else { return };
         if let Some(kind) = kind(&mut locked(&self.strategy.kinds), self.files, self.bytes) {
-            kind.took(self.files, self.way, took);
+            kind.took(self.files, self.bytes, self.way, took);
         }
     }
 }
@@ -126,7 +137,7 @@ impl Kind {
         self.tries.iter().enumerate().take(ways).filter(|(way, _)| !self.given_up.contains(way))
     }
 
-    fn took(&mut self, files: usize, way: usize, took: Duration) {
+    fn took(&mut self, files: usize, bytes: u64, way: usize, took: Duration) {
         if let Some(tries) = self.tries.get_mut(way) {
             tries.push(took);
         }
@@ -146,7 +157,13 @@ impl Kind {
         let enough = least + least / SLOWER_BY;
         let best = medians.iter().find(|(_, median)| *median <= enough);
         if let Some((best, _)) = best {
-            tracing::debug!(files, helpers = WAYS.get(*best), ?medians, "the best way to sync several files");
+            tracing::debug!(
+                files,
+                bytes,
+                helpers = WAYS.get(*best),
+                ?medians,
+                "the best way to sync several files"
+            );
             *self = Self { best: Some((*best, REMEMBERED)), ..Self::default() };
         }
     }
@@ -169,7 +186,7 @@ mod tests {
         for _ in 0..REMEMBERED {
             let (way, is_try) = kind.next(files);
             if is_try {
-                kind.took(files, way, Duration::from_micros(micros[way]));
+                kind.took(files, 0, way, Duration::from_micros(micros[way]));
             }
             ways.push(way);
         }
@@ -202,10 +219,15 @@ mod tests {
     fn a_few_slow_tries_decide_nothing() {
         let mut kind = Kind::default();
         for round in 0..TRIES {
-            kind.took(8, 0, Duration::from_micros(100));
-            kind.took(8, 1, Duration::from_micros(if (FIRST_TRIES..7).contains(&round) { 5000 } else { 90 }));
+            kind.took(8, 0, 0, Duration::from_micros(100));
+            kind.took(
+                8,
+                0,
+                1,
+                Duration::from_micros(if (FIRST_TRIES..7).contains(&round) { 5000 } else { 90 }),
+            );
             if kind.given_up.is_empty() {
-                kind.took(8, 2, Duration::from_micros(200));
+                kind.took(8, 0, 2, Duration::from_micros(200));
             }
         }
         assert!(kind.given_up.is_empty(), "decided");
@@ -238,11 +260,9 @@ mod tests {
             drop(first);
             drop(second);
         }
-        let tries: usize = locked(&strategy.kinds)[2][0].tries.iter().map(Vec::len).sum();
-        assert_eq!(tries, 0);
+        assert_eq!(strategy.tries(4, 0), 0);
         drop(strategy.begin(4, 0));
-        let tries: usize = locked(&strategy.kinds)[2][0].tries.iter().map(Vec::len).sum();
-        assert_eq!(tries, 1);
+        assert_eq!(strategy.tries(4, 0), 1);
     }
 
     /// A store was filled in large batches, for which the device took the same time by any way; with the small ones that came
@@ -252,13 +272,26 @@ mod tests {
         let strategy = Strategy::default();
         let large = 4 * (1 << 20);
         for _ in 0..TRIES {
-            for way in 0..WAYS.len() {
-                kind(&mut locked(&strategy.kinds), 4, large).unwrap().took(4, way, Duration::from_millis(1));
+            for (way, micros) in [1200, 1100, 1000].into_iter().enumerate() {
+                let mut kinds = locked(&strategy.kinds);
+                kind(&mut kinds, 4, large).unwrap().took(4, large, way, Duration::from_micros(micros));
             }
         }
         let way = |bytes| strategy.begin(4, bytes).way;
-        assert_eq!((way(large), way(large + 400_000)), (0, 0), "decided");
+        assert_eq!((way(large), way(large + 400_000)), (2, 2), "decided");
         let small: Vec<_> = (0..WAYS.len()).map(|_| way(4 * 200)).collect();
         assert_eq!(small, [0, 1, 2], "to be tried");
+    }
+
+    #[test]
+    fn batches_are_of_one_kind_up_to_a_bound_of_bytes_for_each_file() {
+        let mut kinds = Default::default();
+        for (at, up_to) in BYTES_UP_TO.into_iter().enumerate() {
+            kind(&mut kinds, 4, 4 * up_to).unwrap().given_up = vec![at];
+            let next = kind(&mut kinds, 4, 4 * (up_to + 1)).unwrap();
+            assert!(next.given_up.is_empty(), "another kind behind {up_to}");
+        }
+        let of_four = &kinds[2];
+        assert!(of_four[..3].iter().enumerate().all(|(at, kind)| kind.given_up == [at]));
     }
 }

@@ -43,6 +43,25 @@ fn a_file_counts_what_is_not_synced() {
     assert_eq!((files[0].unsynced_bytes(), files[1].unsynced_bytes()), (8, 0));
     assert!(vfs.sync_many(&files).iter().all(Result::is_ok));
     assert_eq!(files[0].unsynced_bytes(), 0);
+    let reader = vfs.open(&dir.path().join("a"), Access::Read).unwrap();
+    reader.write_at(b"x", 0).unwrap_err();
+    write_all_at(files[0].as_ref(), b"hello", 0).unwrap();
+    assert_eq!((files[0].unsynced_bytes(), reader.unsynced_bytes()), (5, 0), "each handle its own");
+    files[0].sync_data().unwrap();
+    assert_eq!(files[0].unsynced_bytes(), 0);
+}
+
+#[test]
+fn how_many_bytes_a_batch_has_is_known_to_whom_chooses_how_it_is_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let vfs = OsVfs::new();
+    let files: Vec<_> = ["a", "b"].map(|name| vfs.create_new(&dir.path().join(name)).unwrap()).into();
+    let large = vec![7; 1 << 20];
+    for (bytes, tries) in [(&large[..], (1, 0)), (&large[..100], (1, 1)), (&large[..200], (1, 2))] {
+        files.iter().for_each(|file| write_all_at(file.as_ref(), bytes, 0).unwrap());
+        assert!(vfs.sync_many(&files).iter().all(Result::is_ok));
+        assert_eq!((vfs.pool.tries(2, 2 << 20), vfs.pool.tries(2, 200)), tries);
+    }
 }
 
 #[test]
