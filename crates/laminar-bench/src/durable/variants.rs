@@ -1,6 +1,7 @@
 //! The pipeline without a log, and with a larger ring: rows that say what those are worth.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use laminar_storage::{Opened, Settings, Store, StoreBuilder};
 
@@ -11,8 +12,9 @@ use crate::place::clear;
 use crate::table::{Cell, Table};
 use crate::{Error, Run};
 
-/// Puts on a core between two seals.
-const EPOCH: usize = 1024;
+const EPOCH: Policy = Policy::Puts(1024);
+/// In which more values of hot keys are replaced than fit into the usual ring.
+const LONG_EPOCH: Policy = Policy::Every(Duration::from_millis(100));
 /// Entries of the larger ring: sixteen times the default.
 const RING: usize = 1 << 20;
 /// How the rows end whose log is taken at once and not kept, so that nothing in them is durable.
@@ -33,13 +35,13 @@ pub fn all(run: &Run, rates: &mut Table) -> Result<(), Error> {
         let set = |builder: StoreBuilder| {
             builder.settings(settings.clone()).vfs(Arc::new(Files::new(Arc::new(Nothing))))
         };
-        rows(run, cores, set, &[Spread::Uniform, Spread::Zipf], DISCARDED, rates)?;
+        rows(run, cores, set, &[(Spread::Uniform, EPOCH), (Spread::Zipf, EPOCH)], DISCARDED, rates)?;
     }
     for cores in [1, 4] {
         let settings = Settings { ring_capacity: RING, ..settings() };
         let set = |builder: StoreBuilder| builder.settings(settings.clone());
         let name = format!(", ring of {}", Cell::Count(RING as u64).shown());
-        rows(run, cores, set, &[Spread::Zipf], &name, rates)?;
+        rows(run, cores, set, &[(Spread::Zipf, EPOCH), (Spread::Zipf, LONG_EPOCH)], &name, rates)?;
     }
     NOTES.iter().for_each(|note| rates.note(*note));
     Ok(())
@@ -49,7 +51,7 @@ fn rows(
     run: &Run,
     count: usize,
     set: impl FnOnce(StoreBuilder) -> StoreBuilder,
-    spreads: &[Spread],
+    workloads: &[(Spread, Policy)],
     name: &str,
     rates: &mut Table,
 ) -> Result<(), Error> {
@@ -58,10 +60,10 @@ fn rows(
     let Opened { store, mut cores, .. } = set(Store::builder(&dir).cores(count)).open()?;
     let keys = fill(run, &store, &mut cores)?;
     let puts = run.ops_or(2_000_000, 10_000_000) / count;
-    for spread in spreads {
+    for (spread, policy) in workloads {
         let numbers = spread.draw(keys, puts, 3);
-        let done = drive(run, &store, &mut cores, &numbers, Policy::Puts(EPOCH))?;
-        rates.row(done.cells(format!("{}, {}{name}", spread.name(), Policy::Puts(EPOCH).name()), count));
+        let done = drive(run, &store, &mut cores, &numbers, *policy)?;
+        rates.row(done.cells(format!("{}, {}{name}", spread.name(), policy.name()), count));
     }
     drop(cores);
     store.close()?;
