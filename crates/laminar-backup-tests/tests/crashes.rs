@@ -182,30 +182,73 @@ fn the_same_seed_gives_the_same_requests() {
     assert_eq!(first, second);
 }
 
+/// What could go stays while one of the two folders cannot be listed as a whole.
 #[test]
 fn a_listing_that_fails_or_breaks_off_removes_nothing() {
-    let checkpoints = Checkpoints::new(5);
-    for fault in [Fault::PartialListing, Fault::Before] {
+    // They share no file: what only the first ones needed is not needed any more in the end.
+    let checkpoints = Checkpoints::full(5);
+    for (folder, fault) in [
+        // The same run removes something, or that the others do not would mean nothing.
+        ("files", Fault::None),
+        ("files", Fault::PartialListing),
+        ("files", Fault::Before),
+        ("log", Fault::PartialListing),
+        ("log", Fault::Before),
+    ] {
         let inner = Arc::new(InMemory::new());
         let plain: Arc<dyn ObjectStore> = inner.clone();
         life(&plain, 1, &checkpoints, 0..3);
         let before = names(&inner);
         // The first two listings are those of the claim; all others are those of sweeping.
         let listings = std::sync::atomic::AtomicUsize::new(0);
-        let store = Faulty::new(&inner, move |_, kind, _| {
+        let store = Faulty::new(&inner, move |_, kind, path| {
             let is_sweeping =
                 kind == Kind::List && listings.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 1;
-            if is_sweeping { fault } else { Fault::None }
+            if is_sweeping && path.filename() == Some(folder) { fault } else { Fault::None }
         });
         let faulty: Arc<dyn ObjectStore> = store.clone();
         let (confirmed, error) = life(&faulty, 2, &checkpoints, 3..5);
         assert!(error.is_none() && confirmed == Some(4), "{error:?}");
-        assert!(store.operations().iter().all(|(kind, _)| *kind != Kind::Delete));
-        assert!(names(&inner).is_superset(&before));
+        let deletes = store.operations().iter().any(|(kind, _)| *kind == Kind::Delete);
+        let all_stayed = names(&inner).is_superset(&before);
+        let whole = fault == Fault::None;
+        assert_eq!((deletes, all_stayed), (whole, !whole), "{folder} {fault:?}");
         // Once it can be listed again, it is swept.
         life(&plain, 3, &checkpoints, 3..5);
         nothing_is_left_over(&inner, &checkpoints, 4);
     }
+}
+
+/// Whoever took what was listed for all there is would see no backup, and begin anew below the head.
+#[test]
+fn a_listing_that_fails_or_breaks_off_hides_no_backup() {
+    let checkpoints = Checkpoints::full(2);
+    let inner = Arc::new(InMemory::new());
+    let plain: Arc<dyn ObjectStore> = inner.clone();
+    let options = quick().keep(2);
+    let mut first = BackupWriter::open(&target(&plain), &options, owner(1, 1)).unwrap();
+    // So many that the lowest records are gone: no way leads from the claim to the head but the listing.
+    for round in 0..40 {
+        first.back_up(&checkpoints.open(round % 2), &[]).unwrap();
+    }
+    assert!(!names(&inner).iter().any(|name| name.ends_with("log/0000000000000002.json")));
+    let (before, newest) = (names(&inner), first.newest());
+    for fault in [Fault::Before, Fault::PartialListing] {
+        let store: Arc<dyn ObjectStore> = Faulty::new(&inner, move |_, kind, _| match kind {
+            Kind::List => fault,
+            _ => Fault::None,
+        });
+        let (confirmed, error) = life(&store, 2, &checkpoints, 0..1);
+        let clean = |error: &Option<BackupError>| matches!(error, Some(BackupError::Unreachable(_)));
+        assert!(confirmed.is_none() && clean(&error), "{fault:?}: confirmed {confirmed:?}, {error:?}");
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("restored");
+        let listed = list_backups(&target(&store), &options).err();
+        let restored = restore(&target(&store), None, &at, &options, |_| {}).err();
+        assert!(clean(&listed) && clean(&restored), "{fault:?}: {listed:?}, {restored:?}");
+        assert_eq!(names(&inner), before, "{fault:?}");
+    }
+    assert_eq!(list_backups(&target(&plain), &options).unwrap().last().map(|backup| backup.id), newest);
 }
 
 #[test]

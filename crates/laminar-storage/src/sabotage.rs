@@ -217,6 +217,8 @@ sabotages! {
         "laminar-storage/lib" "ring0::tests::drained_records_stay_until_they_are_released"
     28 FencedGoesOn "a writer of backups goes on behind a claim of somebody else"
         "laminar-backup-tests/protocol" "two_writers_in_every_order_of_their_requests_and_the_earlier_is_fenced"
+    28 BrokenListingIsWhole "a listing that breaks off counts as whole"
+        "laminar-backup-tests/crashes" "a_listing_that_fails_or_breaks_off_removes_nothing"
     28 ChunkNotPut "a chunk of a backup is not put"
         "laminar-backup-tests/s3" "a_directory_does_all_of_it"
     28 HalfOfAWholeCounts "a backup of a whole counts when one part has it"

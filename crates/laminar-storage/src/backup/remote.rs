@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
@@ -21,6 +21,7 @@ use super::stop::Stop;
 use super::target::BackupTarget;
 use super::throttle::Throttle;
 use crate::error::Detail;
+use crate::sabotage::{Sabotage, sabotaged};
 use crate::sync::lock;
 
 /// What became of a put.
@@ -195,7 +196,12 @@ impl Remote {
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<String>> {
         let path = self.prefix.clone().join(folder);
         let read = async || {
-            let found: Vec<_> = self.store.list(Some(&path)).try_collect().await?;
+            let listed = self.store.list(Some(&path));
+            let found: Vec<_> = if sabotaged(Sabotage::BrokenListingIsWhole) {
+                listed.filter_map(async |meta| meta.ok()).collect().await
+            } else {
+                listed.try_collect().await?
+            };
             let names = found.iter().filter_map(|meta| {
                 let mut below = meta.location.prefix_match(&path)?;
                 let name = below.next()?.as_ref().to_owned();
