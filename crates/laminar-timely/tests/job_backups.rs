@@ -4,14 +4,19 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::net::TcpListener;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use laminar_storage::backup::{BackupOptions, BackupTarget};
+use laminar_storage::Epoch;
+use laminar_storage::backup::{BackupError, BackupOptions, BackupOwner, BackupTarget, BackupWriter};
+use laminar_storage::ids::{Incarnation, StoreId};
 use laminar_timely::{
-    Cluster, Config, Error, FileSink, JobBackup, OtherSize, list_job_backups, restore_job, run,
+    Cluster, Config, EXIT_FAILED, EpochInput, EpochSink, Error, FileSink, Job, JobBackup, OtherSize,
+    SinkPart, list_job_backups, restore_job, run,
 };
 
 /// Set in the processes that run the job: the directory, and what else there is to say.
@@ -26,29 +31,54 @@ fn options() -> BackupOptions {
     BackupOptions::new().keep(1000).take_over(true)
 }
 
-/// Sums numbers by their remainder, one number in an epoch. `rescaled`: its state is that of another size.
-fn job(dir: &Path, state: &str, cluster: &Cluster, rescaled: bool, numbers: u64) -> Result<(), Error> {
-    let out = dir.join("out");
+type Sums = FileSink<(u64, u64)>;
+
+fn sink(dir: &Path, part: SinkPart) -> Result<Sums, Error> {
+    FileSink::open(dir.join("out"), "sums", part, |(key, sum): &(u64, u64), line| {
+        line.extend_from_slice(format!("{key} {sum}\n").as_bytes());
+    })
+}
+
+/// Sums numbers by their remainder, one number in an epoch.
+fn sums<S: EpochSink<(u64, u64)> + 'static>(
+    job: &mut Job,
+    mut sink: impl FnMut(SinkPart) -> Result<S, Error>,
+) -> Result<EpochInput<(u64, u64)>, Error> {
+    job.dataflow(|flow| {
+        let (input, stream) = flow.input::<(u64, u64)>("numbers")?;
+        let sums = flow.fold(stream, "sums", |sum: &mut u64, n| *sum += n)?;
+        flow.sink(sums, "out", &mut sink)?;
+        Ok(input)
+    })
+}
+
+/// What a process is to run.
+struct Asked {
+    dir: PathBuf,
+    state: String,
+    cluster: Cluster,
+    /// Its state is that of another size.
+    rescaled: bool,
+    numbers: u64,
+}
+
+/// The job, with a backup in the middle.
+fn job<S: EpochSink<(u64, u64)> + 'static>(
+    asked: Asked,
+    target: impl Fn(Sums) -> S + Send + Sync + 'static,
+) -> Result<(), Error> {
+    let Asked { dir, state, cluster, rescaled, numbers } = asked;
     let config = Config::new(dir.join(state), "sums").other_size(OtherSize::Rescale);
-    let config = config.backup_to(&place(dir), &options(), Duration::ZERO);
+    let config = config.backup_to(&place(&dir), &options(), Duration::ZERO);
     let config = config.backup_files(|| Ok(vec![("notes".into(), b"of the program".to_vec())]));
-    let backups = place(dir);
-    run(cluster, &config, move |job| {
+    let backups = place(&dir);
+    run(&cluster, &config, move |job| {
         if job.index() == 0 && rescaled {
             // Were there no backup of this size, a restore would know nothing of its output.
             let there = list_job_backups(&backups, &options())?.backups;
             assert!(there.iter().any(|backup| backup.generation == 2), "{there:?}");
         }
-        let mut input = job.dataflow(|flow| {
-            let (input, stream) = flow.input::<(u64, u64)>("numbers")?;
-            let sums = flow.fold(stream, "sums", |sum: &mut u64, n| *sum += n)?;
-            flow.sink(sums, "out", |part| {
-                FileSink::open(&out, "sums", part, |(key, sum): &(u64, u64), line| {
-                    line.extend_from_slice(format!("{key} {sum}\n").as_bytes());
-                })
-            })?;
-            Ok(input)
-        })?;
+        let mut input = sums(job, |part| sink(&dir, part).map(&target))?;
         let done = job.source_offset("numbers").unwrap_or(0);
         for n in done..numbers {
             if job.index() == 0 {
@@ -100,15 +130,21 @@ fn command(test: &str, dir: &Path, state: &str, cluster: &Cluster, rescaled: boo
     command
 }
 
-/// Whether this is such a process, and then runs the job.
-fn is_process() -> bool {
-    let (Ok(dir), Ok(line)) = (env::var(DIR), env::var(JOB)) else { return false };
+/// In such a process: what it is to run.
+fn asked() -> Option<Asked> {
+    let (dir, line) = (env::var(DIR).ok()?.into(), env::var(JOB).ok()?);
     let mut words = line.split_whitespace();
     let mut word = || words.next().unwrap();
-    let (state, process, workers) = (word(), word().parse().unwrap(), word().parse().unwrap());
+    let (state, process, workers) = (word().to_owned(), word().parse().unwrap(), word().parse().unwrap());
     let (rescaled, numbers) = (word().parse().unwrap(), word().parse().unwrap());
     let addresses = words.map(str::to_owned).collect();
-    job(Path::new(&dir), state, &Cluster { process, workers, addresses }, rescaled, numbers).unwrap();
+    Some(Asked { dir, state, cluster: Cluster { process, workers, addresses }, rescaled, numbers })
+}
+
+/// Whether this is such a process, and then runs the job.
+fn is_process() -> bool {
+    let Some(asked) = asked() else { return false };
+    job(asked, |sink| sink).unwrap();
     true
 }
 
@@ -264,4 +300,307 @@ fn a_machine_restores_several_parts_and_the_job_goes_on_on_fewer() {
     assert_eq!(fs::read(dir.join("one/notes")).unwrap(), b"of the program");
     goes_well_on_several(this, dir, &["several", "one"], true, 200);
     assert_eq!(lines(dir), truth(200), "from {backup:?}");
+}
+
+/// Takes nothing back, as sinks do that say nothing about it.
+struct Final(Sums);
+
+impl EpochSink<(u64, u64)> for Final {
+    fn committed(&self) -> Epoch {
+        self.0.committed()
+    }
+
+    fn commit(&mut self, epochs: &[(Epoch, Vec<(u64, u64)>)]) -> io::Result<()> {
+        self.0.commit(epochs)
+    }
+}
+
+/// Files of the output in the first size of the job, with their contents.
+fn first_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let paths = fs::read_dir(dir.join("out")).unwrap().map(|entry| entry.unwrap().path());
+    let first = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("g0001-"));
+    let mut files: Vec<_> = first.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_sink_that_takes_nothing_back_stops_a_job_that_was_restored_to_before_it() {
+    if let Some(asked) = asked() {
+        return job(asked, Final).unwrap();
+    }
+    let this = "a_sink_that_takes_nothing_back_stops_a_job_that_was_restored_to_before_it";
+    for workers in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        goes_well(this, dir, 2, 200);
+        let backups = list_job_backups(&place(dir), &options()).unwrap().backups;
+        let (oldest, newest) = (backups.first().unwrap(), backups.last().unwrap());
+        let before = first_files(dir);
+        restore(dir, Some(oldest));
+        // Each time it is started.
+        for _ in 0..2 {
+            let refused = process(this, dir, workers, 250);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(EXIT_FAILED), "{said}");
+            let epoch = oldest.id.epoch();
+            let why = format!(
+                "but the state goes only to {epoch}, from a backup, and it could not be cut back: this sink cannot take back what came after epoch {epoch}"
+            );
+            assert!(said.contains(&why), "{said}");
+            assert!(said.contains("Bring its target back to that epoch"), "{said}");
+            assert!(first_files(dir) == before, "{workers} workers changed the sink");
+        }
+        // It has what it had, so that the job goes on from a backup that has as much.
+        restore(dir, Some(newest));
+        goes_well(this, dir, workers, 300);
+        assert_eq!(lines(dir), truth(300), "{workers} workers");
+    }
+}
+
+/// The place of backups that may be away.
+fn bucket(dir: &Path) -> BackupTarget {
+    place(dir).within("bucket")
+}
+
+/// From now on the bucket is this one, which is empty at first, or none: every request fails.
+fn switch(dir: &Path, to: Option<&str>) {
+    let (name, new) = (dir.join("place/bucket"), dir.join("place/new"));
+    fs::create_dir_all(dir.join("place")).unwrap();
+    match to {
+        Some(to) => {
+            let there = dir.join("buckets").join(to);
+            fs::create_dir_all(&there).unwrap();
+            symlink(there, &new).unwrap();
+        }
+        // Nothing can be read or put below a file.
+        None => fs::write(&new, b"").unwrap(),
+    }
+    // In one step: were there nothing for a moment, it would be taken for an empty place.
+    fs::rename(new, name).unwrap();
+}
+
+/// Warnings of the library, on standard error.
+struct Warnings;
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        eprintln!("{event:?}");
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+    fn enter(&self, _: &tracing::Id) {}
+    fn exit(&self, _: &tracing::Id) {}
+}
+
+/// The job with its backups in the bucket; `script` is what it does between the dataflow and the end.
+fn with_bucket(
+    asked: Asked,
+    script: impl Fn(&mut Job, &mut EpochInput<(u64, u64)>, &Path, u64) -> Result<(), Error>
+    + Send
+    + Sync
+    + 'static,
+) -> Result<(), Error> {
+    let Asked { dir, state, cluster, numbers, .. } = asked;
+    tracing::subscriber::set_global_default(Warnings).unwrap();
+    let config = Config::new(dir.join(state), "sums").other_size(OtherSize::Rescale);
+    // Whether it fails sooner or later is all the same.
+    let options = options().attempts(2, Duration::ZERO);
+    let config = config.backup_to(&bucket(&dir), &options, Duration::ZERO);
+    run(&cluster, &config, move |job| {
+        let mut input = sums(job, |part| sink(&dir, part))?;
+        script(job, &mut input, &dir, numbers)?;
+        input.finish()
+    })
+}
+
+/// Sends numbers up to this one, and waits until all is committed.
+fn send(job: &mut Job, input: &mut EpochInput<(u64, u64)>, from: u64, to: u64) -> Result<(), Error> {
+    for n in from..to {
+        if job.index() == 0 {
+            input.send((n % 7, n));
+            input.set_source_offset("numbers", n + 1);
+        }
+        input.seal()?;
+    }
+    let last = input.seal()?;
+    while job.committed_epoch() < last {
+        input.idle(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Seals empty epochs until it is so.
+fn until(job: &mut Job, input: &mut EpochInput<(u64, u64)>, so: impl Fn(&Job) -> bool) -> Result<(), Error> {
+    let begun = Instant::now();
+    while !so(job) {
+        // Only so that a job in which it never comes to that fails, and does not hang.
+        assert!(begun.elapsed() < Duration::from_secs(120), "it never came to that");
+        input.seal()?;
+        job.idle(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Goes on to the last number, and does nothing else.
+fn plain(job: &mut Job, input: &mut EpochInput<(u64, u64)>, _: &Path, numbers: u64) -> Result<(), Error> {
+    send(job, input, job.source_offset("numbers").unwrap_or(0), numbers)
+}
+
+/// Runs the job on one process, which succeeds or ends with the code, and returns what it says.
+fn runs(test: &str, dir: &Path, workers: usize, numbers: u64, code: i32) -> String {
+    let cluster = Cluster::single(workers);
+    let output = command(test, dir, "state", &cluster, false, numbers).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said
+}
+
+/// How a process ends in which `run` returned an error.
+const RETURNED: i32 = 101;
+const NOT_MADE: &str = "the job is done and durable, but its last backup is not made";
+const WARNING: &str = "a backup of the job failed; the job goes on";
+
+/// Goes back to the newest backup in the bucket.
+fn restore_from_bucket(dir: &Path) {
+    fs::remove_dir_all(dir.join("state")).unwrap();
+    restore_job(&bucket(dir), None, None, dir.join("state"), &options(), |_| {}).unwrap();
+}
+
+/// The bucket is away and comes back while the job runs.
+fn comes_back(
+    job: &mut Job,
+    input: &mut EpochInput<(u64, u64)>,
+    dir: &Path,
+    numbers: u64,
+) -> Result<(), Error> {
+    send(job, input, 0, numbers / 3)?;
+    until(job, input, |job| job.backed_up_epoch().is_some())?;
+    assert!(job.backup_error().is_none(), "{:?}", job.backup_error());
+    switch(dir, None);
+    until(job, input, |job| job.backup_error().is_some())?;
+    // No later epoch is backed up before the bucket is there again.
+    let away = input.epoch();
+    send(job, input, numbers / 3, 2 * numbers / 3)?;
+    let error = job.backup_error();
+    assert!(matches!(error, Some(BackupError::Unreachable(_))), "{error:?}");
+    let (backed_up, committed) = (job.backed_up_epoch().unwrap(), job.committed_epoch());
+    assert!(backed_up < away && committed > away, "{backed_up} {away} {committed}");
+    switch(dir, Some("one"));
+    until(job, input, |job| job.backed_up_epoch() > Some(committed))?;
+    assert!(job.backup_error().is_none(), "{:?}", job.backup_error());
+    send(job, input, 2 * numbers / 3, numbers)
+}
+
+#[test]
+fn a_job_goes_on_while_its_bucket_is_away_and_is_backed_up_when_it_is_there_again() {
+    if let Some(asked) = asked() {
+        let script = if asked.numbers == 150 { comes_back } else { plain };
+        return with_bucket(asked, script).unwrap();
+    }
+    let this = "a_job_goes_on_while_its_bucket_is_away_and_is_backed_up_when_it_is_there_again";
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    switch(dir, Some("one"));
+    let said = runs(this, dir, 1, 150, 0);
+    assert!(said.contains(WARNING), "{said}");
+    assert_eq!(lines(dir), truth(150));
+    // The backups that were made behind the gap are worth something.
+    restore_from_bucket(dir);
+    runs(this, dir, 1, 200, 0);
+    assert_eq!(lines(dir), truth(200));
+
+    // Another size needs a backup before it begins. Its first row would be in the output, and no backup would know of it.
+    switch(dir, None);
+    let said = runs(this, dir, 2, 250, EXIT_FAILED);
+    assert!(said.contains(WARNING) && !said.contains(NOT_MADE), "{said}");
+    assert_eq!(lines(dir), truth(200));
+    switch(dir, Some("one"));
+    runs(this, dir, 2, 250, 0);
+    assert_eq!(lines(dir), truth(250));
+}
+
+/// The bucket is lost while the job runs.
+fn is_lost(job: &mut Job, input: &mut EpochInput<(u64, u64)>, dir: &Path, numbers: u64) -> Result<(), Error> {
+    send(job, input, 0, numbers / 2)?;
+    until(job, input, |job| job.backed_up_epoch().is_some())?;
+    switch(dir, None);
+    send(job, input, numbers / 2, numbers)
+}
+
+#[test]
+fn a_bucket_that_is_lost_takes_only_the_backups_along() {
+    if let Some(asked) = asked() {
+        let script = if asked.numbers == 100 { is_lost } else { plain };
+        return with_bucket(asked, script).unwrap();
+    }
+    let this = "a_bucket_that_is_lost_takes_only_the_backups_along";
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    switch(dir, Some("one"));
+    let said = runs(this, dir, 1, 100, RETURNED);
+    assert!(said.contains(NOT_MADE) && said.contains(WARNING), "{said}");
+    assert_eq!(lines(dir), truth(100));
+    // Started again it goes on, also where the bucket was away from the beginning.
+    let said = runs(this, dir, 1, 150, RETURNED);
+    assert!(said.contains(NOT_MADE), "{said}");
+    assert_eq!(lines(dir), truth(150));
+    // In a new bucket everything is backed up anew.
+    switch(dir, Some("two"));
+    runs(this, dir, 1, 200, 0);
+    restore_from_bucket(dir);
+    runs(this, dir, 1, 250, 0);
+    assert_eq!(lines(dir), truth(250));
+}
+
+/// Somebody else takes the backups over while the job runs.
+fn is_fenced(
+    job: &mut Job,
+    input: &mut EpochInput<(u64, u64)>,
+    dir: &Path,
+    numbers: u64,
+) -> Result<(), Error> {
+    send(job, input, 0, numbers / 2)?;
+    until(job, input, |job| job.backed_up_epoch().is_some())?;
+    let part = bucket(dir).within("generation-00000001").within("part-0000-of-0001");
+    let owner = BackupOwner { store_id: StoreId(7), incarnation: Incarnation(1) };
+    let _other = BackupWriter::open(&part, &options(), owner).unwrap();
+    until(job, input, |job| job.backup_error().is_some())?;
+    let fenced = input.epoch();
+    send(job, input, numbers / 2, numbers)?;
+    let (error, backed_up) = (job.backup_error(), job.backed_up_epoch().unwrap());
+    assert!(matches!(error, Some(BackupError::Fenced(_))), "{error:?}");
+    assert!(backed_up < fenced, "{backed_up} {fenced}");
+    Ok(())
+}
+
+#[test]
+fn a_job_whose_backups_somebody_else_takes_over_makes_none_until_it_is_started_again() {
+    if let Some(asked) = asked() {
+        let script = if asked.numbers == 100 { is_fenced } else { plain };
+        return with_bucket(asked, script).unwrap();
+    }
+    let this = "a_job_whose_backups_somebody_else_takes_over_makes_none_until_it_is_started_again";
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    switch(dir, Some("one"));
+    let said = runs(this, dir, 1, 100, RETURNED);
+    let why = "store 0000000000000007 has taken over the backups here";
+    assert!(said.contains(NOT_MADE) && said.contains(why), "{said}");
+    // It is tried once: no later try could succeed.
+    assert_eq!(said.matches(WARNING).count(), 1, "{said}");
+    assert_eq!(lines(dir), truth(100));
+    runs(this, dir, 1, 200, 0);
+    restore_from_bucket(dir);
+    runs(this, dir, 1, 250, 0);
+    assert_eq!(lines(dir), truth(250));
 }

@@ -19,8 +19,8 @@ use laminar_storage::Epoch;
 use laminar_timely::timely::container::CapacityContainerBuilder;
 use laminar_timely::timely::dataflow::StreamVec;
 use laminar_timely::timely::dataflow::channels::pact::Pipeline;
-use laminar_timely::timely::dataflow::operators::Operator;
 use laminar_timely::timely::dataflow::operators::vec::Map;
+use laminar_timely::timely::dataflow::operators::{CapabilitySet, Operator};
 use laminar_timely::{
     Cluster, Config, EXIT_FAILED, EpochInput, EpochSink, Error, FileSink, Flow, Job, JobReader, Windowed, run,
 };
@@ -149,7 +149,7 @@ impl EpochSink<u64> for Held {
 }
 
 const ROW_BYTES: u64 = 1000;
-/// So many rows may be ahead.
+/// So many rows may be ahead, one in an epoch.
 const ROWS_AHEAD: u64 = 5;
 const ROWS: u64 = 40;
 /// A seal that makes so many turns of the dataflow waits.
@@ -194,11 +194,10 @@ fn count_turns<'scope>(
     )
 }
 
-fn too_fast(dir: &Path) -> Result<(), Error> {
+/// With rows of so many bytes, and limits that `ROWS_AHEAD` of them reach.
+fn too_fast(config: &Config, bytes: u64) -> Result<(), Error> {
     let target = Arc::new(Target::default());
-    let config = Config::new(dir.join("state"), "job").max_ahead_epochs(1000);
-    let config = config.max_ahead_bytes(ROWS_AHEAD * ROW_BYTES);
-    run(&Cluster::single(1), &config, move |job| {
+    run(&Cluster::single(1), config, move |job| {
         let turns = Rc::new(Cell::new(0));
         let mut input = job.dataflow(|flow| {
             let (input, rows) = flow.input::<u64>("rows")?;
@@ -208,11 +207,13 @@ fn too_fast(dir: &Path) -> Result<(), Error> {
         })?;
         let mut held = Vec::new();
         for row in 0..ROWS {
-            send(&mut input, row, ROW_BYTES);
+            send(&mut input, row, bytes);
             turns.set(0);
-            input.seal()?;
+            let sealed = input.seal()?;
             let ahead = row + 1 - target.rows.load(Ordering::SeqCst);
             assert!(ahead <= ROWS_AHEAD, "{ahead} rows are ahead after row {row}");
+            let ahead = sealed.0 - job.committed_epoch().0;
+            assert!(ahead <= ROWS_AHEAD, "{ahead} epochs are ahead after row {row}");
             if turns.get() >= TURNS {
                 held.push(row);
             }
@@ -232,10 +233,24 @@ fn too_fast(dir: &Path) -> Result<(), Error> {
 #[test]
 fn a_program_waits_where_more_bytes_would_be_ahead_than_may_be_and_then_goes_on() {
     if let Some((dir, _)) = asked() {
-        return too_fast(&dir).unwrap();
+        let config = Config::new(dir.join("state"), "job").max_ahead_epochs(1000);
+        return too_fast(&config.max_ahead_bytes(ROWS_AHEAD * ROW_BYTES), ROW_BYTES).unwrap();
     }
     let dir = tempfile::tempdir().unwrap();
     let test = "a_program_waits_where_more_bytes_would_be_ahead_than_may_be_and_then_goes_on";
+    let output = process(test, dir.path(), 0);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// The limit of bytes is far away: rows are as small as they can be.
+#[test]
+fn a_program_waits_where_more_epochs_would_be_ahead_than_may_be_and_then_goes_on() {
+    if let Some((dir, _)) = asked() {
+        let config = Config::new(dir.join("state"), "job").max_ahead_epochs(ROWS_AHEAD);
+        return too_fast(&config, size_of::<u64>() as u64).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let test = "a_program_waits_where_more_epochs_would_be_ahead_than_may_be_and_then_goes_on";
     let output = process(test, dir.path(), 0);
     assert!(output.status.success(), "{}", said(&output));
 }
@@ -276,6 +291,80 @@ fn an_epoch_larger_than_what_may_be_ahead_is_refused_and_nothing_is_lost() {
     let output = process(test, dir.path(), 6 * ROW_BYTES);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(written(dir.path()), all);
+}
+
+/// Sends rows on without an epoch: under no capability at all, which timely allows.
+fn without_an_epoch<'scope>(
+    rows: StreamVec<'scope, u64, (String, i64, ())>,
+) -> StreamVec<'scope, u64, (String, i64, ())> {
+    rows.unary::<CapacityContainerBuilder<Vec<_>>, _, _, _>(Pipeline, "without an epoch", |capability, _| {
+        drop(capability);
+        move |input, output| {
+            input.for_each_stamp(|_, data| {
+                data.for_each(|rows| {
+                    output.session(&CapabilitySet::new()).give_iterator(rows.drain(..));
+                });
+            });
+        }
+    })
+}
+
+/// What is given rows without an epoch, and what it is called.
+const WITHOUT: [&str; 3] = ["counts", "windows", "out"];
+
+/// A job in which the operator of this name is given a row without an epoch, or all rows with one.
+fn lost_epochs(dir: &Path, without: Option<&str>) -> Result<(), Error> {
+    let config = Config::new(dir.join("state"), "job");
+    let (dir, without) = (dir.to_owned(), without.map(str::to_owned));
+    run(&Cluster::single(1), &config, move |job| {
+        let mut input = job.dataflow(|flow| {
+            let (input, rows) = flow.input::<(String, i64, ())>("rows")?;
+            let given = |name: &str| {
+                let with = rows.clone();
+                if without.as_deref() == Some(name) { without_an_epoch(with) } else { with }
+            };
+            let (counted, windowed, written) = (given("counts"), given("windows"), given("out"));
+            let counted = counted.map(|(key, time, ())| (key, time));
+            flow.fold(counted, "counts", |count: &mut u64, _| *count += 1)?;
+            flow.tumbling(windowed, "windows", 10, |count: &mut u64, ()| *count += 1)?;
+            write(flow, written.map(|(key, ..)| key), &dir)?;
+            Ok(input)
+        })?;
+        input.send(("a".to_owned(), 1, ()));
+        let mut sealed = input.seal()?;
+        // Time enough for whoever takes the row all the same: all is committed, and another epoch after it.
+        for _ in 0..2 {
+            while job.committed_epoch() < sealed {
+                input.idle(Duration::from_millis(100));
+            }
+            sealed = input.seal()?;
+        }
+        input.finish()
+    })
+}
+
+/// No epoch would hold such rows: they would be in the state, or in the output, of any, or of none when the job ends.
+#[test]
+fn rows_that_come_without_an_epoch_end_the_process_whatever_they_come_to() {
+    if let Some((dir, without)) = asked() {
+        let without = WITHOUT.get(usize::try_from(without).unwrap());
+        return lost_epochs(&dir, without.copied()).unwrap();
+    }
+    let test = "rows_that_come_without_an_epoch_end_the_process_whatever_they_come_to";
+    for (number, name) in (0..).zip(WITHOUT) {
+        let dir = tempfile::tempdir().unwrap();
+        let output = process(test, dir.path(), number);
+        let said_why = said(&output);
+        assert_eq!(output.status.code(), Some(EXIT_FAILED), "{said_why}");
+        let why = format!(
+            "records came to the operator {name:?} without an epoch. Send records only under capabilities of the epoch they belong to."
+        );
+        assert!(said_why.contains(&why), "{said_why}");
+        // Nothing of that row was durable anywhere: the same program without the mistake writes it once.
+        let output = process(test, dir.path(), WITHOUT.len() as u64);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(written(dir.path()), ["a"], "{name}");
+    }
 }
 
 /// In each epoch: rows of the first worker by key and time, the watermarks of both, and the lines that come of it.
