@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::args::DiffArgs;
 use crate::belonging::job_of;
+use crate::distributed::refuse_job;
 use crate::engine::Report;
 use crate::error::{CliError, Result};
 use crate::export::Meaning;
@@ -45,6 +46,7 @@ impl Side {
             return Ok(Self::Checkpoint(Box::new(CheckpointReader::open(&OsVfs::new(), dir)?)));
         }
         if !dir.join("wal").exists() && !dir.join("checkpoints").exists() {
+            refuse_job(dir, "`laminar export` writes it: compare what it writes of both.")?;
             return Err(CliError::failure(format!("{} is neither a savepoint nor a state", dir.display()))
                 .remedy("Check the path."));
         }

@@ -23,6 +23,8 @@ use crate::agg::bytes::Cursor;
 use crate::args::RunArgs;
 #[cfg(feature = "object-store")]
 use crate::backup::lag::Lag;
+#[cfg(feature = "object-store")]
+use crate::backup::running::JobBackedUp;
 use crate::engine::store::StoreEngine;
 use crate::engine::{Report, Router};
 use crate::error::{CliError, Result};
@@ -53,11 +55,15 @@ pub struct Outcome {
     pub records: u64,
     pub seconds: f64,
     pub recovered_epoch: u64,
+    /// The one that the state is at the end of.
+    pub epoch: u64,
     pub finished: bool,
     pub first_bad: Option<String>,
     pub stopped_by: Option<CliError>,
     /// Everything is done and durable here, and the last backup is not made.
     pub not_backed_up: Option<CliError>,
+    #[cfg(feature = "object-store")]
+    pub backups: Option<JobBackedUp>,
 }
 
 /// Which processes there are, and which this one is.
@@ -92,18 +98,26 @@ pub fn cluster(args: &RunArgs, workers: u16) -> Result<Cluster> {
 
 /// A state directory is that of a job on workers, or that of one without; it does not become the other.
 pub fn check_kind(state: &Path, on_workers: bool) -> Result<()> {
-    let refused = |what: &str, remedy: &str| {
-        Err(CliError::failure(format!("{} {what}", state.display())).remedy(remedy))
-    };
-    if !on_workers && JobReader::is_job(state) {
-        let what = "is the state of a job that runs with --workers";
-        return refused(what, "Run it with --workers as before, or name another --state directory.");
+    if !on_workers {
+        return refuse_job(state, "Run it with --workers as before, or name another --state directory.");
     }
-    if on_workers && (state.join("wal").exists() || state.join("checkpoints").exists()) {
-        let what = "is the state of a job that runs without --workers";
-        return refused(what, "Run it without --workers as before, or name another --state directory.");
+    if state.join("wal").exists() || state.join("checkpoints").exists() {
+        return Err(CliError::failure(format!(
+            "{} is the state of a job that runs without --workers",
+            state.display()
+        ))
+        .remedy("Run it without --workers as before, or name another --state directory."));
     }
     Ok(())
+}
+
+/// Refuses the state of a job on workers, and says what to do instead.
+pub fn refuse_job(state: &Path, remedy: &str) -> Result<()> {
+    if !JobReader::is_job(state) {
+        return Ok(());
+    }
+    Err(CliError::failure(format!("{} is the state of a job that runs with --workers", state.display()))
+        .remedy(remedy))
 }
 
 /// Runs this process' part. What the job did comes from process 0.
@@ -151,9 +165,16 @@ pub fn run(
     });
     let mut outcome = lock(&outcome).take();
     match (done.map_err(|error| (CliError::failure(error.to_string()), error)), &mut outcome) {
+        #[cfg(feature = "object-store")]
+        (Ok(()), Some(Outcome { epoch, backups: Some(backups), .. })) => backups.done(*epoch),
         (Ok(()), _) => {}
         #[cfg(feature = "object-store")]
-        (Err((told, Error::Backup(_))), Some(outcome)) => outcome.not_backed_up = Some(told),
+        (Err((told, Error::Backup(_))), Some(outcome)) => {
+            if let Some(backups) = &mut outcome.backups {
+                backups.failed(told.what());
+            }
+            outcome.not_backed_up = Some(told);
+        }
         (Err((told, _)), _) => return Err(told),
     }
     Ok(outcome)
@@ -226,7 +247,8 @@ impl Leader {
     fn lead(self, job: &TimelyJob, mut input: Input) -> OnWorker<Outcome> {
         let source_offsets = job.source_offsets().clone();
         let report = Report { source_offsets, epoch: job.recovery_point().get(), ..Report::default() };
-        let mut outcome = Outcome { recovered_epoch: report.epoch, ..Outcome::default() };
+        let mut outcome =
+            Outcome { recovered_epoch: report.epoch, epoch: report.epoch, ..Outcome::default() };
         match self.claim.settle(&self.settings, &report) {
             Ok(owned) => {
                 if let Some(told) = &owned.told {
@@ -235,6 +257,12 @@ impl Leader {
                 Reading::new(&self.settings, owned, job, &mut input, &mut outcome).read(&self.stop)?;
             }
             Err(error) => outcome.stopped_by = Some(error),
+        }
+        // Before the input is finished: what all processes have backed up is not told afterwards.
+        #[cfg(feature = "object-store")]
+        if let Some(backups) = &self.settings.backups {
+            let before = job.resume_epoch().get().saturating_sub(1);
+            outcome.backups = Some(backups.of_job(job.backed_up_epoch(), before, outcome.epoch));
         }
         input.finish()?;
         Ok(outcome)
@@ -364,19 +392,24 @@ impl<'a> Reading<'a> {
         for (name, offset) in self.outcome.after.to_offsets().map_err(told)? {
             self.input.set_source_offset(&name, offset);
         }
-        self.input.seal().map(drop)
+        self.outcome.epoch = self.input.seal()?.get();
+        Ok(())
     }
 }
 
 /// The summary as JSON.
 pub fn json(outcome: &Outcome, cluster: &Cluster) -> Value {
+    #[cfg(feature = "object-store")]
+    let backups = outcome.backups.as_ref().map(JobBackedUp::json);
+    #[cfg(not(feature = "object-store"))]
+    let backups = Value::Null;
     json!({
         "event": "summary",
         "finished": outcome.finished,
         "error": outcome.stopped_by.as_ref().map(ToString::to_string),
-        "not_backed_up": outcome.not_backed_up.as_ref().map(ToString::to_string),
         "processes": cluster.processes(),
         "workers": cluster.workers,
+        "epoch": outcome.epoch,
         "total": {
             "records": outcome.after.records,
             "skipped": outcome.after.skipped,
@@ -388,6 +421,7 @@ pub fn json(outcome: &Outcome, cluster: &Cluster) -> Value {
             "resumed_at_record": outcome.before.records,
         },
         "recovery": { "epoch": outcome.recovered_epoch },
+        "backups": backups,
         "first_skipped": outcome.first_bad,
     })
 }
@@ -403,6 +437,10 @@ pub fn text(outcome: &Outcome, cluster: &Cluster) -> String {
     ];
     if outcome.recovered_epoch > 0 {
         lines.push(format!("recovery   epoch {}", outcome.recovered_epoch));
+    }
+    #[cfg(feature = "object-store")]
+    if let Some(backups) = &outcome.backups {
+        lines.push(format!("backup     {}", backups.text()));
     }
     if let Some(bad) = &outcome.first_bad {
         lines.push(format!("skipped    {}, the first: {bad}", HumanCount(outcome.after.skipped)));

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
 use crate::belonging::job_of;
+use crate::distributed::refuse_job;
 use crate::engine::advice::for_user;
 use crate::engine::store::read;
 use crate::error::{CliError, Result};
@@ -43,6 +44,10 @@ impl Parts {
                 .remedy("`laminar verify`, `export`, `scan`, `get`, `top` and `diff` read it; `laminar fork` makes a state of it."));
         }
         if !parts.wal.exists() && !parts.checkpoints.exists() {
+            refuse_job(
+                state,
+                "This command does not know such states; `laminar export`, `scan`, `get` and `top` read them.",
+            )?;
             return Err(CliError::failure(format!("there is no store in {}", state.display()))
                 .remedy("Name its directory with --state."));
         }

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::args::{ForkArgs, SavepointArgs};
 use crate::belonging::job_of;
+use crate::distributed::refuse_job;
 use crate::error::{CliError, Result};
 use crate::inspect::{Parts, of_library};
 use crate::job::Job;
@@ -74,6 +75,10 @@ fn saved_text(receipt: &SavepointReceipt, job: bool) -> String {
 
 /// `laminar fork`.
 pub fn fork(args: &ForkArgs, out: &mut dyn Write) -> Result<()> {
+    refuse_job(
+        &args.savepoint,
+        "Such a job has no savepoints: `laminar restore` makes a state of its backup.",
+    )?;
     let (report, job) = make_state(&args.state, &args.savepoint, None, args.job.as_deref())?;
     let told = if args.json {
         let told = json!({

@@ -9,7 +9,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::{Desk, events};
+use support::{Desk, events, files_below};
 
 fn run(desk: &Desk, state: &str, more: &[&str]) {
     let job = ["--key", "user.id", "--agg", "count,sum:amount", "--quiet"];
@@ -114,6 +114,80 @@ fn a_job_that_could_not_be_backed_up_is_done_and_says_so() {
         "{said}"
     );
     assert!(desk.ok(&["verify", "--state", "other"]).contains("20"));
+}
+
+/// Kills a restore that waits a second for each byte, behind the first file, as soon as that one is there.
+fn killed_restore(desk: &Desk, args: &[&str], pending: &str) {
+    let whole: Vec<_> = files_below(&desk.path("state")).iter().map(|file| fs::read(file).unwrap()).collect();
+    let mut child = desk
+        .command(&[&["restore", "place"], args, &["--bandwidth", "1"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let fetched = || {
+        let there = fs::read_dir(desk.path(pending)).into_iter().flatten();
+        let there: Vec<_> = there.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect();
+        there.iter().filter(|bytes| !bytes.is_empty() && whole.contains(bytes)).count()
+    };
+    while fetched() == 0 && child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Also when nothing came, so that it does not stay behind.
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success() && fetched() == 1, "{args:?}: {} files", fetched());
+}
+
+#[test]
+fn a_restore_that_is_killed_midway_goes_on_with_what_is_there() {
+    let desk = Desk::new();
+    desk.write("events.ndjson", &events(2_000, 50));
+    run(&desk, "state", &["--cores", "2"]);
+    let older = desk.json(&["backup", "place", "--state", "state", "--json"])["backup"].to_string();
+    let before = desk.ok(&["export", "--state", "state"]);
+    desk.write("events.ndjson", &events(5_000, 50));
+    run(&desk, "state", &["--cores", "2"]);
+    desk.ok(&["backup", "place", "--state", "state"]);
+    let after = desk.ok(&["export", "--state", "state"]);
+
+    // How much is fetched again, a savepoint says.
+    killed_restore(&desk, &["saved", "--savepoint"], "saved.unfinished");
+    assert!(!desk.path("saved").exists());
+    let told = desk.json(&["restore", "place", "saved", "--savepoint", "--json"]);
+    let [bytes, fetched] = ["bytes", "bytes_fetched"].map(|name| told[name].as_u64().unwrap());
+    assert!(fetched > 0 && fetched < bytes, "{told}");
+    assert_eq!(desk.ok(&["export", "--state", "saved"]), after);
+
+    let left = |state: &str| {
+        [
+            state,
+            &format!("{state}.fetched"),
+            &format!("{state}.fetched.unfinished"),
+            &format!("{state}.unfinished"),
+        ]
+        .map(|name| desk.path(name).exists())
+    };
+    for (state, wanted, export) in [("same", None, &after), ("other", Some(older.as_str()), &before)] {
+        killed_restore(&desk, &[state], &format!("{state}.fetched.unfinished"));
+        assert_eq!(left(state), [false, false, true, false]);
+        // Midway it may become another backup: nothing of the first one is in it.
+        let wanted: Vec<&str> = wanted.into_iter().flat_map(|number| ["--backup", number]).collect();
+        desk.ok(&[&["restore", "place", state], &wanted[..]].concat());
+        assert_eq!(left(state), [true, false, false, false]);
+        assert_eq!(&desk.ok(&["export", "--state", state]), export);
+        run(&desk, state, &["--cores", "1"]);
+        assert_eq!(desk.ok(&["export", "--state", state]), after);
+    }
+
+    // As a kill leaves it when all is fetched and the state is not made: that one goes on, and no other backup does.
+    desk.ok(&["restore", "place", "late.fetched", "--savepoint", "--backup", &older]);
+    let said = desk.fails(1, &["restore", "place", "late"]);
+    assert!(said.contains("late.fetched is of another backup, from an earlier restore"), "{said}");
+    assert_eq!(left("late"), [false, true, false, false]);
+    desk.ok(&["restore", "place", "late", "--backup", &older]);
+    assert_eq!(left("late"), [true, false, false, false]);
+    assert_eq!(desk.ok(&["export", "--state", "late"]), before);
 }
 
 #[test]

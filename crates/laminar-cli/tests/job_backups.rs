@@ -82,6 +82,44 @@ fn parts_are_restored_to_the_machines_that_there_are() {
     same_as_alone(dir);
 }
 
+/// What the summary says of the backups is what there is.
+#[test]
+fn the_summary_says_how_far_the_backups_are_behind() {
+    let dir = prepared(100);
+    let dir = dir.path();
+    let run = |state: &str, more: &str| {
+        let output =
+            laminar(dir, &format!("{JOB} --state {state} --workers 2 --json {more}")).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["finished"], true, "{told}");
+        (output.status.success(), told["backups"].clone())
+    };
+    let (done, backups) = run("together", "--backup place");
+    assert!(done && backups["url"].as_str().is_some_and(|url| url.contains("place")), "{backups}");
+    let newest = listed(dir).pop().unwrap();
+    assert_eq!((&backups["epoch"], &backups["epochs_behind"]), (&newest["epoch"], &0.into()), "{newest}");
+    assert!(backups["error"].is_null() && backups["epoch"].as_u64() > Some(0), "{backups}");
+    // Nothing was done, and all of it is backed up still.
+    let (done, again) = run("together", "--backup place");
+    assert!(done && again == backups, "{backups} {again}");
+    assert_eq!(run("plain", ""), (true, serde_json::Value::Null));
+    // The place is another job's: every epoch of this run is behind.
+    let (done, behind) = run("other", "--backup place");
+    assert!(!done && behind["epoch"].is_null() && behind["epochs_behind"].as_u64() >= Some(1), "{behind}");
+    assert!(
+        behind["error"].as_str().is_some_and(|error| error.contains("its last backup is not made")),
+        "{behind}"
+    );
+    // With nothing to do too: what was done before is not backed up either.
+    assert_eq!(run("other", "--backup place").1["epochs_behind"], 1);
+    let told = succeeds(dir, &format!("{JOB} --state together --workers 2 --backup place"));
+    let line = format!("backup     epoch {} at ", backups["epoch"]);
+    assert!(told.contains(&line) && !told.contains("NOT"), "{told}");
+    let output = laminar(dir, &format!("{JOB} --state other --workers 2 --backup place")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains("backup     none; the last epoch is NOT backed up"), "{told}");
+}
+
 #[test]
 fn what_cannot_be_done_with_backups_of_jobs_is_said() {
     let dir = prepared(100);
@@ -92,6 +130,10 @@ fn what_cannot_be_done_with_backups_of_jobs_is_said() {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && told.contains(sign), "{line}: {told}");
     };
+    for sign in ["together is the state of a job that runs with --workers", "`--backup URL`"] {
+        refused("backup elsewhere --state together", sign);
+    }
+    assert!(!dir.join("elsewhere").exists());
     refused("restore place new --cores 2", "--rescale");
     refused("restore place new --savepoint", "--rescale");
     refused("restore place together", "exists already");

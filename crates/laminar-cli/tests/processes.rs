@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use serde_json::Value;
+use support::Desk;
 use support::jobs::{JOB, laminar, prepared, run_to_end, same_as_alone, start, succeeds};
 
 #[test]
@@ -48,6 +51,146 @@ fn two_processes_that_are_killed_give_the_same_bytes_and_so_do_three_afterwards(
     same_as_alone(dir.path());
 }
 
+/// Files that are written, and the command line that reads them.
+struct Input {
+    name: &'static str,
+    files: &'static [(&'static str, &'static str)],
+    job: &'static [&'static str],
+}
+
+/// Every format, every aggregate, records that are skipped, and records at which the job stops.
+const INPUTS: &[Input] = &[
+    Input {
+        name: "newlines in fields",
+        files: &[(
+            "a.csv",
+            "who,amount,note\r\n\"u\n1\",3.50,\"a \"\"note\"\",\n\nof one\"\r\nu2,-1,plain\n\n\"u\n1\",\"2\",\"\n\"\nu2,7,last",
+        )],
+        job: &["a.csv", "--key", "who", "--agg", "count,sum:amount,last:note"],
+    },
+    Input {
+        name: "two files with other columns",
+        files: &[
+            ("a.csv", "k,v,n\nx,1,first\ny,2,\"se\ncond\"\nx,3,third\n"),
+            ("b.csv", "n,k,v\nfourth,y,40\nfifth,x,50\nsixth,z,60\n"),
+        ],
+        job: &["*.csv", "--key", "k", "--agg", "count,sum:v,last:n"],
+    },
+    Input {
+        name: "two files, the second before the first",
+        files: &[
+            ("a.ndjson", "{\"k\":{\"id\":\"x\"},\"v\":1}\n{\"k\":{\"id\":7},\"v\":2}"),
+            ("b.ndjson", "{\"k\":{\"id\":\"x\"},\"v\":-3.25}\n\n{\"k\":{\"id\":7},\"v\":\"text\"}\n"),
+        ],
+        job: &["b.ndjson", "a.ndjson", "--key", "k.id", "--agg", "count,last:v"],
+    },
+    Input {
+        name: "words",
+        files: &[
+            ("a.txt", "the cat  the\tdog\n\nThe end,\nthe \u{fc}ber end"),
+            ("b.txt", "\u{feff}the\r\nlast end\n"),
+        ],
+        job: &["a.txt", "b.txt", "--format", "words"],
+    },
+    Input {
+        name: "smallest and largest",
+        files: &[("a.tsv", "k\tv\nx\t10\nx\t9.99\ny\t-0.5\nx\t1e3\ny\t0\nz\t5\n")],
+        job: &["a.tsv", "--key", "k", "--agg", "min:v,max:v"],
+    },
+    Input {
+        name: "skipped",
+        files: &[
+            (
+                "a.ndjson",
+                "no json\n{\"k\":\"x\",\"v\":1}\n{\"v\":2}\n{\"k\":\"x\",\"v\":\"many\"}\n{\"k\":\"y\",\"v\":3}\n",
+            ),
+            ("b.ndjson", "{\"k\":\"x\",\"v\":4}\n{\"k\":\"y\"}\n{\"k\":"),
+        ],
+        job: &["?.ndjson", "--key", "k", "--agg", "count,sum:v", "--on-error", "skip"],
+    },
+    Input {
+        name: "a bad record in the second file",
+        files: &[("a.csv", "k,v\nx,1\n\"y\n\",2\n"), ("b.csv", "k,v\nx,3\n\n\"y\n\",4\nx,many\nx,5\n")],
+        job: &["?.csv", "--key", "k", "--agg", "count,sum:v"],
+    },
+    Input {
+        name: "the first record is bad",
+        files: &[("a.ndjson", "{\"v\":1}\n{\"k\":\"x\",\"v\":2}\n")],
+        job: &["a.ndjson", "--key", "k", "--agg", "sum:v"],
+    },
+    Input {
+        name: "nothing",
+        files: &[("a.csv", "k,v\n")],
+        job: &["a.csv", "--key", "k", "--agg", "count,max:v"],
+    },
+];
+
+/// What a run says and leaves, of what does not depend on how it was run.
+fn results(
+    desk: &Desk,
+    state: &str,
+    job: &[&str],
+    more: &[&str],
+) -> (Option<i32>, BTreeMap<&'static str, Value>, String) {
+    let ran = desk.run(&[&["run"], job, more, &["--json", "--state", state]].concat());
+    let told: Value =
+        serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e}: {}{}", ran.out, ran.err));
+    let places = [
+        "/finished",
+        "/error",
+        "/first_skipped",
+        "/total/records",
+        "/total/skipped",
+        "/total/lines",
+        "/run/records",
+        "/run/resumed_at_record",
+    ];
+    let told = places.map(|place| (place, told.pointer(place).unwrap_or_else(|| panic!("{told}")).clone()));
+    (ran.code, told.into(), desk.ok(&["export", "--state", state]))
+}
+
+#[test]
+fn every_kind_of_input_gives_the_same_bytes_and_counts_with_workers_and_without() {
+    // At a time: most of it is waiting for the disk.
+    std::thread::scope(|scope| {
+        for input in INPUTS {
+            scope.spawn(|| compare(input));
+        }
+    });
+}
+
+fn compare(Input { name, files, job }: &Input) {
+    let desk = Desk::new();
+    for (file, text) in *files {
+        desk.write(file, text);
+    }
+    let same = |more: &[&str]| {
+        let alone = results(&desk, "alone", job, &[&["--cores", "2"], more].concat());
+        let together = results(&desk, "together", job, &[&["--workers", "2"], more].concat());
+        assert_eq!(alone, together, "{name} {more:?}");
+        alone
+    };
+    let (code, told, export) = same(&[]);
+    let stops = name.contains("bad");
+    assert_eq!((code, told["/finished"] == true), (Some(i32::from(stops)), !stops), "{name}: {told:?}");
+    assert_eq!(told["/error"].is_null(), !stops, "{name}: {told:?}");
+    assert_eq!(told["/total/skipped"] != 0, name.contains("skipped"), "{name}: {told:?}");
+    assert_eq!(export.is_empty(), ["nothing", "the first record is bad"].contains(name), "{name}");
+    if stops {
+        // Again it is the same record; without it what follows is read.
+        let (_, again, unchanged) = same(&[]);
+        assert_eq!((&told["/error"], &export), (&again["/error"], &unchanged), "{name}");
+        let (code, told, _) = same(&["--on-error", "skip"]);
+        assert_eq!((code, &told["/total/skipped"]), (Some(0), &1.into()), "{name}: {told:?}");
+    }
+    // A file that grows is gone on with, here by what ends it once more, good or bad; but a last line without end was taken for whole.
+    let (file, text) = files[0];
+    if let Some(lines) = text.strip_suffix('\n') {
+        desk.write(file, &format!("{text}{}\n", lines.lines().last().unwrap()));
+        same(&[]);
+    }
+}
+
 #[test]
 fn what_cannot_be_run_on_several_processes_is_refused_and_said() {
     let dir = prepared(100);
@@ -62,6 +205,24 @@ fn what_cannot_be_run_on_several_processes_is_refused_and_said() {
     refused("--workers 1 --follow", "--follow");
     let other = |more: &str| laminar(dir.path(), &format!("{JOB} {more}")).output().unwrap().status.success();
     assert!(!other("--state alone --workers 1"), "that is a state without workers");
+    // Commands that want one store name what it is instead.
+    succeeds(dir.path(), &format!("{JOB} --state job --workers 1 --quiet"));
+    for (command, remedy) in [
+        ("info --state job", "`laminar export`"),
+        ("verify --state job", "`laminar export`"),
+        ("savepoint saved --state job", "`laminar export`"),
+        ("fork job --state forked", "`laminar restore`"),
+        ("diff alone job", "`laminar export`"),
+    ] {
+        let output = laminar(dir.path(), command).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let sign = "job is the state of a job that runs with --workers";
+        assert!(
+            !output.status.success() && told.contains(sign) && told.contains(remedy),
+            "{command}: {told}"
+        );
+    }
+    assert!(!dir.path().join("saved").exists() && !dir.path().join("forked").exists());
     fs::write(dir.path().join("hosts"), "127.0.0.1:1\n").unwrap();
     refused("--workers 1 --processes 2 --process 0 --hosts hosts", "1 addresses");
 }

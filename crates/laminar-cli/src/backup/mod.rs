@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use self::args::{BackupArgs, BackupsArgs, RestoreArgs, TransferArgs};
 use crate::belonging::job_of;
+use crate::distributed::refuse_job;
 use crate::error::{CliError, Result};
 use crate::inspect::{Parts, of_library};
 use crate::job::Job;
@@ -44,6 +45,10 @@ fn options(args: &TransferArgs) -> BackupOptions {
 
 /// `laminar backup`.
 pub fn backup(args: &BackupArgs, out: &mut dyn Write) -> Result<()> {
+    refuse_job(
+        &args.state,
+        "Run the job with `--backup URL` in each of its processes, also when it is done: it is backed up at its end.",
+    )?;
     let parts = Parts::of(&args.state)?;
     let options = options(&args.transfer).keep(args.keep).take_over(args.take_over);
     options.validate()?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use laminar_storage::backup::{BackupOptions, BackupTarget};
-use laminar_storage::{Store, StoreBuilder};
+use laminar_storage::{Epoch, Store, StoreBuilder};
 use laminar_timely::Config;
 use serde_json::{Value, json};
 
@@ -57,6 +57,18 @@ impl Running {
         }
         let path = Job::path(state);
         config.backup_files(move || own_files(&path))
+    }
+
+    /// What is known of the backups of a job on workers when its input has come to an end: all processes have backed up `epoch`,
+    /// if any of this run. `before` is the one before its first, `last` its last.
+    pub fn of_job(&self, epoch: Option<Epoch>, before: u64, last: u64) -> JobBackedUp {
+        let epoch = epoch.map(Epoch::get);
+        let behind = match epoch {
+            Some(epoch) => last.saturating_sub(epoch),
+            // Nobody knows of what it went on from either.
+            None => last.saturating_sub(before).max(1),
+        };
+        JobBackedUp { url: self.target.to_string(), epoch, behind, error: None }
     }
 
     /// Waits until the newest checkpoint is backed up, or until that has failed too often.
@@ -136,5 +148,78 @@ impl BackedUp {
             self.url
         ))
         .remedy("Run the same command again, or `laminar backup`, once that is repaired."))
+    }
+}
+
+/// What came of the backups of a run on workers.
+#[derive(Clone, Debug)]
+pub struct JobBackedUp {
+    url: String,
+    /// The newest that all processes have backed up, as far as this one knows.
+    epoch: Option<u64>,
+    /// Epochs of this run after it.
+    behind: u64,
+    /// Why the last backup is not made.
+    error: Option<String>,
+}
+
+impl JobBackedUp {
+    /// The last backup is made, of this epoch.
+    pub fn done(&mut self, epoch: u64) {
+        (self.epoch, self.behind) = (Some(epoch), 0);
+    }
+
+    /// The last backup is not made.
+    pub fn failed(&mut self, why: &str) {
+        self.error = Some(why.to_owned());
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "url": self.url,
+            "epoch": self.epoch,
+            "epochs_behind": self.behind,
+            "error": self.error,
+        })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let newest =
+            self.epoch.map_or_else(|| "none".to_owned(), |epoch| format!("epoch {epoch} at {}", self.url));
+        match self.behind {
+            0 => newest,
+            1 => format!("{newest}; the last epoch is NOT backed up"),
+            behind => format!("{newest}; the last {behind} epochs are NOT backed up"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_behind_by_the_epochs_after_its_newest_backup() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place").display().to_string();
+        let args = RunBackupArgs { backup: Some(place), backup_keep: 3, ..RunBackupArgs::default() };
+        let running = Running::new(&args, true).unwrap().unwrap();
+        // Epochs 11 to 20 are of this run.
+        let of = |epoch: Option<u64>, last| running.of_job(epoch.map(Epoch), 10, last);
+        let behind = [of(Some(14), 20), of(Some(20), 20), of(None, 20), of(None, 10)].map(|of| of.behind);
+        assert_eq!(behind, [6, 0, 10, 1]);
+        let mut behind = of(Some(14), 20);
+        assert!(behind.text().ends_with("; the last 6 epochs are NOT backed up"), "{}", behind.text());
+        behind.failed("no network");
+        let told = behind.json();
+        assert_eq!((&told["epoch"], &told["epochs_behind"]), (&14.into(), &6.into()), "{told}");
+        assert_eq!(told["error"], "no network");
+        let mut done = of(Some(14), 20);
+        done.done(20);
+        let told = done.json();
+        assert_eq!((&told["epoch"], &told["epochs_behind"]), (&20.into(), &0.into()), "{told}");
+        assert!(told["error"].is_null() && done.text().starts_with("epoch 20 at "), "{}", done.text());
     }
 }
