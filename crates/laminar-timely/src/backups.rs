@@ -248,7 +248,10 @@ impl Backups {
     /// Has the end of the job backed up, after which no epoch comes, waits for it, and ends the thread.
     pub(crate) fn finish(&self, id: WholeId) -> Result<(), Error> {
         let made = self.back_up_now(id).map_err(|error| {
-            let what = format!("the job is done and durable, but its last backup is not made: {error}");
+            // It ends its sentence itself.
+            let why = error.to_string();
+            let why = why.trim_end_matches('.');
+            let what = format!("the job is done and durable, but its last backup is not made: {why}");
             let remedy = "Run the job again once that is repaired: it is done, and is backed up then.";
             Error::Backup(BackupError::Local(Box::new(Detail::new(what).remedy(remedy))))
         });

@@ -197,7 +197,7 @@ fn check_owner(remote: &Remote, owner: BackupOwner, head: &Record) -> Result<()>
         owner.store_id.get()
     );
     let remedy = "Use another URL. If this store was restored from here and is to go on in its place, take over: \
-                  `laminar backup --take-over`, BackupOptions::take_over; the old store can then make no backups here.";
+                  `--take-over`, BackupOptions::take_over; the old store can then make no backups here.";
     Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy))))
 }
 
