@@ -160,15 +160,20 @@ impl Table {
 
     fn json(&self) -> Value {
         let row = |row: &Vec<Cell>| -> Value {
-            let cells = self.columns.iter().zip(row).map(|(name, cell)| {
+            let mut cells = Map::new();
+            for (name, cell) in self.columns.iter().zip(row) {
                 let unit = match cell {
                     Cell::Nanos(_) => " (ns)",
                     Cell::Bytes(_) => " (bytes)",
                     _ => "",
                 };
-                (format!("{name}{unit}"), cell.json())
-            });
-            Value::Object(cells.collect::<Map<_, _>>())
+                let name = format!("{name}{unit}");
+                // Of columns with one name none is lost.
+                let again = (2..).map(|nth| format!("{name}, {nth}"));
+                let free = std::iter::once(name.clone()).chain(again).find(|name| !cells.contains_key(name));
+                cells.extend(free.map(|name| (name, cell.json())));
+            }
+            Value::Object(cells)
         };
         json!({
             "id": self.id,
@@ -223,5 +228,16 @@ mod tests {
         table.row(vec![Cell::text("not all"), Cell::None, Cell::Number(7.5, 1)]);
         assert_eq!(table.figures(["puts/s", "cores"]), [("all".to_owned(), [7.5, 2.0])]);
         assert!(table.figures(["no such column"]).is_empty());
+    }
+
+    /// In figures that go to a file, of two columns with one name the first was lost.
+    #[test]
+    fn columns_with_one_name_are_all_in_the_figures() {
+        let mut table = Table::new("id", "title", &["name", "p99", "longest", "p99"]);
+        table.row(vec![Cell::text("all"), Cell::Nanos(1.0), Cell::Nanos(2.0), Cell::Nanos(3.0)]);
+        let json = table.json();
+        let row = json["rows"][0].as_object().unwrap();
+        assert_eq!(row.len(), 4);
+        assert_eq!((&row["p99 (ns)"], &row["p99 (ns), 2"]), (&json!(1.0), &json!(3.0)));
     }
 }

@@ -26,7 +26,7 @@ const COLUMNS: &[&str] = &[
     "p99.9",
     "longest",
     "seal to durable, p50",
-    "p99",
+    "seal to durable, p99",
 ];
 
 /// Puts on a core between two seals.

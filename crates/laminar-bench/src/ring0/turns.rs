@@ -307,13 +307,6 @@ mod tests {
         }
     }
 
-    /// In figures that go to a file, of two columns with one name the first was lost.
-    #[test]
-    fn columns_have_names_of_their_own() {
-        let names: std::collections::BTreeSet<_> = COLUMNS.iter().collect();
-        assert_eq!(names.len(), COLUMNS.len());
-    }
-
     #[test]
     fn of_rounds_the_median_the_least_and_the_most_are_told() {
         let told = |figures: &[Option<f64>]| {
