@@ -3,6 +3,7 @@
 
 mod backpressure;
 mod device;
+mod drain;
 mod peers;
 mod raw;
 mod variants;
@@ -19,7 +20,7 @@ use laminar_storage::{CoreStore, Epoch, Opened, Settings, Stats, Store};
 use crate::keys::{PAYLOAD, Spread, Stamp, key};
 use crate::machine::{Nanos, cores as cpus, cpu_time, histogram};
 use crate::place::{Place, clear};
-use crate::plot::{self, Bar, Distribution, Line, Of};
+use crate::plot::{self, Axis, Bar, Distribution, Line, Of};
 use crate::progress::progress;
 use crate::table::{Cell, Report, Table};
 use crate::{Error, Run};
@@ -118,6 +119,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<(), Error> {
     latency.note("with a thread each: from the first thread's beginning to the last one's end, without what it takes to wake them");
     latency.note("epochs/s, of raw: epochs a second, for each round of syncs a second of raw, in its way with the lower mean; one thread makes the puts, seals and waits for all cores, and the puts count");
     report.add(latency);
+    drain::run(run, report)?;
     backpressure::run(run, report)
 }
 
@@ -179,7 +181,7 @@ fn draw(run: &Run, rates: &Table, latency: &Latencies) -> Result<(), Error> {
         let title = format!("Until {title} is durable, one core: ours from the seal, others put and synced");
         plot::distributions(&dir.join(format!("durable-latency-{puts}.svg")), &title, &drawn)?;
     }
-    draw_cores(dir, rates)?;
+    draw_cores(dir, rates, &latency.table)?;
     let bars = bars(rates);
     for (file, title, one_by_one) in [
         ("durable-batches.svg", "Durable puts a second, many in an epoch or batch", false),
@@ -192,28 +194,34 @@ fn draw(run: &Run, rates: &Table, latency: &Latencies) -> Result<(), Error> {
     Ok(())
 }
 
-/// Draws how rates grow with the number of cores, ours beside the raw ones.
-fn draw_cores(dir: &Path, rates: &Table) -> Result<(), Error> {
+/// Draws how rates, and medians until durable, grow with the number of cores, ours beside the raw ones.
+fn draw_cores(dir: &Path, rates: &Table, latency: &Table) -> Result<(), Error> {
     let rows = rates.figures(["cores", "puts/s"]);
-    let line = |name: &'static str| {
-        let of = |cores: f64| {
-            rows.iter().find(|(of, [at, _])| of == name && *at == cores).map(|(_, [_, rate])| rate / 1e6)
-        };
-        Line::from_one(name, [1.0, 2.0, 4.0, 8.0].into_iter().filter_map(of))
+    let line = |name| {
+        let of_name = rows.iter().filter(|(of, _)| of == name);
+        Line::new(name, of_name.map(|(_, [cores, rate])| (*cores, rate / 1e6)))
     };
     let names = [
         "raw, synced every 1024 puts, reused",
         "raw, synced every 1024 puts, extending",
         "uniform, 1024 puts per seal",
+        "uniform, 1024 puts per seal, segments used again",
         "zipf 0.99, 1024 puts per seal",
     ];
-    plot::lines(
-        &dir.join("durable-cores.svg"),
-        &format!("Durable puts by cores or threads, on {} CPUs", cpus()),
-        "doublings of the number of cores, 1 is one core",
-        "million puts/s",
-        &names.map(line),
-    )
+    let title = format!("Durable puts by cores or threads, on {} CPUs", cpus());
+    let axis = Axis::Doublings("cores or threads");
+    plot::lines(&dir.join("durable-cores.svg"), &title, axis, "million puts/s", &names.map(line))?;
+    let rows = latency.figures(["cores", "p50"]);
+    let until = |puts: usize, raw: bool| {
+        let name = format!("{puts} puts per core");
+        // The row of a yardstick is the one after ours.
+        let pairs = rows.windows(2).filter(|pair| pair[0].0 == name).map(|pair| pair[usize::from(raw)].1);
+        let points: Vec<_> = pairs.map(|[cores, p50]| (cores, p50 / 1e3)).collect();
+        Line::new(if raw { format!("raw, as many bytes as {name}") } else { name }, points)
+    };
+    let title = format!("From the seal until durable, median, on {} CPUs", cpus());
+    let drawn = [until(1, false), until(1, true), until(1024, false), until(1024, true)];
+    plot::lines(&dir.join("durable-until-cores.svg"), &title, Axis::Doublings("cores"), "µs", &drawn)
 }
 
 /// The rates that mean something for durability, and whether each put was waited for.
@@ -568,7 +576,7 @@ mod tests {
     fn what_has_no_device_is_not_drawn_as_durable() {
         let mut rates =
             Table::new("id", "title", &["workload", "cores", "puts/s", "logged / put", "puts / sync"]);
-        for on in ["", IN_MEMORY, variants::DISCARDED] {
+        for on in ["", IN_MEMORY, variants::DISCARDED, variants::DISCARDED_LATE] {
             let figures = [1, 10, 1, 1024].map(Cell::Count);
             rates.row([vec![Cell::text(format!("uniform{on}"))], figures.to_vec()].concat());
         }

@@ -90,7 +90,7 @@ enum What {
     Ring0,
     /// Puts and gets of a core beside their yardsticks, in turns
     Turns,
-    /// Means of single operations by number of keys, and by bytes of keys and values
+    /// How single operations, memory, checkpoints and opening grow with keys, their bytes, and cores
     Scaling,
     /// Puts per second until durable, log bytes per put, latency from seal to durable
     Durable,

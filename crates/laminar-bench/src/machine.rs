@@ -112,6 +112,17 @@ pub fn cpu_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Time that the threads of this process with a name have had a processor, as far as the system tells.
+pub fn cpu_time_of(name: &str) -> Duration {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten().map(|task| task.path());
+    let named = tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|is| is.trim() == name));
+    let nanos = named.filter_map(|task| {
+        let times = fs::read_to_string(task.join("schedstat")).ok()?;
+        times.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
 /// How often, and for how long, something else held a thread up.
 #[derive(Clone, Copy, Debug)]
 pub struct Gaps {

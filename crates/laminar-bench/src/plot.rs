@@ -1,7 +1,10 @@
 //! Lines, distributions and bars, drawn as SVG.
 
+use std::ops::Range;
 use std::path::Path;
 
+use plotters::coord::ranged1d::{BoldPoints, DefaultFormatting, KeyPointHint, Ranged};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use crate::Error;
@@ -10,15 +13,91 @@ use crate::table::shown_nanos;
 
 /// One line: its name, and its points, places on the horizontal axis first.
 #[derive(Debug)]
-pub struct Line<'a> {
-    pub name: &'a str,
+pub struct Line {
+    pub name: String,
     pub points: Vec<(f64, f64)>,
 }
 
-impl<'a> Line<'a> {
+impl Line {
+    pub fn new(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        Self { name: name.into(), points: points.into_iter().collect() }
+    }
+
     /// Values at the places from 1 on.
-    pub fn from_one(name: &'a str, values: impl IntoIterator<Item = f64>) -> Self {
-        Self { name, points: (1_u32..).map(f64::from).zip(values).collect() }
+    pub fn from_one(name: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
+        Self::new(name, (1_u32..).map(f64::from).zip(values))
+    }
+}
+
+/// The horizontal axis of lines, by what it shows.
+#[derive(Clone, Copy, Debug)]
+pub enum Axis<'a> {
+    /// Equal differences are equally far apart; from 0 on.
+    Linear(&'a str),
+    /// Doublings are equally far apart; from the first point on, which is 1 or more.
+    Doublings(&'a str),
+}
+
+impl<'a> From<&'a str> for Axis<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Linear(name)
+    }
+}
+
+impl<'a> Axis<'a> {
+    fn name(self) -> &'a str {
+        let (Self::Linear(name) | Self::Doublings(name)) = self;
+        name
+    }
+
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Linear(_) => value,
+            Self::Doublings(_) => value.max(1.0).log2(),
+        }
+    }
+
+    /// The value at a place, as its label.
+    fn shown(self, place: f64) -> String {
+        match self {
+            Self::Linear(_) => shown_round(place),
+            Self::Doublings(_) => shown_round(place.exp2()),
+        }
+    }
+
+    /// From where to where it goes, for points at these places, of which the first is the lowest.
+    fn range(self, places: &[f64]) -> Range<f64> {
+        let from = match self {
+            Self::Linear(_) => 0.0,
+            Self::Doublings(_) => places.first().copied().unwrap_or(0.0),
+        };
+        from..places.last().copied().unwrap_or(0.0).max(from + 1.0)
+    }
+}
+
+/// With so few points an axis has a label at each.
+const MOST_LABELS: usize = 12;
+
+/// An axis with labels where they are wanted.
+struct Labelled {
+    places: RangedCoordf64,
+    labels: Vec<f64>,
+}
+
+impl Ranged for Labelled {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, place: &f64, limit: (i32, i32)) -> i32 {
+        self.places.map(place, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { Vec::new() } else { self.labels.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.places.range()
     }
 }
 
@@ -61,11 +140,25 @@ pub struct Bar {
     pub of: Of,
 }
 
-/// Draws lines that share both axes, from 0 upwards.
-pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> Result<(), Error> {
+/// Draws lines that share both axes, the vertical one from 0 upwards.
+pub fn lines<'a>(
+    path: &Path,
+    title: &str,
+    x: impl Into<Axis<'a>>,
+    y: &str,
+    lines: &[Line],
+) -> Result<(), Error> {
+    let axis = x.into();
     let all = || lines.iter().flat_map(|line| &line.points).copied();
-    let farthest = all().map(|(at, _)| at).fold(1.0, f64::max);
-    let highest = all().map(|(_, value)| value).fold(0.0, f64::max);
+    let mut places: Vec<f64> = all().map(|(at, _)| axis.place(at)).collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    let few = places.len() <= MOST_LABELS;
+    let range = RangedCoordf64::from(axis.range(&places));
+    let labels = if few { places } else { range.key_points(BoldPoints(MOST_LABELS)) };
+    let highest = all().map(|(_, value)| value).fold(f64::MIN_POSITIVE, f64::max);
+    // The names are above the lines.
+    let top = highest * (1.1 + 0.07 * lines.len() as f64);
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
         let area = SVGBackend::new(path, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
@@ -74,21 +167,19 @@ pub fn lines(path: &Path, title: &str, x: &str, y: &str, lines: &[Line<'_>]) -> 
             .margin(12)
             .x_label_area_size(38)
             .y_label_area_size(64)
-            .build_cartesian_2d(0_f64..farthest, 0_f64..highest.max(f64::MIN_POSITIVE) * 1.3)?;
-        let whole = |at: &f64| format!("{at:.0}");
+            .build_cartesian_2d(Labelled { places: range, labels }, 0_f64..top)?;
         chart
             .configure_mesh()
-            .x_desc(x)
+            .x_desc(axis.name())
             .y_desc(y)
-            .x_label_formatter(&whole)
+            .x_label_formatter(&|place| axis.shown(*place))
             .light_line_style(WHITE)
             .draw()?;
         for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
             let sample = move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(2));
-            chart
-                .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(1)))?
-                .label(line.name)
-                .legend(sample);
+            let points = line.points.iter().map(|(at, value)| (axis.place(*at), *value));
+            let series = LineSeries::new(points, colour.stroke_width(1)).point_size(if few { 2 } else { 0 });
+            chart.draw_series(series)?.label(&line.name).legend(sample);
         }
         let mut names = chart.configure_series_labels();
         names.position(SeriesLabelPosition::UpperLeft).background_style(WHITE).border_style(BLACK).draw()?;
@@ -208,6 +299,16 @@ fn shown_count(n: f64) -> String {
     }
 }
 
+/// A value that is usually round, such as a number of keys, in as few digits as tell it.
+fn shown_round(n: f64) -> String {
+    let in_units = |unit: f64| (n / unit * 100.0).round() / 100.0;
+    match n {
+        n if n >= 999_995.0 => format!("{} M", in_units(1e6)),
+        n if n >= 10_000.0 => format!("{} k", in_units(1e3)),
+        _ => in_units(1.0).to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,13 +318,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plot.svg");
         let first = Line::from_one("first", [1.0, 2.0, 1.5]);
-        let second = Line { name: "second", points: vec![(1.0, 0.0), (2.5, 0.0)] };
+        let second = Line::new("second", [(1.0, 0.0), (2.5, 0.0)]);
         lines(&path, "Two lines", "x", "y", &[first, second]).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         for wanted in ["<svg", "Two lines", "first", "second"] {
             assert!(svg.contains(wanted), "{wanted}");
         }
         assert!(svg.matches("<polyline").count() >= 2, "{svg}");
+    }
+
+    #[test]
+    fn the_axis_has_the_true_values() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plot.svg");
+        let keys = [250_000.0, 1e6, 16e6, 20e6];
+        let line = Line::new("put", keys.map(|keys| (keys, 1.0)));
+        lines(&path, "By keys", Axis::Doublings("keys"), "ns", &[line]).unwrap();
+        let svg = std::fs::read_to_string(&path).unwrap();
+        for wanted in ["\n250 k\n", "\n1 M\n", "\n16 M\n", "\n20 M\n"] {
+            assert!(svg.contains(wanted), "{wanted}: {svg}");
+        }
+        let many = Line::from_one("many", (0..=1000).map(f64::from));
+        lines(&path, "Many", "checkpoint", "MB", &[many]).unwrap();
+        let svg = std::fs::read_to_string(&path).unwrap();
+        assert!(svg.contains("\n500\n") && !svg.contains("\n501\n"), "{svg}");
+    }
+
+    #[test]
+    fn values_are_shown_in_few_digits() {
+        let shown = [8.0, 1000.0, 250_000.0, 999_999.0, 1_500_000.0, 0.25].map(shown_round);
+        assert_eq!(shown, ["8", "1000", "250 k", "1 M", "1.5 M", "0.25"]);
     }
 
     #[test]
@@ -259,5 +383,7 @@ mod tests {
         distributions(&dir.path().join("a.svg"), "", &none).unwrap();
         distributions(&dir.path().join("b.svg"), "", &[]).unwrap();
         bars(&dir.path().join("c.svg"), "", "", &[]).unwrap();
+        lines(&dir.path().join("d.svg"), "", Axis::Doublings(""), "", &[]).unwrap();
+        lines(&dir.path().join("e.svg"), "", "", "", &[Line::from_one("one", [1.0])]).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile};
@@ -101,19 +101,70 @@ impl<D: Device> Vfs for Files<D> {
     }
 }
 
-/// Takes every write and sync at once, and keeps nothing but how long a file would be.
-#[derive(Debug)]
-pub struct Nothing;
-
-impl Device for Nothing {
-    fn file(self: &Arc<Self>, _: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
-        Arc::new(Discarded::default())
-    }
+/// Takes every write at once, and keeps nothing but how long a file would be. Syncs are answered when they are asked to be;
+/// writes wait while the way to it is shut.
+#[derive(Debug, Default)]
+pub struct Nothing {
+    answered_after: Duration,
+    way: Mutex<Way>,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
+struct Way {
+    shut: bool,
+    /// Writes that wait.
+    waiting: usize,
+}
+
+impl Nothing {
+    /// One that takes its time for each sync, however many bytes it is of.
+    pub fn answering_after(time: Duration) -> Self {
+        Self { answered_after: time, ..Self::default() }
+    }
+
+    fn way(&self) -> MutexGuard<'_, Way> {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has writes wait from here on.
+    pub fn shut(&self) {
+        self.way().shut = true;
+    }
+
+    /// Returns when a write waits.
+    pub fn wait_for_a_write(&self) {
+        let way = self.changed.wait_while(self.way(), |way| way.waiting == 0);
+        drop(way.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Lets all writes go on.
+    pub fn open(&self) {
+        self.way().shut = false;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut way = self.way();
+        if way.shut {
+            way.waiting += 1;
+            self.changed.notify_all();
+            way = self.changed.wait_while(way, |way| way.shut).unwrap_or_else(PoisonError::into_inner);
+            way.waiting -= 1;
+        }
+    }
+}
+
+impl Device for Nothing {
+    fn file(self: &Arc<Self>, _: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
+        Arc::new(Discarded { len: AtomicU64::new(0), device: Arc::clone(self) })
+    }
+}
+
+#[derive(Debug)]
 struct Discarded {
     len: AtomicU64,
+    device: Arc<Nothing>,
 }
 
 impl VfsFile for Discarded {
@@ -123,6 +174,7 @@ impl VfsFile for Discarded {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        self.device.pass();
         self.len.fetch_max(offset.saturating_add(buf.len() as u64), Ordering::Relaxed);
         Ok(buf.len())
     }
@@ -137,6 +189,9 @@ impl VfsFile for Discarded {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if !self.device.answered_after.is_zero() {
+            std::thread::sleep(self.device.answered_after);
+        }
         Ok(())
     }
 }
@@ -260,8 +315,24 @@ mod tests {
 
     #[test]
     fn a_store_works_on_every_device() {
-        put_one(Arc::new(Nothing));
+        put_one(Arc::new(Nothing::default()));
+        put_one(Arc::new(Nothing::answering_after(Duration::from_millis(1))));
         put_one(Arc::new(Slow::default()));
+    }
+
+    #[test]
+    fn what_is_written_while_the_way_is_shut_waits() {
+        let log = Arc::new(Nothing::default());
+        let file = log.file(Arc::new(Discarded { len: AtomicU64::new(0), device: Arc::default() }));
+        log.shut();
+        std::thread::scope(|scope| {
+            let write = scope.spawn(|| file.write_at(b"waits", 0));
+            log.wait_for_a_write();
+            assert_eq!(file.size().unwrap(), 0);
+            log.open();
+            assert_eq!(write.join().unwrap().unwrap(), 5);
+        });
+        assert_eq!(file.size().unwrap(), 5);
     }
 
     #[test]
