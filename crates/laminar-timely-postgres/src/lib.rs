@@ -36,6 +36,11 @@
 //! database that comes back older than it was, from a backup or a standby that was behind, is refused by the job: what it lost is
 //! not in the state any more.
 //!
+//! So is a job that is restored from a backup older than the database: which rows came after an epoch, only the tables of the user
+//! could say, and this sink takes nothing back. No other sink of the job is changed then. A sink whose rows carry their epoch can
+//! delete them: see [`EpochSink::prepare_cut_back`], in which it may look but not write, and do it in the transaction that sets the
+//! epoch back.
+//!
 //! # What it asks of the user
 //! - A connection of its own to the server, without a pooler that gives sessions to several clients in turns.
 //! - A `write` that takes every row. One that the database refuses (text with a NUL) ends the process at every start.

@@ -23,7 +23,7 @@ use laminar_storage::vfs::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::sink::{EpochSink, SinkPart};
+use crate::sink::{CutBack, EpochSink, SinkPart};
 
 const MAGIC: [u8; 8] = *b"lamrows1";
 const HEADER: usize = 24;
@@ -163,6 +163,16 @@ impl<D> FileSink<D> {
         self.commits_len += RECORD as u64;
         Ok(())
     }
+
+    /// Cuts everything off behind the commit of `epoch`: rows after so many bytes, and records.
+    fn cut(&mut self, epoch: Epoch, len: u64, commits_len: u64) -> io::Result<()> {
+        // First what counts, then the rows: were this interrupted, opening would cut them off.
+        self.commits.set_len(commits_len)?;
+        self.commits.sync_data()?;
+        (self.epoch, self.len, self.commits_len) = (epoch, len, commits_len);
+        self.rows.set_len(len)?;
+        self.rows.sync_data()
+    }
 }
 
 impl<D> EpochSink<D> for FileSink<D> {
@@ -184,7 +194,7 @@ impl<D> EpochSink<D> for FileSink<D> {
         Ok(())
     }
 
-    fn cut_back(&mut self, epoch: Epoch) -> io::Result<()> {
+    fn prepare_cut_back(&mut self, epoch: Epoch) -> io::Result<CutBack<Self>> {
         let [_, path] = paths(&self.dir, self.part);
         let bytes = read_small_file(self.vfs.as_ref(), &path, 4 * COMPACT)?;
         let (mut last, mut end) = (None, HEADER);
@@ -199,12 +209,7 @@ impl<D> EpochSink<D> for FileSink<D> {
                 format!("what was committed up to epoch {epoch} is not noted in {} any more", path.display());
             return Err(io::Error::other(what));
         };
-        // First what counts, then the rows: were this interrupted, opening would cut them off.
-        self.commits.set_len(end as u64)?;
-        self.commits.sync_data()?;
-        (self.epoch, self.len, self.commits_len) = (found, len, end as u64);
-        self.rows.set_len(len)?;
-        self.rows.sync_data()
+        Ok(CutBack::new(found, move |sink: &mut Self| sink.cut(found, len, end as u64)))
     }
 }
 

@@ -92,5 +92,5 @@ pub use flow::{EpochInput, Flow, Job, Key, KeyedState, Windowed, owner_of, run};
 pub use reader::JobReader;
 #[cfg(feature = "object-store")]
 pub use restore::{JobBackup, JobBackups, RestoredJob, list_job_backups, restore_job, restore_job_with};
-pub use sink::{EpochSink, SinkPart};
+pub use sink::{CutBack, EpochSink, SinkPart};
 pub use timely;

@@ -40,14 +40,44 @@ pub trait EpochSink<D>: Send {
     /// What the target says. The process ends then, and after the restart the job asks again what is committed.
     fn commit(&mut self, epochs: &[(Epoch, Vec<D>)]) -> io::Result<()>;
 
-    /// Takes back, durably, what was committed after `epoch`, and what was committed in one call with it. Asked only when the job
-    /// was restored from a backup of that epoch and the sink has more: the job computes it anew, and would give it a second
-    /// time.
+    /// Says how what was committed after `epoch`, and what was committed in one call with it, is taken back, and **changes
+    /// nothing yet**. Asked only when the job was restored from a backup of that epoch and the sink has more: the job computes
+    /// it anew, and would give it a second time.
+    ///
+    /// The job asks all sinks of all workers first. Only when none refuses, each is [cut](CutBack::cut).
     ///
     /// # Errors
-    /// That it cannot, which is what happens when it is not implemented: the job does not start then.
-    fn cut_back(&mut self, epoch: Epoch) -> io::Result<()> {
+    /// That it cannot, which is what happens when it is not implemented: the job does not start then, and no sink is changed.
+    fn prepare_cut_back(&mut self, epoch: Epoch) -> io::Result<CutBack<Self>>
+    where
+        Self: Sized,
+    {
         let what = format!("this sink cannot take back what came after epoch {epoch}");
         Err(io::Error::new(io::ErrorKind::Unsupported, what))
+    }
+}
+
+/// What cuts a sink back.
+type Cut<S> = Box<dyn FnOnce(&mut S) -> io::Result<()>>;
+
+/// How a sink is cut back: made by [`EpochSink::prepare_cut_back`], and done once all sinks of the job have made theirs.
+pub struct CutBack<S> {
+    /// What [`EpochSink::committed`] says afterwards.
+    pub to: Epoch,
+    /// Does it, durably. It fails for what could not be foreseen only, as a device that fails: other sinks may be cut back
+    /// already. It may be interrupted by a crash anywhere, and the sink is asked again at the next start if it still has more.
+    pub cut: Cut<S>,
+}
+
+impl<S> CutBack<S> {
+    /// Back to what was committed up to `to`, by `cut`.
+    pub fn new(to: Epoch, cut: impl FnOnce(&mut S) -> io::Result<()> + 'static) -> Self {
+        Self { to, cut: Box::new(cut) }
+    }
+}
+
+impl<S> fmt::Debug for CutBack<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CutBack").field("to", &self.to).finish_non_exhaustive()
     }
 }

@@ -345,10 +345,10 @@ fn a_sink_that_takes_nothing_back_stops_a_job_that_was_restored_to_before_it() {
             assert_eq!(refused.status.code(), Some(EXIT_FAILED), "{said}");
             let epoch = oldest.id.epoch();
             let why = format!(
-                "but the state goes only to {epoch}, from a backup, and it could not be cut back: this sink cannot take back what came after epoch {epoch}"
+                "but the state goes only to {epoch}, from a backup, and it cannot be cut back: this sink cannot take back what came after epoch {epoch}"
             );
             assert!(said.contains(&why), "{said}");
-            assert!(said.contains("Bring its target back to that epoch"), "{said}");
+            assert!(said.contains("bring the sink's target back to what it had"), "{said}");
             assert!(first_files(dir) == before, "{workers} workers changed the sink");
         }
         // It has what it had, so that the job goes on from a backup that has as much.

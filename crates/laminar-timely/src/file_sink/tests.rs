@@ -17,6 +17,12 @@ fn rows(disk: &SimDisk) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
+fn cut_back(sink: &mut FileSink<u64>, epoch: Epoch) {
+    let CutBack { to, cut } = sink.prepare_cut_back(epoch).unwrap();
+    cut(sink).unwrap();
+    assert_eq!(sink.committed(), to);
+}
+
 #[test]
 fn rows_are_there_once_and_in_order() {
     let disk = SimDisk::new(1);
@@ -87,9 +93,9 @@ fn old_records_are_forgotten_and_the_last_is_not() {
     let mut sink = open(&disk, "job").unwrap();
     assert_eq!((sink.committed(), sink.len), (Epoch(commits), commits * 2));
     // The newer half is there to be cut back to, the older one is not.
-    sink.cut_back(Epoch(commits - 1000)).unwrap();
+    cut_back(&mut sink, Epoch(commits - 1000));
     assert_eq!((sink.committed(), sink.len), (Epoch(commits - 1000), (commits - 1000) * 2));
-    let error = sink.cut_back(Epoch(7)).unwrap_err().to_string();
+    let error = sink.prepare_cut_back(Epoch(7)).unwrap_err().to_string();
     assert!(error.contains("epoch 7 is not noted"), "{error}");
 }
 
@@ -102,7 +108,10 @@ fn a_sink_that_is_cut_back_has_what_it_had_then() {
         sink.commit(&[(Epoch(epoch), vec![epoch, epoch])]).unwrap();
     }
     let before = disk.snapshot();
-    sink.cut_back(Epoch(6)).unwrap();
+    let cut = sink.prepare_cut_back(Epoch(6)).unwrap();
+    assert_eq!((cut.to, sink.committed(), sink.len), (Epoch(4), Epoch(7), 12), "it was only asked");
+    assert_eq!(rows(&disk), "2\n2\n4\n4\n7\n7\n");
+    (cut.cut)(&mut sink).unwrap();
     assert_eq!((sink.committed(), sink.len), (Epoch(4), 8));
     drop(sink);
     let again = before.image(&ImageId::default()).mount();
@@ -114,6 +123,6 @@ fn a_sink_that_is_cut_back_has_what_it_had_then() {
     assert_eq!((sink.committed(), rows(&after).as_str()), (Epoch(4), "2\n2\n4\n4\n"));
     sink.commit(&[(Epoch(5), vec![5])]).unwrap();
     assert_eq!(rows(&after), "2\n2\n4\n4\n5\n");
-    sink.cut_back(Epoch(1)).unwrap();
+    cut_back(&mut sink, Epoch(1));
     assert_eq!((sink.committed(), rows(&after).as_str()), (Epoch::ZERO, ""));
 }

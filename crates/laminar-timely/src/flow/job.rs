@@ -15,6 +15,7 @@ use timely::dataflow::operators::Input;
 use timely::dataflow::{InputHandle, ProbeHandle, Scope, StreamVec};
 use timely::worker::Worker;
 
+use super::begin::Sinks;
 use super::durable::{durable, settle};
 use super::gather::gather;
 use super::input::{EpochInput, Gate, InputParts, Pace};
@@ -137,7 +138,8 @@ impl Job {
     /// begins then, and what is before it, sinks that open and catch up included, is [`crate::Config::start_timeout`]'s.
     ///
     /// # Errors
-    /// What `build` returns; `Config` when it is called again.
+    /// What `build` returns; `Config` when it is called again. `Sink` when a sink of any worker is ahead of the state or has
+    /// lost what it had committed: no sink of any worker is changed then. `Sink` also when one does not take what it had not.
     pub fn dataflow<R>(
         &mut self,
         build: impl for<'scope> FnOnce(&mut Flow<'scope>) -> Result<R, Error>,
@@ -149,6 +151,7 @@ impl Job {
             ));
         }
         let (first, mut worker) = (self.recovered.first, self.worker.clone());
+        let sinks = Rc::<RefCell<Sinks>>::default();
         let (built, pace) = worker.dataflow::<u64, _, _>(|scope| {
             let mut control = InputHandle::new();
             let stream: StreamVec<u64, Says> = scope.input_from(&mut control);
@@ -174,6 +177,7 @@ impl Job {
                 operators: BTreeSet::new(),
                 waiting: Rc::clone(&self.waiting),
                 threads: Rc::clone(&self.threads),
+                sinks: Rc::clone(&sinks),
             };
             (build(&mut flow), pace)
         });
@@ -181,6 +185,7 @@ impl Job {
         pace.borrow_mut().follow();
         self.pace = Some(pace);
         let built = built?;
+        sinks.take().begin(&mut worker, &self.process.pulse)?;
         // Another worker's sink may take long to open and to catch up, and says nothing meanwhile: the job begins, and what
         // counts as a stall with it, when all are there.
         gather(&mut worker, &self.process.pulse, &())?;
@@ -286,6 +291,7 @@ pub struct Flow<'scope> {
     operators: BTreeSet<OperatorId>,
     pub(super) waiting: Rc<RefCell<Waiting>>,
     pub(super) threads: Rc<RefCell<Vec<JoinHandle<()>>>>,
+    pub(super) sinks: Rc<RefCell<Sinks>>,
 }
 
 impl<'scope> Flow<'scope> {

@@ -14,7 +14,9 @@
 //! | `groups` | the rows of an epoch, by key |
 //! | `windows` | windows by event time |
 //! | `sink` | rows that leave the job once they are durable |
+//! | `begin` | sinks before the job begins: none is changed before all can go on |
 
+mod begin;
 mod durable;
 mod execute;
 mod gather;

@@ -9,7 +9,7 @@
 //! begins, without computing them anew. So operators need not be deterministic.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,7 @@ use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::{Capability, Operator, Probe};
 use timely::scheduling::activate::SyncActivator;
 
+use super::begin::{Epochs, Known, Opened, sink_failed};
 use super::job::Flow;
 use super::{epoch_of, or_end, upper};
 use crate::codec::Codec;
@@ -36,8 +37,8 @@ use crate::sink::{EpochSink, SinkPart};
 /// A value of the state holds at most so many bytes of rows.
 const CHUNK: usize = 1 << 20;
 
-/// Epochs with their rows.
-type Epochs<D> = Vec<(Epoch, Vec<D>)>;
+/// Rows that wait for the parts of a sink.
+type Waiting<D> = BTreeMap<SinkPart, Epochs<D>>;
 
 /// The key of some rows: part, epoch, and which of them, so that keys are in the order of rows.
 fn waiting_key(operator: OperatorId, part: SinkPart, epoch: Epoch, chunk: u32, key: &mut Vec<u8>) {
@@ -77,11 +78,12 @@ impl<'scope> Flow<'scope> {
     /// Gives the rows of `stream` to a sink, on the worker they are on, epoch by epoch, once they are durable.
     ///
     /// `open` opens the sink of a part: that of this worker, and those of workers that an earlier size of the job had and
-    /// that did not get everything. Returns a stream without rows, whose frontier says what is committed on all workers.
+    /// that did not get everything. Whether all of them can go on is found out when the dataflow is declared, on all workers:
+    /// [`crate::Job::dataflow`] says so, and changes none before. Returns a stream without rows, whose frontier says what is
+    /// committed on all workers.
     ///
     /// # Errors
-    /// `Sink` when one cannot be opened, is ahead of the state, has lost what it had committed, or does not take what it had
-    /// not.
+    /// What `open` returns; `Config` for a name that is used already.
     pub fn sink<D, S>(
         &mut self,
         stream: StreamVec<'scope, u64, D>,
@@ -95,48 +97,40 @@ impl<'scope> Flow<'scope> {
         let operator = self.claim(name)?;
         let worker = u32::try_from(self.scope.index()).unwrap_or(u32::MAX);
         let part = SinkPart { generation: self.recovered.generation.0, worker };
-        let mut sink = open(part)?;
-        let forget = self.parts.process.config.mistakes.forget_waiting_rows;
+        let (old, mut waiting) = self.waiting(operator)?;
+        let own = self.open(operator, name, part, open(part)?, &mut waiting)?;
+        let restored = self.restored().into_iter().flat_map(Restored::sinks);
+        let here = restored.filter(|old| old.worker as usize % self.scope.peers() == self.scope.index());
+        let others: BTreeSet<_> =
+            here.chain(waiting.keys().copied()).filter(|other| *other != part).collect();
+        let others: Result<Vec<_>, _> = others
+            .into_iter()
+            .map(|other| self.open(operator, name, other, open(other)?, &mut waiting))
+            .collect();
+        let outbox =
+            Outbox { operator, part, keys: BTreeMap::new(), old, bytes: Vec::new(), key: Vec::new() };
+        Ok(self.sink_operator(stream, name, Begins { own, others: others? }, outbox))
+    }
+
+    /// Rows that wait for this sink, of all its parts that are this worker's, and their keys.
+    fn waiting<D: Codec>(&self, operator: OperatorId) -> Result<(Vec<Vec<u8>>, Waiting<D>), Error> {
         let keys = self.waiting.borrow_mut().remove(&operator).unwrap_or_default();
-        let mut outbox = Outbox {
-            operator,
-            part,
-            keys: BTreeMap::new(),
-            old: Vec::new(),
-            bytes: Vec::new(),
-            key: Vec::new(),
-        };
-        let mut epochs: BTreeMap<SinkPart, Epochs<D>> = BTreeMap::new();
-        for key in keys {
+        let ledger = self.parts.ledger.borrow();
+        let mut waiting = Waiting::new();
+        for key in &keys {
             let (of, epoch) =
-                part_of(&key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;
-            let ledger = self.parts.ledger.borrow();
-            let rows = decode_rows(ledger.core.get(&key).unwrap_or_default())?;
-            let epochs = epochs.entry(of).or_default();
+                part_of(key).ok_or_else(|| undecodable("the key of rows that wait for a sink"))?;
+            let rows = decode_rows(ledger.core.get(key).unwrap_or_default())?;
+            let epochs = waiting.entry(of).or_default();
             match epochs.last_mut().filter(|(last, _)| *last == epoch) {
                 Some((_, known)) => known.extend(rows),
                 None => epochs.push((epoch, rows)),
             }
-            outbox.old.push(key);
         }
-        self.check(operator, part, &mut sink)?;
-        for old in self.restored().into_iter().flat_map(Restored::sinks) {
-            let own = old.worker as usize % self.scope.peers() == self.scope.index();
-            if own && old != part {
-                self.check(operator, old, &mut open(old)?)?;
-            }
+        if self.parts.process.config.mistakes.forget_waiting_rows {
+            waiting.clear();
         }
-        let pulse = Arc::clone(&self.parts.process.pulse);
-        for (of, epochs) in epochs {
-            if of == part {
-                catch_up(&mut sink, of, epochs, forget, &pulse)?;
-            } else {
-                let mut old = open(of)?;
-                self.check(operator, of, &mut old)?;
-                catch_up(&mut old, of, epochs, forget, &pulse)?;
-            }
-        }
-        Ok(self.sink_operator(stream, name, sink, outbox))
+        Ok((keys, waiting))
     }
 
     /// If the state is that of a backup still.
@@ -145,62 +139,38 @@ impl<'scope> Flow<'scope> {
         restored.filter(|restored| restored.at == self.recovered.point)
     }
 
-    /// Nothing is committed that is not durable everywhere, and what was committed still is: its rows are gone from the state.
-    fn check<D>(
+    /// Asks a sink that was opened whether it can go on. Nothing is committed that is not durable everywhere, and what was
+    /// committed still is: its rows are gone from the state.
+    fn open<D, S: EpochSink<D>>(
         &self,
         operator: OperatorId,
+        name: &str,
         part: SinkPart,
-        sink: &mut impl EpochSink<D>,
-    ) -> Result<(), Error> {
+        mut sink: S,
+        waiting: &mut Waiting<D>,
+    ) -> Result<Opened<D, S>, Error> {
         let restored = self.restored();
         let point = restored.map_or(self.recovered.point, |restored| restored.epoch);
-        let ahead = sink.committed();
-        if ahead > point {
-            let told = |what: String, remedy: &'static str| {
-                Err(Error::sink(Detail::new(what).in_epoch(point).remedy(remedy)))
-            };
-            let what = format!("the sink of {part} has epoch {ahead}, but the state goes only to {point}");
-            if restored.is_none() {
-                return told(
-                    what,
-                    "The sink belongs to another state, or the state was lost: put together what belongs together.",
-                );
-            }
-            tracing::info!(%part, %ahead, %point, "the sink is cut back to the backup");
-            if let Err(error) = sink.cut_back(point) {
-                return told(
-                    format!("{what}, from a backup, and it could not be cut back: {error}"),
-                    "Bring its target back to that epoch, or begin with an empty one and another state.",
-                );
-            }
-        }
-        let committed = sink.committed();
         let mut key = Vec::new();
         committed_key(operator, part, &mut key);
         let had = match self.parts.ledger.borrow().core.get(&key) {
             Some(bytes) => Epoch(u64::decode_all(bytes).ok_or_else(|| undecodable("what a sink has"))?),
             None => Epoch(0),
         };
-        if committed >= had {
-            return Ok(());
-        }
-        Err(Error::sink(
-            Detail::new(format!(
-                "the sink of {part} has rows up to epoch {committed} only, but had committed them up to {had}"
-            ))
-            .in_epoch(had)
-            .remedy(
-                "What it lost cannot be given again. Bring back a newer copy of its target, or begin anew with another \
-                 state and an empty target.",
-            ),
-        ))
+        let known = Known { name, part, point, restored: restored.is_some(), had };
+        let cut = known.ask(&mut sink).unwrap_or_else(|refusal| {
+            self.sinks.borrow_mut().refusals.push(refusal);
+            None
+        });
+        let waiting = waiting.remove(&part).unwrap_or_default();
+        Ok(Opened { part, sink, cut, waiting })
     }
 
     fn sink_operator<D, S>(
         &mut self,
         stream: StreamVec<'scope, u64, D>,
         name: &str,
-        sink: S,
+        begins: Begins<D, S>,
         outbox: Outbox,
     ) -> StreamVec<'scope, u64, ()>
     where
@@ -209,6 +179,7 @@ impl<'scope> Flow<'scope> {
     {
         let (ledger, pulse) = (Rc::clone(&self.parts.ledger), Arc::clone(&self.parts.process.pulse));
         let (scope, threads, first) = (self.scope, Rc::clone(&self.threads), self.recovered.first);
+        let sinks = Rc::clone(&self.sinks);
         let title = name.to_owned();
         let committed = stream.binary_frontier::<Vec<()>, CapacityContainerBuilder<Vec<()>>, _, _, _, _>(
             self.durable(),
@@ -219,8 +190,20 @@ impl<'scope> Flow<'scope> {
                 let activator = scope.activator_for(Rc::clone(&info.address));
                 let seat = ledger.borrow_mut().take_part(move || activator.activate());
                 let wake = scope.worker().sync_activator_for(info.address.to_vec());
-                let (sender, committed, thread) = or_end(sink_thread(&title, sink, first, wake, &pulse));
-                threads.borrow_mut().push(thread);
+                let (sender, receiver) = channel();
+                let committed = Arc::new(AtomicU64::new(0));
+                let thread = SinkThread {
+                    name: title.clone(),
+                    receiver,
+                    committed: Arc::clone(&committed),
+                    wake,
+                    pulse,
+                };
+                sinks.borrow_mut().begin.push(Box::new(move || {
+                    let sink = begins.begin(&thread.name, &thread.pulse)?;
+                    threads.borrow_mut().push(thread.start(sink, first)?);
+                    Ok(())
+                }));
                 let held = Some(capability.delayed(&first.0));
                 let mut turn = Turn {
                     outbox,
@@ -252,33 +235,19 @@ impl<'scope> Flow<'scope> {
     }
 }
 
-/// Gives a sink what it had not committed.
-fn catch_up<D>(
-    sink: &mut impl EpochSink<D>,
-    part: SinkPart,
-    mut epochs: Epochs<D>,
-    forget: bool,
-    pulse: &Pulse,
-) -> Result<(), Error> {
-    let committed = sink.committed();
-    epochs.retain(|(epoch, _)| *epoch > committed);
-    if epochs.is_empty() || forget {
-        return Ok(());
-    }
-    tracing::info!(%part, epochs = epochs.len(), "rows are given to the sink again");
-    // One by one: a slow target is seen to go on, and keeps what it has when the next one fails.
-    for epoch in epochs.chunks(1) {
-        sink.commit(epoch).map_err(|error| sink_failed(&part.to_string(), &error))?;
-        pulse.beat();
-    }
-    Ok(())
+/// The parts of a sink that are this worker's, before the job begins.
+struct Begins<D, S> {
+    own: Opened<D, S>,
+    /// Of workers that an earlier size of the job had.
+    others: Vec<Opened<D, S>>,
 }
 
-fn sink_failed(which: &str, error: &std::io::Error) -> Error {
-    Error::sink(
-        Detail::new(format!("the sink {which} failed: {error}"))
-            .remedy("Look at its target; after a restart it is given again what it had not committed."),
-    )
+impl<D, S: EpochSink<D>> Begins<D, S> {
+    /// Brings all of them to where the state is; this worker's goes on from there.
+    fn begin(self, name: &str, pulse: &Pulse) -> Result<S, Error> {
+        self.others.into_iter().try_for_each(|other| other.begin(name, pulse).map(drop))?;
+        self.own.begin(name, pulse)
+    }
 }
 
 fn decode_rows<D: Codec>(mut bytes: &[u8]) -> Result<Vec<D>, Error> {
@@ -295,7 +264,7 @@ struct Outbox {
     part: SinkPart,
     /// How many values the rows of an epoch take.
     keys: BTreeMap<Epoch, u32>,
-    /// Keys of rows of earlier runs, which are committed now.
+    /// Keys of rows of earlier runs, which are committed when the job begins.
     old: Vec<Vec<u8>>,
     bytes: Vec<u8>,
     key: Vec<u8>,
@@ -324,7 +293,9 @@ impl Outbox {
     /// Removes what is committed.
     fn remove(&mut self, ledger: &mut Ledger, committed: Epoch) -> Result<(), Error> {
         let mut gone = BTreeMap::<SinkPart, Epoch>::new();
-        for key in self.old.drain(..) {
+        // Before the job begins nothing is.
+        let old = if committed > Epoch::ZERO { std::mem::take(&mut self.old) } else { Vec::new() };
+        for key in old {
             ledger.core.delete(&key)?;
             if let Some((part, epoch)) = part_of(&key) {
                 let last = gone.entry(part).or_default();
@@ -416,40 +387,50 @@ struct Handed<D> {
     up_to: Epoch,
 }
 
-type SinkThread<D> = (Sender<Handed<D>>, Arc<AtomicU64>, thread::JoinHandle<()>);
-
-/// Starts the thread of a sink.
-fn sink_thread<D: Send + 'static>(
-    name: &str,
-    mut sink: impl EpochSink<D> + 'static,
-    first: Epoch,
+/// The thread of a sink, which starts when the job begins. What it is given before waits for it.
+struct SinkThread<D> {
+    name: String,
+    receiver: Receiver<Handed<D>>,
+    /// Nothing until the job begins.
+    committed: Arc<AtomicU64>,
     wake: SyncActivator,
-    pulse: &Arc<Pulse>,
-) -> Result<SinkThread<D>, Error> {
-    let (sender, receiver): (_, Receiver<Handed<D>>) = channel();
-    let committed = Arc::new(AtomicU64::new(first.0.saturating_sub(1)));
-    let (says, pulse, title) = (Arc::clone(&committed), Arc::clone(pulse), name.to_owned());
-    let thread = thread::Builder::new().name("laminar-sink".into()).spawn(move || {
-        while let Ok(mut handed) = receiver.recv() {
-            // Whatever has come meanwhile goes along, in one commit.
-            while let Ok(more) = receiver.try_recv() {
-                handed.epochs.extend(more.epochs);
-                handed.up_to = more.up_to;
-            }
-            if !handed.epochs.is_empty()
-                && let Err(error) = sink.commit(&handed.epochs)
-            {
-                fail_stop(&sink_failed(&title, &error));
-            }
-            says.store(handed.up_to.0, Ordering::Release);
-            pulse.beat();
-            // A worker that has ended needs no call.
+    pulse: Arc<Pulse>,
+}
+
+impl<D: Send + 'static> SinkThread<D> {
+    /// Starts it with a sink that has everything before the epoch `first`.
+    fn start(
+        self,
+        mut sink: impl EpochSink<D> + 'static,
+        first: Epoch,
+    ) -> Result<thread::JoinHandle<()>, Error> {
+        let Self { name, receiver, committed, wake, pulse } = self;
+        let title = format!("the sink {name:?}");
+        committed.store(first.0.saturating_sub(1), Ordering::Release);
+        let thread = thread::Builder::new().name("laminar-sink".into()).spawn(move || {
+            // A worker that has ended needs no call, here and below.
             let _ = wake.activate();
-        }
-    });
-    let thread = thread.map_err(|e| {
-        let what = format!("the thread of the sink {name:?} could not be started: {e}");
-        Error::worker(Detail::new(what).remedy("Raise the limit of threads (`ulimit -u`), then start again."))
-    })?;
-    Ok((sender, committed, thread))
+            while let Ok(mut handed) = receiver.recv() {
+                // Whatever has come meanwhile goes along, in one commit.
+                while let Ok(more) = receiver.try_recv() {
+                    handed.epochs.extend(more.epochs);
+                    handed.up_to = more.up_to;
+                }
+                if !handed.epochs.is_empty()
+                    && let Err(error) = sink.commit(&handed.epochs)
+                {
+                    fail_stop(&sink_failed(&title, &error));
+                }
+                committed.store(handed.up_to.0, Ordering::Release);
+                pulse.beat();
+                let _ = wake.activate();
+            }
+        });
+        thread.map_err(|e| {
+            let what = format!("the thread of the sink {name:?} could not be started: {e}");
+            Error::worker(
+                Detail::new(what).remedy("Raise the limit of threads (`ulimit -u`), then start again."),
+            )
+        })
+    }
 }
