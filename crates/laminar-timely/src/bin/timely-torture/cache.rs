@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile, write_all_at};
 
 use crate::failing::{Operation, Trouble};
 use crate::model::mix;
+use crate::phases::Phase;
 
 /// Writes of one file that are not on the disk, in order.
 type Pending = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
@@ -28,6 +29,8 @@ pub struct Cache {
     longest_us: u64,
     opening: Duration,
     trouble: Arc<Trouble>,
+    /// The state was looked at, which is what a process does first when it is connected.
+    looked: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -46,7 +49,8 @@ impl Cache {
     pub fn new(seed: u64, longest_us: u64, opening: Duration) -> Self {
         let syncs = AtomicU64::new(0);
         let (pending, trouble) = (Mutex::default(), Arc::default());
-        Self { disk: OsVfs::new(), pending, seed, syncs, longest_us, opening, trouble }
+        let looked = AtomicBool::new(false);
+        Self { disk: OsVfs::new(), pending, seed, syncs, longest_us, opening, trouble, looked }
     }
 
     /// Its logs fail when this says so.
@@ -140,10 +144,17 @@ impl Vfs for Cache {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("generation-") && name != "generation-00000001" {
+            Phase::Distributing.begins();
+        }
         self.disk.create_dir(path)
     }
 
     fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
+        if path.ends_with("state") && !self.looked.swap(true, Ordering::Relaxed) {
+            Phase::Recovering.begins();
+        }
         self.disk.read_dir(path)
     }
 

@@ -1,38 +1,53 @@
 //! Starting, killing, and comparing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::fs;
+use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use laminar_timely::EXIT_FAILED;
 
+use crate::Options;
 use crate::failing::{Failing, Operation};
+#[cfg(feature = "object-store")]
+use crate::lose::{self, Losses};
 use crate::model::{lines, mix};
 use crate::network::Network;
-use crate::{ENDED, Options};
+use crate::output::{compare, compare_uninterrupted, written};
+use crate::phases::{BACKED_UP, Phase, copies};
+use crate::processes::{Moment, Processes};
 
-/// The longest that anything may take before it counts as hung. Far more than it takes.
-const HUNG: Duration = Duration::from_secs(300);
+/// What a process says that closes.
+const CLOSES: &str = "phase: while it closed";
+/// And one that distributes a state.
+const DISTRIBUTES: &str = "phase: while states were distributed";
 
 /// What a drive came to.
 #[derive(Debug, Default)]
-struct Tally {
-    kills: u32,
+pub struct Tally {
+    pub kills: u32,
     /// Kills before a process had said that it recovered.
     early: u32,
     recoveries: u32,
-    starts: u32,
+    pub starts: u32,
     /// Links that were cut, or processes that were stopped, for a moment only, and the job went on.
     outlived: u32,
     /// Processes that were stopped until the others had ended.
     outwaited: u32,
     /// Starts of processes that did not find each other: a port that another program took in between, or a machine that stood
     /// still for seconds.
-    alone: u32,
+    pub alone: u32,
+    /// How far the process was that was hit.
+    phases: BTreeMap<Phase, u32>,
+    /// Hits while a backup was copied.
+    copying: u32,
+    /// The job has another size than before, and has not recovered in it yet.
+    resized: bool,
+    /// Kills that came when the job had ended already; it was started again then.
+    late: u32,
+    #[cfg(feature = "object-store")]
+    pub losses: Losses,
 }
 
 pub fn drive(options: &Options) -> Result<(), String> {
@@ -68,16 +83,23 @@ fn repeat(options: &Options) -> String {
         pause_us,
         stall_ms,
         opening_ms,
+        lose,
+        restore,
+        backup_ms,
         ..
     } = options;
     let sizes: Vec<_> = options.sizes.iter().map(|(p, w)| format!("{p}x{w}")).collect();
     let sizes = if sizes.is_empty() { String::new() } else { format!(" --sizes {}", sizes.join(",")) };
     let mistake = &options.mistake;
     let mistake = if mistake.is_empty() { String::new() } else { format!(" --mistake {mistake}") };
+    let lose = match lose {
+        0 => String::new(),
+        _ => format!(" --lose {lose} --restore {restore} --backup-ms {backup_ms}"),
+    };
     format!(
         "timely-torture drive --processes {processes} --workers {workers}{sizes} --fault {fault} --directories {directories} --kills {kills} --seed {seed} \
          --epochs {epochs} --events {events} --keys {keys} --ahead {ahead} --pause-us {pause_us} --stall-ms {stall_ms} \
-         --opening-ms {opening_ms}{mistake}"
+         --opening-ms {opening_ms}{lose}{mistake}"
     )
 }
 
@@ -87,8 +109,8 @@ fn drive_in(options: &Options) -> Result<(), String> {
     let sizes = [vec![(options.processes, options.workers)], options.sizes.clone()].concat();
     let mut tally = Tally::default();
     let mut random = options.seed;
-    for (stage, (processes, workers)) in sizes.iter().enumerate() {
-        let part = |whole: u64| whole * (stage as u64 + 1) / sizes.len() as u64;
+    for (number, (processes, workers)) in sizes.iter().enumerate() {
+        let part = |whole: u64| whole * (number as u64 + 1) / sizes.len() as u64;
         let kills = u32::try_from(part(u64::from(options.kills))).unwrap_or(u32::MAX);
         let stage = Options {
             processes: *processes,
@@ -96,6 +118,11 @@ fn drive_in(options: &Options) -> Result<(), String> {
             until: part(options.epochs),
             ..options.clone()
         };
+        #[cfg(feature = "object-store")]
+        if let Some((before, _)) = number.checked_sub(1).and_then(|before| sizes.get(before)) {
+            lose::before_another_size(&stage, *before, &mut tally, &mut random)?;
+        }
+        tally.resized = number > 0;
         run_stage(&stage, kills, &mut tally, &mut random)?;
         println!("{processes} x {workers}: done up to epoch {}, {tally:?}", stage.until);
     }
@@ -103,7 +130,12 @@ fn drive_in(options: &Options) -> Result<(), String> {
     if sizes.len() == 1 {
         compare_uninterrupted(options)?;
     }
-    let Tally { kills, early, recoveries, starts, outlived, outwaited, alone: _ } = tally;
+    println!("{}", tally.told());
+    #[cfg(feature = "object-store")]
+    if options.lose > 0 {
+        tally.losses.check()?;
+    }
+    let Tally { kills, early, recoveries, starts, outlived, outwaited, .. } = tally;
     if ["stop", "cut"].contains(&options.fault.as_str()) {
         println!(
             "{outlived} times for a moment only, and the job went on; {outwaited} stopped until the others had ended"
@@ -117,21 +149,13 @@ fn drive_in(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// When a process is killed.
-enum Moment {
-    /// So long after the start, most likely before the recovery is over.
-    Early(Duration),
-    /// When there are so many bytes of output. Time would not do: one machine has written everything before another has begun.
-    Output(u64),
-    Never,
-}
-
 /// Runs the job up to `options.until`, with kills on the way.
-fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
+pub fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64) -> Result<(), String> {
     let all: usize =
         lines(options.seed, options.until, options.events, options.keys).iter().map(String::len).sum();
     let cuts = options.fault == "cut" && options.processes > 1;
     let network = if cuts { Some(Network::new(options.processes)?) } else { None };
+    let due = u64::from(kills.saturating_sub(tally.kills));
     loop {
         let mut draw = |below: u64| {
             *random = mix(*random);
@@ -143,33 +167,18 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
             continue;
         }
         let mut processes = Processes::start(options, network.as_ref(), None, tally)?;
-        let moment = if left == 0 {
-            Moment::Never
-        } else if draw(3) == 0 {
-            Moment::Early(Duration::from_millis(draw(150)))
-        } else {
-            // So that there is something left to do for every kill that is to come.
-            let written = written(&options.dir);
-            Moment::Output(written + draw((all as u64).saturating_sub(written) / left + 1))
-        };
+        let moment = moment(options, left, due, all as u64, tally, &mut draw);
         if let Some(ended) = processes.wait_until(&moment, &options.dir)? {
-            tally.recoveries += 1;
-            if ended.iter().all(ExitStatus::success) {
+            if ended_by_itself(&processes, &ended, tally)? && !tally.too_late(left, &moment) {
                 return Ok(());
             }
-            if processes.not_connected(&ended, tally) {
-                continue;
-            }
-            return Err(format!(
-                "the processes ended with {ended:?}, and nobody killed them\n{}",
-                processes.said()
-            ));
+            continue;
         }
-        let victim = usize::try_from(draw(processes.children.len() as u64)).unwrap_or(0);
-        let recovered = processes.said().contains("recovered to epoch");
-        tally.kills += 1;
-        tally.early += u32::from(!recovered);
-        tally.recoveries += u32::from(recovered);
+        if let Moment::Says(..) = moment {
+            thread::sleep(Duration::from_millis(draw(12)));
+        }
+        let victim = usize::try_from(draw(options.processes as u64)).unwrap_or(0);
+        tally.hits(&processes, victim);
         let held = if options.processes > 1 && options.fault != "kill" {
             if hold(options, &mut processes, network.as_ref(), victim, draw(2) == 0, tally)? {
                 continue;
@@ -185,6 +194,109 @@ fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut u64)
         if let Some(network) = &network {
             network.join(victim)?;
         }
+        #[cfg(feature = "object-store")]
+        lose::after_a_kill(options, &processes, tally, &mut draw)?;
+    }
+}
+
+/// When the next process is killed.
+fn moment(
+    options: &Options,
+    left: u64,
+    due: u64,
+    all: u64,
+    tally: &Tally,
+    draw: &mut impl FnMut(u64) -> u64,
+) -> Moment {
+    if left == 0 {
+        return Moment::Never;
+    }
+    let drawn = draw(3);
+    if drawn == 0 {
+        return Moment::Early(Duration::from_millis(draw(150)));
+    }
+    // So that there is something left to do for every kill that is to come.
+    let written = written(&options.dir);
+    let bytes = written + draw(all.saturating_sub(written) / left + 1);
+    if tally.was_restored() && drawn == 1 {
+        return Moment::Says("is cut back to the backup", bytes);
+    }
+    // In the second half at the latest there is a backup that a loss can go back to.
+    if options.lose > 0 && left * 2 <= due && tally.restored_nothing() {
+        return Moment::Says(BACKED_UP, u64::MAX);
+    }
+    let kills = options.fault == "kill";
+    if kills && tally.resized && drawn == 1 {
+        return Moment::Says(DISTRIBUTES, bytes);
+    }
+    // The last ones when everything was sent already.
+    if kills && left * 4 <= due {
+        return Moment::Says(CLOSES, u64::MAX);
+    }
+    Moment::Output(bytes)
+}
+
+/// All processes ended before anything was done to them. Is the job done?
+fn ended_by_itself(processes: &Processes, ended: &[ExitStatus], tally: &mut Tally) -> Result<bool, String> {
+    tally.recoveries += 1;
+    #[cfg(feature = "object-store")]
+    tally.losses.heard(processes);
+    if ended.iter().all(ExitStatus::success) {
+        return Ok(true);
+    }
+    if processes.not_connected(ended, tally) {
+        return Ok(false);
+    }
+    Err(format!("the processes ended with {ended:?}, and nobody killed them\n{}", processes.said()))
+}
+
+impl Tally {
+    /// A process is about to be hit: takes note of how far it is.
+    fn hits(&mut self, processes: &Processes, victim: usize) {
+        let recovered = processes.said().contains("recovered to epoch");
+        self.kills += 1;
+        self.early += u32::from(!recovered);
+        self.recoveries += u32::from(recovered);
+        self.resized &= !recovered;
+        let said = processes.said_of(victim);
+        *self.phases.entry(Phase::of(&said)).or_default() += 1;
+        self.copying += u32::from(copies(&said));
+    }
+
+    /// Whether the state was restored, and not recovered since.
+    fn was_restored(&self) -> bool {
+        #[cfg(feature = "object-store")]
+        let fresh = self.losses.fresh;
+        #[cfg(not(feature = "object-store"))]
+        let fresh = false;
+        fresh
+    }
+
+    /// Whether machines are lost, and none was restored so far.
+    fn restored_nothing(&self) -> bool {
+        #[cfg(feature = "object-store")]
+        let nothing = self.losses.restored_nothing();
+        #[cfg(not(feature = "object-store"))]
+        let nothing = false;
+        nothing
+    }
+
+    /// Whether a kill that was to come while the job closed came too late: then the job, which is done, is started once more.
+    fn too_late(&mut self, left: u64, moment: &Moment) -> bool {
+        let again = left > 0 && matches!(moment, Moment::Says(..)) && self.late < 10;
+        self.late += u32::from(again);
+        again
+    }
+
+    /// What processes did that were hit.
+    fn told(&self) -> String {
+        let each: Vec<_> =
+            self.phases.iter().map(|(phase, hits)| format!("{hits} {}", phase.name())).collect();
+        let copying = match self.copying {
+            0 => String::new(),
+            some => format!("; {some} of them while it copied a backup"),
+        };
+        format!("the process that was hit: {}{copying}", each.join(", "))
     }
 }
 
@@ -241,10 +353,7 @@ fn fail_a_disk(
     if processes.not_connected(&ended, tally) {
         return Ok(());
     }
-    let recovered = processes.said().contains("recovered to epoch");
-    tally.kills += 1;
-    tally.early += u32::from(!recovered);
-    tally.recoveries += u32::from(recovered);
+    tally.hits(&processes, victim);
     processes.ended_in_order(&ended, None)?;
     let code = ended.get(victim).and_then(ExitStatus::code);
     let why = format!("(os error {})", operation.code());
@@ -257,262 +366,4 @@ fn fail_a_disk(
         ));
     }
     Ok(())
-}
-
-/// The processes of one run.
-struct Processes {
-    children: Vec<Child>,
-    logs: Vec<PathBuf>,
-}
-
-impl Processes {
-    fn start(
-        options: &Options,
-        network: Option<&Network>,
-        failing: Option<(usize, Failing)>,
-        tally: &mut Tally,
-    ) -> Result<Self, String> {
-        let failed = |e: std::io::Error| format!("a process could not be started: {e}");
-        let program = std::env::current_exe().map_err(failed)?;
-        // Free now; whoever takes one in between makes a process end, which is noticed.
-        let listeners: Result<Vec<_>, _> =
-            (0..options.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();
-        let addresses: Result<Vec<_>, _> =
-            listeners.map_err(failed)?.iter().map(TcpListener::local_addr).collect();
-        let addresses = addresses.map_err(failed)?;
-        let addresses = match network {
-            Some(network) => network.addresses(),
-            None => addresses.iter().map(ToString::to_string).collect(),
-        };
-        let mut all = Self { children: Vec::new(), logs: Vec::new() };
-        for process in 0..options.processes {
-            let log = options.dir.join(format!("process-{process}.log"));
-            let file = File::create(&log).map_err(failed)?;
-            let numbers = [
-                ("--process", process as u64),
-                ("--processes", options.processes as u64),
-                ("--workers", options.workers as u64),
-                ("--seed", options.seed),
-                ("--events", options.events),
-                ("--keys", options.keys),
-                ("--ahead", options.ahead),
-                ("--until", options.until),
-                ("--stall-ms", options.stall_ms),
-                ("--opening-ms", options.opening_ms),
-                ("--pause-us", options.pause_us),
-            ];
-            let mut command =
-                network.map_or_else(|| Command::new(&program), |network| network.command(process, &program));
-            command.arg("worker").arg("--dir").arg(&options.dir).args(["--addresses", &addresses.join(",")]);
-            command.args(["--directories", &options.directories]);
-            command.args(numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]));
-            if !options.mistake.is_empty() {
-                command.args(["--mistake", &options.mistake]);
-            }
-            if let Some((_, failing)) = failing.filter(|(victim, _)| *victim == process) {
-                command.args(["--failing", &failing.to_string()]);
-            }
-            let errors = file.try_clone().map_err(failed)?;
-            command.stdin(Stdio::null()).stdout(file).stderr(errors);
-            all.children.push(command.spawn().map_err(failed)?);
-            all.logs.push(log);
-            tally.starts += 1;
-        }
-        Ok(all)
-    }
-
-    fn said(&self) -> String {
-        let all = 0..self.logs.len();
-        all.map(|process| format!("-- process {process} --\n{}", self.said_of(process))).collect()
-    }
-
-    fn said_of(&self, process: usize) -> String {
-        self.logs.get(process).and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default()
-    }
-
-    /// Did they only not find each other? Not more than a few times.
-    fn not_connected(&self, ended: &[ExitStatus], tally: &mut Tally) -> bool {
-        let said = self.said();
-        let unreached = said.contains("could not be reached in time") || said.contains("could not listen");
-        let alone = unreached && ended.iter().any(|status| status.code() == Some(i32::from(ENDED)));
-        tally.alone += u32::from(alone);
-        alone && tally.alone <= 5
-    }
-
-    /// Did each of them end by itself, with success or because its part could not go on, but for one that was killed?
-    fn ended_in_order(&self, ended: &[ExitStatus], killed: Option<usize>) -> Result<(), String> {
-        for (process, status) in ended.iter().enumerate() {
-            let fine = killed == Some(process)
-                || status.success()
-                || [Some(EXIT_FAILED), Some(i32::from(ENDED))].contains(&status.code());
-            if !fine {
-                return Err(format!("process {process} ended with {status}\n{}", self.said()));
-            }
-        }
-        Ok(())
-    }
-
-    fn kill(&mut self, process: usize) -> Result<(), String> {
-        let child = self.children.get_mut(process).ok_or("no such process")?;
-        child.kill().map_err(|e| format!("process {process} could not be killed: {e}"))
-    }
-
-    fn signal(&mut self, process: usize, signal: &str) -> Result<(), String> {
-        let child = self.children.get_mut(process).ok_or("no such process")?;
-        if child.try_wait().map_err(|e| e.to_string())?.is_some() {
-            return Ok(());
-        }
-        let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
-        match sent {
-            Ok(status) if status.success() => Ok(()),
-            other => Err(format!("process {process} did not get SIG{signal}: {other:?}")),
-        }
-    }
-
-    /// Until all but this one have ended.
-    fn wait_for_others(&mut self, process: usize) -> Result<(), String> {
-        let started = Instant::now();
-        loop {
-            let mut running = 0;
-            for (other, child) in self.children.iter_mut().enumerate() {
-                let runs = child.try_wait().map_err(|e| e.to_string())?.is_none();
-                running += usize::from(runs && other != process);
-            }
-            if running == 0 {
-                return Ok(());
-            }
-            if started.elapsed() >= HUNG {
-                self.kill_all();
-                return Err(format!(
-                    "a process went on for {HUNG:?} without process {process}\n{}",
-                    self.said()
-                ));
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn kill_all(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// How all of them ended; none when the moment came before. An error when neither happens.
-    fn wait_until(&mut self, moment: &Moment, dir: &Path) -> Result<Option<Vec<ExitStatus>>, String> {
-        let started = Instant::now();
-        loop {
-            let mut ended = Vec::new();
-            for child in &mut self.children {
-                ended.extend(child.try_wait().map_err(|e| e.to_string())?);
-            }
-            if ended.len() == self.children.len() {
-                return Ok(Some(ended));
-            }
-            let has_come = match moment {
-                Moment::Early(after) => started.elapsed() >= *after,
-                Moment::Output(bytes) => written(dir) >= *bytes,
-                Moment::Never => false,
-            };
-            if has_come {
-                return Ok(None);
-            }
-            if started.elapsed() >= HUNG {
-                self.kill_all();
-                return Err(format!("a process went on for {HUNG:?}\n{}", self.said()));
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Drop for Processes {
-    fn drop(&mut self) {
-        self.kill_all();
-    }
-}
-
-/// The directories of output, with the names of their sinks: one, or one for each process that there ever was.
-fn output_dirs(dir: &Path) -> Vec<(&'static str, PathBuf)> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let machine = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("machine-");
-    let machines = entries.filter(machine).map(|entry| entry.path());
-    let all: Vec<_> = machines.chain([dir.to_path_buf()]).collect();
-    let names = ["rows", "digits", "windows"];
-    let dirs = names.into_iter().flat_map(|name| all.iter().map(move |at| (name, at.join("out").join(name))));
-    dirs.filter(|(_, dir)| dir.is_dir()).collect()
-}
-
-/// Bytes of output that are there.
-fn written(dir: &Path) -> u64 {
-    let files = output_dirs(dir).into_iter().filter_map(|(_, dir)| fs::read_dir(dir).ok()).flatten();
-    files.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
-}
-
-/// All files of rows below the output, by name. Those of several directories have different parts in their names.
-fn outputs(dir: &Path) -> Result<BTreeMap<String, String>, String> {
-    let mut files = BTreeMap::new();
-    for (name, dir) in output_dirs(dir) {
-        for entry in fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))? {
-            let path = entry.map_err(|e| e.to_string())?.path();
-            if path.extension().is_some_and(|extension| extension == "rows") {
-                let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-                let key = format!("{name}/{}", path.file_name().unwrap_or_default().display());
-                if files.insert(key.clone(), text).is_some() {
-                    return Err(format!("there are two files {key}"));
-                }
-            }
-        }
-    }
-    Ok(files)
-}
-
-/// Compares all lines with those of the model; returns how many there are.
-fn compare(options: &Options) -> Result<usize, String> {
-    let files = outputs(&options.dir)?;
-    let mut found: Vec<_> = files.values().flat_map(|text| text.split_inclusive('\n')).collect();
-    found.sort_unstable();
-    let expected = lines(options.seed, options.epochs, options.events, options.keys);
-    let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
-    expected.iter().for_each(|line| *counts.entry(line).or_default() -= 1);
-    found.iter().for_each(|line| *counts.entry(line).or_default() += 1);
-    let missing: i64 = counts.values().filter(|count| **count < 0).sum();
-    let known: std::collections::BTreeSet<_> = expected.iter().map(String::as_str).collect();
-    let more = counts.iter().filter(|(_, count)| **count > 0);
-    let (twice, besides): (Vec<_>, Vec<_>) = more.partition(|(line, _)| known.contains(**line));
-    if missing == 0 && twice.is_empty() && besides.is_empty() {
-        return Ok(found.len());
-    }
-    let example = |lines: &[(&&str, &i64)]| lines.first().map(|(line, _)| line.trim_end().to_owned());
-    Err(format!(
-        "{} lines missing, {} twice (such as {:?}), {} besides (such as {:?}), of {}",
-        -missing,
-        twice.len(),
-        example(&twice),
-        besides.len(),
-        example(&besides),
-        expected.len()
-    ))
-}
-
-/// Runs the job once more, elsewhere and without kills: every file must have the same bytes.
-fn compare_uninterrupted(options: &Options) -> Result<(), String> {
-    let dir = options.dir.join("uninterrupted");
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let quiet = Options {
-        dir: dir.clone(),
-        until: options.epochs,
-        pause_us: 0,
-        mistake: String::new(),
-        ..options.clone()
-    };
-    run_stage(&quiet, 0, &mut Tally::default(), &mut 0)?;
-    let (killed, quiet) = (outputs(&options.dir)?, outputs(&dir)?);
-    let differ: Vec<_> =
-        quiet.iter().filter(|(name, text)| killed.get(*name) != Some(text)).map(|(name, _)| name).collect();
-    if differ.is_empty() && killed.len() == quiet.len() {
-        return Ok(());
-    }
-    Err(format!("these files differ from those of a run without kills: {differ:?}"))
 }

@@ -12,14 +12,25 @@
 //! a process is stopped (SIGSTOP), for a moment or until the others have ended. With `--fault disk` one write or sync of a log
 //! fails in one process, in the middle of the job or while its state is opened: it must end and say so, the others too.
 //!
+//! With `--lose N`, and the feature `object-store`, the job has backups, and of the kills about one in N loses all machines: what
+//! they have goes, but for the output, and the job goes on from its newest backup (`timely-torture restore`, which is killed too).
+//!
 //! With `--directories each` every process has a directory of its own, as on several machines; otherwise they share one.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
 
+#[cfg(feature = "object-store")]
+mod backups;
 mod cache;
 mod drive;
 mod failing;
+#[cfg(feature = "object-store")]
+mod lose;
 mod model;
 mod network;
+mod output;
+mod phases;
+mod processes;
+mod target;
 mod work;
 
 use std::process::ExitCode;
@@ -44,6 +55,8 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "drive" => drive::drive(&options),
         "worker" => work::work(&options),
+        #[cfg(feature = "object-store")]
+        "restore" => backups::restore(&options),
         other => Err(format!("unknown command {other:?}, must be drive or worker")),
     };
     match result {
@@ -68,6 +81,17 @@ struct Options {
     fault: String,
     /// Whether processes share a directory, or `each` has its own.
     directories: String,
+    /// Of so many kills about one loses all machines; 0: none does.
+    lose: u64,
+    /// Which backup is restored: the `newest`, or the `oldest` that is there of the job's history in this size.
+    restore: String,
+    /// Milliseconds from the beginning of one backup to that of the next, at the least.
+    backup_ms: u64,
+    /// What is restored, and of which backup.
+    #[cfg(feature = "object-store")]
+    parts: Vec<u32>,
+    #[cfg(feature = "object-store")]
+    backup: String,
     seed: u64,
     epochs: u64,
     events: u64,
@@ -98,6 +122,13 @@ impl Options {
             kills: 10,
             fault: "kill".to_owned(),
             directories: "shared".to_owned(),
+            lose: 0,
+            restore: "newest".to_owned(),
+            backup_ms: 10,
+            #[cfg(feature = "object-store")]
+            parts: Vec::new(),
+            #[cfg(feature = "object-store")]
+            backup: String::new(),
             seed: 1,
             epochs: 200,
             events: 500,
@@ -128,6 +159,18 @@ impl Options {
                 "--directories" if ["shared", "each"].contains(&value.as_str()) => {
                     options.directories.clone_from(&value);
                 }
+                "--lose" => options.lose = number()?,
+                "--restore" if ["newest", "oldest"].contains(&value.as_str()) => {
+                    options.restore.clone_from(&value);
+                }
+                "--backup-ms" => options.backup_ms = number()?,
+                #[cfg(feature = "object-store")]
+                "--parts" => {
+                    let parts = value.split(',').map(str::parse).collect::<Result<_, _>>();
+                    options.parts = parts.map_err(|e| format!("{name} {value}: {e}"))?;
+                }
+                #[cfg(feature = "object-store")]
+                "--backup" => options.backup.clone_from(&value),
                 "--seed" => options.seed = number()?,
                 "--epochs" => options.epochs = number()?,
                 "--events" => options.events = number()?,
@@ -144,7 +187,24 @@ impl Options {
                 _ => return Err(format!("unknown option {name}")),
             }
         }
+        if options.lose > 0 && !cfg!(feature = "object-store") {
+            return Err("--lose needs the feature object-store".to_owned());
+        }
+        if options.lose > 0 && options.fault != "kill" {
+            return Err("--lose goes with kills only".to_owned());
+        }
         Ok(options)
+    }
+
+    /// Whether an older backup is restored than the newest.
+    #[cfg(feature = "object-store")]
+    fn goes_back(&self) -> bool {
+        self.restore == "oldest" || self.mistake == "restore-what-was-given-up"
+    }
+
+    /// Where this process' rows go. What a machine has may be lost, and the output is what the world has seen.
+    fn out_dir(&self) -> std::path::PathBuf {
+        if self.lose > 0 { self.dir.join("out") } else { self.own_dir().join("out") }
     }
 
     /// The directory of this process.

@@ -8,16 +8,24 @@ use std::time::Duration;
 use laminar_storage::Settings;
 use laminar_storage::vfs::Vfs;
 use laminar_timely::timely::dataflow::operators::vec::Map;
-use laminar_timely::{Cluster, Config, EpochInput, Error, FileSink, Job, Mistakes, OtherSize, Windowed, run};
+use laminar_timely::{
+    Cluster, Config, EpochInput, Error, FileSink, Job, Mistakes, OtherSize, SinkPart, Windowed, run,
+};
 
 use crate::Options;
+#[cfg(feature = "object-store")]
+use crate::backups::backed_up;
 use crate::cache::Cache;
 use crate::failing::{Failing, Trouble};
 use crate::model::{PARTITIONS, WINDOW, digit_line, event, line, mix, time, watermark, window_line};
+use crate::phases::{Log, Phase};
+use crate::target::Target;
 
 const JOB: &str = "torture";
 
 pub fn work(options: &Options) -> Result<(), String> {
+    Log::begins()?;
+    Phase::Connecting.begins();
     let cluster = Cluster {
         process: options.process,
         workers: options.workers,
@@ -56,10 +64,15 @@ pub fn work(options: &Options) -> Result<(), String> {
         .other_size(OtherSize::Rescale)
         .vfs(Arc::new(Cache::new(seed, 8000, opening).with(&trouble)))
         .mistakes(mistakes);
+    #[cfg(feature = "object-store")]
+    let config = backed_up(config, options)?;
     let options = options.clone();
-    let sinks = Sinks { disk: sinks, opening };
+    let cuts_back = options.mistake != "no-cut-back";
+    let sinks = Sinks { disk: sinks, opening, cuts_back };
     run(&cluster, &config, move |job| program(job, &options, &sinks, &trouble))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    Phase::Ended.begins();
+    Ok(())
 }
 
 /// Keeps the thread that has it from ending.
@@ -80,13 +93,35 @@ struct Sinks {
     disk: Arc<dyn Vfs>,
     /// How long the target of one of them takes.
     opening: Duration,
+    /// A deliberate mistake when they do not.
+    cuts_back: bool,
+}
+
+impl Sinks {
+    fn open<D: 'static>(
+        &self,
+        dir: &Path,
+        part: SinkPart,
+        format: impl Fn(&D, &mut Vec<u8>) + Send + 'static,
+    ) -> Result<Target<D>, Error> {
+        let file = FileSink::open_with(dir, JOB, part, format, Arc::clone(&self.disk))?;
+        Ok(Target::new(file, self.cuts_back))
+    }
 }
 
 /// Events: key, value and event time.
 type Events = EpochInput<(u64, u64, i64)>;
 
 fn program(job: &mut Job, options: &Options, sinks: &Sinks, trouble: &Trouble) -> Result<(), Error> {
-    let mut input = dataflow(job, &options.own_dir().join("out"), sinks)?;
+    // Of the workers of a process one says how far it is.
+    let says = job.index().is_multiple_of(options.workers);
+    if says {
+        Phase::OpeningSinks.begins();
+    }
+    let mut input = dataflow(job, &options.out_dir(), sinks)?;
+    if says {
+        Phase::Running.begins();
+    }
     let source = |partition: u64| format!("events/{partition}");
     // All partitions are in the same epoch, whoever read them.
     let begin = job.source_offset(&source(0)).unwrap_or(0) / options.events;
@@ -107,9 +142,7 @@ fn program(job: &mut Job, options: &Options, sinks: &Sinks, trouble: &Trouble) -
         if mine.is_empty() {
             break;
         }
-        // Of the workers of a process one says so.
         let due = |failing: &Failing| failing.after > 0 && epoch == begin + failing.after;
-        let says = job.index().is_multiple_of(options.workers);
         if let Some(failing) = options.failing.filter(due).filter(|_| says) {
             trouble.is_due(failing);
         }
@@ -132,11 +165,13 @@ fn program(job: &mut Job, options: &Options, sinks: &Sinks, trouble: &Trouble) -
             input.idle(Duration::from_micros(options.pause_us));
         }
     }
+    if says {
+        Phase::Closing.begins();
+    }
     input.finish()
 }
 
 fn dataflow(job: &mut Job, out: &Path, sinks: &Sinks) -> Result<Events, Error> {
-    let disk = &sinks.disk;
     job.dataflow(|flow| {
         let (input, events) = flow.input::<(u64, u64, i64)>("events")?;
         let by_time = events.clone().map(|(key, _, time)| (key % 10, time, ()));
@@ -145,7 +180,7 @@ fn dataflow(job: &mut Job, out: &Path, sinks: &Sinks) -> Result<Events, Error> {
             let format = |(end, key, count): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(window_line(*end, *key, *count).as_bytes());
             };
-            FileSink::open_with(out.join("windows"), JOB, part, format, Arc::clone(disk))
+            sinks.open(&out.join("windows"), part, format)
         })?;
         let events = events.map(|(key, value, _)| (key, value));
         let totals = flow.fold(events, "totals", |total: &mut (u64, u64), value| {
@@ -157,14 +192,14 @@ fn dataflow(job: &mut Job, out: &Path, sinks: &Sinks) -> Result<Events, Error> {
             let format = |(key, (count, sum)): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(line(*key, *count, *sum).as_bytes());
             };
-            FileSink::open_with(out.join("rows"), JOB, part, format, Arc::clone(disk))
+            sinks.open(&out.join("rows"), part, format)
         })?;
         flow.sink(digits, "digit rows", |part| {
             thread::sleep(sinks.opening);
             let format = |(digit, times): &_, out: &mut Vec<u8>| {
                 out.extend_from_slice(digit_line(*digit, *times).as_bytes());
             };
-            FileSink::open_with(out.join("digits"), JOB, part, format, Arc::clone(disk))
+            sinks.open(&out.join("digits"), part, format)
         })?;
         Ok(input)
     })
