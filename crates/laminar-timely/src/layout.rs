@@ -80,12 +80,26 @@ pub(crate) struct Restored {
     /// Whose sinks may have more.
     pub(crate) generation: Generation,
     pub(crate) size: Size,
-    /// The job's state is still that of the backup as long as this is its recovery point: `epoch`, or the one that the state was
-    /// distributed anew with.
+    /// Where the state of the backup is in the job's history: at `epoch`, or the one that the state was distributed anew with.
     pub(crate) at: Epoch,
+    /// The newest epoch of any backup that was there. The job goes on above it: an epoch that a life of the job which was given up
+    /// used as well would stand for two states, and a sink that is cut back to its number later would have the rows of the other.
+    #[serde(default)]
+    pub(crate) used: Epoch,
 }
 
 impl Restored {
+    /// The first epoch that no life of the job used which there is a backup of.
+    pub(crate) fn unused(self) -> Epoch {
+        Epoch(self.used.0.saturating_add(1))
+    }
+
+    /// Whether the job's state is still that of the backup when this is its recovery point. The epochs from there up to those that
+    /// are not used again are sealed, and nothing is in them.
+    pub(crate) fn is_still(self, point: Epoch) -> bool {
+        self.at <= point && point <= self.at.max(self.used)
+    }
+
     /// The parts of a sink that the job had then.
     pub(crate) fn sinks(self) -> impl Iterator<Item = SinkPart> {
         let workers = self.size.processes.saturating_mul(self.size.workers);

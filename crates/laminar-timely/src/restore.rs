@@ -125,7 +125,8 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
 }
 
 /// Makes a backup of a job its state in the new directory `dir`: its parts, and the program's files. `id`: which one; none for the
-/// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`].
+/// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`], and with epochs above
+/// those of all backups that are there, whole ones of any size.
 ///
 /// `parts`: which ones, counted from 0; none for all. For a job that goes on on several machines: each restores its own, of the same
 /// backup, and where there are fewer machines than parts some restore several. A part that is on two machines is a copy that goes
@@ -163,14 +164,14 @@ pub fn restore_job_with(
 ) -> Result<RestoredJob, Error> {
     let work = Work { vfs: Arc::clone(vfs), dir: absolute(dir) };
     let [fetched, pending] = [work.beside(".fetched")?, work.beside(".unfinished")?];
-    let backup = choose(place, id, options)?;
+    let (backup, used) = choose(place, id, options)?;
     let parts = select(&backup, parts, place, &fetched)?;
     work.create(&fetched)?;
     let lock = work.lock(&fetched)?;
     // Another restore may have come to its end meanwhile.
     work.new_name()?;
     work.fetch(&parts, options, on_progress)?;
-    let made = work.make(&backup, &parts, &pending)?;
+    let made = work.make(&backup, used, &parts, &pending)?;
     work.publish(&pending)?;
     work.remove(&fetched)?;
     drop(lock);
@@ -179,10 +180,16 @@ pub fn restore_job_with(
     Ok(RestoredJob { job, backup, parts, processes, workers })
 }
 
-fn choose(place: &BackupTarget, id: Option<WholeId>, options: &BackupOptions) -> Result<JobBackup, Error> {
+/// The backup that is asked for, and the newest epoch of all that are there.
+fn choose(
+    place: &BackupTarget,
+    id: Option<WholeId>,
+    options: &BackupOptions,
+) -> Result<(JobBackup, Epoch), Error> {
     let JobBackups { backups, damaged } = list_job_backups(place, options)?;
+    let used = backups.iter().map(|backup| backup.id.epoch()).max().unwrap_or_default();
     if let Some(backup) = backups.into_iter().rev().find(|backup| id.is_none_or(|id| backup.id == id)) {
-        return Ok(backup);
+        return Ok((backup, used));
     }
     if let Some(damage) = damaged.into_iter().next() {
         return Err(damage.into());
@@ -390,7 +397,13 @@ impl Work {
     }
 
     /// Makes the job's directory of what was fetched; what an earlier try made of it goes.
-    fn make(&self, backup: &JobBackup, parts: &[Wanted<'_>], pending: &Path) -> Result<Part, Error> {
+    fn make(
+        &self,
+        backup: &JobBackup,
+        used: Epoch,
+        parts: &[Wanted<'_>],
+        pending: &Path,
+    ) -> Result<Part, Error> {
         self.create(pending)?;
         self.remove(pending)?;
         self.create(pending)?;
@@ -398,7 +411,7 @@ impl Work {
         let mut first = None;
         for wanted in parts {
             let (savepoint, mark) = (&wanted.fetched, backup.id.file_name());
-            let part = self.part(&savepoint.join(&mark), wanted.number, backup)?;
+            let part = self.part(&savepoint.join(&mark), wanted.number, backup, used)?;
             let dir = layout.store_dir(part.generation, part.part);
             create_dir_durably(self.vfs.as_ref(), parent_of(&dir))
                 .map_err(|e| Error::io("could not create", parent_of(&dir), e))?;
@@ -421,7 +434,7 @@ impl Work {
     }
 
     /// What a part says about itself, restored.
-    fn part(&self, mark: &Path, number: u32, backup: &JobBackup) -> Result<Part, Error> {
+    fn part(&self, mark: &Path, number: u32, backup: &JobBackup, used: Epoch) -> Result<Part, Error> {
         let bytes = read_small_file(self.vfs.as_ref(), mark, MOST_BYTES)
             .map_err(|e| Error::io("could not read what the part is", mark, e))?;
         let senseless = |what: String| {
@@ -435,7 +448,8 @@ impl Work {
             return Err(senseless("the part is of another place".to_owned()));
         }
         let epoch: Epoch = backup.id.epoch();
-        part.restored = Some(Restored { epoch, generation: part.generation, size: part.size, at: epoch });
+        let (generation, size) = (part.generation, part.size);
+        part.restored = Some(Restored { epoch, generation, size, at: epoch, used });
         part.stage = Stage::Current;
         Ok(part)
     }

@@ -85,7 +85,12 @@ pub(super) fn rescale(
     };
     let cores = || old.iter().flat_map(|opened| &opened.cores);
     let mine = Stands {
-        first: cores().map(|core| core.epoch().0).max().unwrap_or_default(),
+        first: cores()
+            .map(|core| core.epoch())
+            .chain(work.restored.map(Restored::unused))
+            .max()
+            .unwrap_or_default()
+            .0,
         offsets: merged(cores().map(|core| core.source_offsets().clone())),
     };
     // Also a barrier: behind it, all have cut what was not agreed on.
@@ -94,7 +99,7 @@ pub(super) fn rescale(
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
     if local == 0 {
         // Nothing has happened since, so that sinks may still have more.
-        let still = work.restored.filter(|restored| restored.at == point);
+        let still = work.restored.filter(|restored| restored.is_still(point));
         process.came_from(still.map(|restored| Restored { at: epoch, ..restored }));
         layout.write(&process.part(work.to, Stage::Filling))?;
         process.opened(process.builder(layout, work.to).open_as_part(Ok)?, work.to)?;

@@ -136,7 +136,7 @@ impl<'scope> Flow<'scope> {
     /// If the state is that of a backup still.
     fn restored(&self) -> Option<Restored> {
         let restored = self.parts.process.restored.get().copied();
-        restored.filter(|restored| restored.at == self.recovered.point)
+        restored.filter(|restored| restored.is_still(self.recovered.point))
     }
 
     /// Asks a sink that was opened whether it can go on. Nothing is committed that is not durable everywhere, and what was

@@ -273,7 +273,8 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
     if process.config.backups.is_some() {
         begin_backups(worker, process, &layout, landed)?;
     }
-    let mine = Stands { first: core.epoch().0, offsets: core.source_offsets().clone() };
+    let unused = process.restored.get().map_or(Epoch::ZERO, |restored| restored.unused());
+    let mine = Stands { first: core.epoch().max(unused).0, offsets: core.source_offsets().clone() };
     let all = gather(worker, &process.pulse, &mine)?;
     let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));

@@ -75,7 +75,8 @@ impl Backup {
         let there = layout.parts().unwrap();
         assert_eq!(there.iter().map(|part| part.part).collect::<Vec<_>>(), parts, "{label}");
         for part in there {
-            let restored = Restored { epoch: EPOCH, generation: GENERATION, size: SIZE, at: EPOCH };
+            let restored =
+                Restored { epoch: EPOCH, generation: GENERATION, size: SIZE, at: EPOCH, used: EPOCH };
             let told = (part.size, part.stage, part.restored);
             assert_eq!(told, (SIZE, Stage::Current, Some(restored)), "{label}");
             let reader = StateReader::open_with(layout.store_dir(GENERATION, part.part), Arc::clone(&vfs));

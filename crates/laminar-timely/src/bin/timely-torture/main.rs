@@ -13,7 +13,8 @@
 //! fails in one process, in the middle of the job or while its state is opened: it must end and say so, the others too.
 //!
 //! With `--lose N`, and the feature `object-store`, the job has backups, and of the kills about one in N loses all machines: what
-//! they have goes, but for the output, and the job goes on from its newest backup (`timely-torture restore`, which is killed too).
+//! they have goes, but for the output, and the job goes on from its newest backup (`timely-torture restore`, which is killed too), or
+//! with `--restore oldest` from an older one.
 //!
 //! With `--directories each` every process has a directory of its own, as on several machines; otherwise they share one.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
@@ -112,9 +113,9 @@ struct Options {
     pause_us: u64,
 }
 
-impl Options {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Self {
+impl Default for Options {
+    fn default() -> Self {
+        Self {
             dir: std::path::PathBuf::new(),
             processes: 2,
             workers: 1,
@@ -142,7 +143,13 @@ impl Options {
             opening_ms: 0,
             failing: None,
             pause_us: 0,
-        };
+        }
+    }
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self::default();
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
             let number = || value.parse::<u64>().map_err(|e| format!("{name} {value}: {e}"));
