@@ -278,6 +278,12 @@ fn is_refused_and_changes_nothing(test: &str, size: Size, restored: Size, second
         let remedy = format!("No sink was changed. Restore a backup of epoch {has} or a later one");
         assert!(said.contains(&remedy), "{said}");
         assert!(files(dir) == before, "{size:?} {restored:?}: a sink was changed");
+        // The first backup of another size would not know of these sinks, and would be the newest.
+        assert_eq!(
+            newest(dir).id,
+            newer.id,
+            "{size:?} {restored:?}: backed up before the sinks are cut back"
+        );
     }
     restore(dir, &newer);
     goes_well(test, dir, restored, 300, second);

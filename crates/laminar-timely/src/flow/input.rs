@@ -42,6 +42,9 @@ impl Gate {
 /// The inputs of a worker, together: the control input goes with the slowest of them.
 pub(super) struct Pace {
     control: Option<InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>>,
+    /// The sinks of all workers are where the state is. Before, no epoch ends, whatever is sealed: it would be durable, and
+    /// the state no longer that which they are brought to.
+    begun: bool,
     /// The epoch that each is in; none once it is finished.
     inputs: Vec<Option<Epoch>>,
     names: Vec<String>,
@@ -58,6 +61,7 @@ impl Pace {
         let last = Epoch(first.0.saturating_sub(1));
         Self {
             control: Some(control),
+            begun: false,
             inputs: Vec::new(),
             names: Vec::new(),
             last,
@@ -101,8 +105,17 @@ impl Pace {
         self.follow();
     }
 
+    /// Lets epochs end from here on.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+        self.follow();
+    }
+
     /// Lets the control input follow the slowest; when all are finished, it is.
-    pub(super) fn follow(&mut self) {
+    fn follow(&mut self) {
+        if !self.begun {
+            return;
+        }
         let slowest = self.inputs.iter().flatten().min().copied();
         let Some(control) = &mut self.control else { return };
         // What is said in an epoch counts with its rows, so not before all inputs have passed it.

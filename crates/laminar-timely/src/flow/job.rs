@@ -22,6 +22,8 @@ use super::input::{EpochInput, Gate, InputParts, Pace};
 #[cfg(feature = "object-store")]
 use super::marks::marks;
 use super::start::Process;
+#[cfg(feature = "object-store")]
+use super::start::begin_backups;
 use super::windows::Says;
 use crate::error::Error;
 use crate::layout::Generation;
@@ -181,14 +183,16 @@ impl Job {
             };
             (build(&mut flow), pace)
         });
-        // A dataflow without inputs ends at once.
-        pace.borrow_mut().follow();
-        self.pace = Some(pace);
+        self.pace = Some(Rc::clone(&pace));
         let built = built?;
         sinks.take().begin(&mut worker, &self.process.pulse)?;
+        #[cfg(feature = "object-store")]
+        begin_backups(&mut worker, &self.process, &self.recovered)?;
         // Another worker's sink may take long to open and to catch up, and says nothing meanwhile: the job begins, and what
         // counts as a stall with it, when all are there.
         gather(&mut worker, &self.process.pulse, &())?;
+        // A dataflow without inputs ends at once.
+        pace.borrow_mut().begin();
         self.process.pulse.start();
         Ok(built)
     }

@@ -269,10 +269,6 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
             rescale(worker, process, &layout, &Rescaling { from, size, restored: restored(from), parts, to })?
         }
     };
-    #[cfg(feature = "object-store")]
-    if process.config.backups.is_some() {
-        begin_backups(worker, process, &layout, landed)?;
-    }
     let unused = process.restored.get().map_or(Epoch::ZERO, |restored| restored.unused());
     let mine = Stands { first: core.epoch().max(unused).0, offsets: core.source_offsets().clone() };
     let all = gather(worker, &process.pulse, &mine)?;
@@ -283,15 +279,18 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
 }
 
 /// Makes the first backup of a job that has another size than before, before any row goes to a sink of that size. Were the job
-/// restored from an older backup, nobody would know of that sink, and its rows would be there twice. All workers call it.
+/// restored from an older backup, nobody would know of that sink, and its rows would be there twice. But not before the sinks of
+/// the size before are cut back to the state: restored from this backup, nobody would know of those. All workers call it.
 #[cfg(feature = "object-store")]
-fn begin_backups(
+pub(super) fn begin_backups(
     worker: &mut Worker,
     process: &Arc<Process>,
-    layout: &Layout,
-    landed: Landed,
+    landed: &Recovered,
 ) -> Result<(), Error> {
-    let local = worker.index() % process.cluster.workers;
+    if process.config.backups.is_none() {
+        return Ok(());
+    }
+    let (layout, local) = (process.layout(), worker.index() % process.cluster.workers);
     let is_own = |part: &Part| (part.generation, part.part) == (landed.generation, process.number());
     let own = if local == 0 { layout.parts()?.into_iter().find(is_own) } else { None };
     let needed = landed.generation.0 > 1 && own.as_ref().is_some_and(|own| !own.backed_up);
