@@ -340,3 +340,28 @@ impl<D: Clone + 'static> Drop for EpochInput<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_at(pace: &Pace) -> Option<u64> {
+        pace.control.as_ref().map(|control| *control.time())
+    }
+
+    /// What was sealed while the dataflow was built could be durable before the sinks were asked whether they can go on.
+    #[test]
+    fn no_epoch_ends_before_the_job_has_begun() {
+        let mut control = InputHandle::new();
+        control.advance_to(5);
+        let mut pace = Pace::new(control, Epoch(5));
+        let inputs = ["one", "other"].map(|name| pace.add(name, Epoch(5)));
+        pace.moved(inputs[0], Some(Epoch(9)));
+        pace.moved(inputs[1], None);
+        assert_eq!(is_at(&pace), Some(5));
+        pace.begin();
+        assert_eq!(is_at(&pace), Some(9));
+        pace.moved(inputs[0], None);
+        assert_eq!(is_at(&pace), None);
+    }
+}

@@ -79,8 +79,8 @@ impl<'scope> Flow<'scope> {
     ///
     /// `open` opens the sink of a part: that of this worker, and those of workers that an earlier size of the job had and
     /// that did not get everything. Whether all of them can go on is found out when the dataflow is declared, on all workers:
-    /// [`crate::Job::dataflow`] says so, and changes none before. Returns a stream without rows, whose frontier says what is
-    /// committed on all workers.
+    /// [`crate::Job::dataflow`] says so, and changes none before; until then all parts are open at once. Returns a stream
+    /// without rows, whose frontier says what is committed on all workers.
     ///
     /// # Errors
     /// What `open` returns; `Config` for a name that is used already.
