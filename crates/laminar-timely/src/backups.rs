@@ -57,6 +57,17 @@ impl BackupPlan {
         });
         folders.iter().filter_map(|folder| generation_of(folder)).map(|found| found.0).max().unwrap_or(0)
     }
+
+    /// Whether there is a backup that is whole.
+    pub(crate) fn is_restorable(&self) -> bool {
+        match crate::restore::list_job_backups(&self.place, &self.options) {
+            Ok(found) => !found.backups.is_empty(),
+            Err(error) => {
+                tracing::warn!(%error, "the backups cannot be seen now");
+                false
+            }
+        }
+    }
 }
 
 impl fmt::Display for BackupPlan {

@@ -254,6 +254,15 @@ impl Config {
         generation
     }
 
+    /// Whether there is a whole backup of the job, as far as that can be seen.
+    pub(crate) fn restorable(&self) -> bool {
+        #[cfg(feature = "object-store")]
+        let restorable = self.backups.as_ref().is_some_and(crate::backups::BackupPlan::is_restorable);
+        #[cfg(not(feature = "object-store"))]
+        let restorable = false;
+        restorable
+    }
+
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refused = |what: String| {
             Err(Error::config(Detail::new(what).remedy("Correct the configuration of the job.")))

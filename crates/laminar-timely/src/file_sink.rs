@@ -117,8 +117,12 @@ impl<D> FileSink<D> {
         let (epoch, len, commits_len) = last_commit(vfs.as_ref(), &commits_path, owner)?;
         let rows = open_rows(vfs.as_ref(), &dir, &rows_path, len)?;
         let failed = |e| Error::io("could not open the sink's file", &commits_path, e);
+        // Whoever wrote the last record may have ended because its sync failed: it can be read then, and is not on the disk, and no
+        // later sync would know. So all of them are written again, into another file. That also makes the names here durable.
+        let mut bytes = read_small_file(vfs.as_ref(), &commits_path, 4 * COMPACT).map_err(failed)?;
+        bytes.truncate(usize::try_from(commits_len).unwrap_or(usize::MAX));
+        replace_file_durably(vfs.as_ref(), &dir, &file_name(part, "commits"), &bytes).map_err(failed)?;
         let commits = vfs.open(&commits_path, Access::ReadWrite).map_err(failed)?;
-        commits.set_len(commits_len).and_then(|()| commits.sync_data()).map_err(failed)?;
         let format: Format<D> = Box::new(format);
         let (buffer, row) = (Vec::new(), PhantomData);
         Ok(Self {

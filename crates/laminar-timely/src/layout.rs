@@ -186,6 +186,20 @@ impl Layout {
         self.part_dir(generation, part).join("store")
     }
 
+    /// A part that was filled has a store: without one it would be opened as if it had never kept anything.
+    pub(crate) fn require_store(&self, generation: Generation, part: u32) -> Result<(), Error> {
+        let store = self.store_dir(generation, part);
+        let failed = |e| Error::io("could not look at the part's store", &store, e);
+        match self.vfs.kind(&store).map_err(failed)? {
+            Some(_) => Ok(()),
+            None => Err(Error::disagreement(
+                Detail::new("the part says that it is filled, and its store is gone")
+                    .at_path(&store)
+                    .remedy("Restore the store, or the job from a backup; nothing was changed."),
+            )),
+        }
+    }
+
     /// Writes what a part says about itself, durably.
     pub(crate) fn write(&self, part: &Part) -> Result<(), Error> {
         let dir = self.part_dir(part.generation, part.part);
@@ -241,11 +255,14 @@ impl Layout {
         Ok(numbered.collect())
     }
 
-    /// Removes a part, what it says about itself last.
+    /// Removes a part, what it says about itself last, also when the power is cut: without that nobody would know whose the store is.
     pub(crate) fn remove(&self, generation: Generation, part: u32) -> Result<(), Error> {
         let dir = self.part_dir(generation, part);
         let failed = |e| Error::io("could not remove a part that is not needed any more", &dir, e);
         self.remove_all(&self.store_dir(generation, part)).map_err(failed)?;
+        if self.vfs.kind(&dir).map_err(failed)?.is_some() {
+            self.vfs.sync_dir(&dir).map_err(failed)?;
+        }
         self.remove_all(&dir).map_err(failed)?;
         if let Some(parent) = dir.parent() {
             // The last of a generation takes it along.

@@ -6,9 +6,11 @@
 use laminar_storage::error::Detail;
 use serde::{Deserialize, Serialize};
 
+use laminar_storage::Epoch;
+
 use crate::config::OtherSize;
 use crate::error::Error;
-use crate::layout::{Generation, Part, Size, Stage};
+use crate::layout::{Generation, Part, Restored, Size, Stage};
 
 /// What a process has, before it opens anything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +23,8 @@ pub(crate) struct Has {
     pub(crate) backups: Option<String>,
     /// The latest generation that there are backups of, as far as that could be seen.
     pub(crate) backed_up: u32,
+    /// It has no part, and there is a backup that could be restored, as far as that could be seen.
+    pub(crate) restorable: bool,
 }
 
 /// What is to be done.
@@ -85,6 +89,13 @@ pub(crate) fn decide(all: &[Has], other_size: OtherSize) -> Result<Decision, Err
         let what = "there are parts that were being filled, and none that they could be filled from";
         return Err(senseless(what.to_owned()));
     }
+    if generations.is_empty() && all.iter().any(|has| has.restorable) {
+        return Err(Error::disagreement(
+            Detail::new("no process has anything of the job, and there are backups of it: its state is lost").remedy(
+                "Restore it from its newest backup; or name another place for the backups of a new job, and an empty output.",
+            ),
+        ));
+    }
     Ok(Decision::Open { generation: Generation(1), begun: false })
 }
 
@@ -99,8 +110,13 @@ struct Found {
 impl Found {
     fn of(all: &[Has], generation: Generation) -> Result<Self, Error> {
         let mut found: Option<Self> = None;
+        let of_it = |part: &&Part| part.generation == generation;
+        // One that nobody began to use may have been left behind by a try in another size.
+        let furthest = all.iter().flat_map(|has| &has.parts).filter(of_it).max_by_key(|part| part.stage);
+        let size = furthest.map(|part| part.size);
+        let counts = |part: &&Part| of_it(part) && (part.stage > Stage::Filling || Some(part.size) == size);
         for has in all {
-            for part in has.parts.iter().filter(|part| part.generation == generation) {
+            for part in has.parts.iter().filter(counts) {
                 let found = found.get_or_insert_with(|| Self {
                     generation,
                     size: part.size,
@@ -189,6 +205,39 @@ impl Found {
     }
 }
 
+/// The backups that the parts of a generation came from.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origins(Vec<Restored>);
+
+impl Origins {
+    pub(crate) fn of(all: &[Has], generation: Generation) -> Self {
+        let parts = all.iter().flat_map(|has| &has.parts).filter(|part| part.generation == generation);
+        Self(parts.filter_map(|part| part.restored).collect())
+    }
+
+    /// Machines that restored their parts at different times saw more or fewer backups beside theirs; the job goes on above all
+    /// that any of them saw.
+    pub(crate) fn newest(&self) -> Option<Restored> {
+        self.0.iter().copied().max_by_key(|restored| restored.used)
+    }
+
+    /// Parts that are still those of backups when `point` is what all can recover to are of the same one: a restored job that has
+    /// done nothing comes to the epoch of a newer backup, with the state of an older one.
+    pub(crate) fn check(&self, point: Epoch) -> Result<(), Error> {
+        let still =
+            || self.0.iter().filter(|restored| restored.is_still(point)).map(|restored| restored.epoch);
+        match (still().min(), still().max()) {
+            (Some(one), Some(other)) if one != other => Err(Error::disagreement(
+                Detail::new(format!(
+                    "a part is that of a backup of epoch {one}, and another that of a backup of epoch {other}"
+                ))
+                .remedy("Restore all parts, from the same backup; nothing was changed."),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 fn senseless(what: String) -> Error {
     Error::disagreement(Detail::new(what).remedy(
         "Start the job with the processes, workers and directories that it had, or allow another size \
@@ -241,6 +290,7 @@ mod tests {
             parts,
             backups: None,
             backed_up: 0,
+            restorable: false,
         };
         (0..).zip(parts).map(has).collect()
     }
@@ -323,6 +373,61 @@ mod tests {
         let mut lost = there;
         lost[0].pop();
         assert!(refused(lost, OtherSize::Rescale).contains("part 2 of generation 4"));
+    }
+
+    /// A machine was restored first, and the life of the job that should be dead made one more backup before the second was: by the
+    /// first one's note the epochs of that backup would have been used again.
+    #[test]
+    fn machines_restored_at_different_times_go_on_above_the_newest_backup_that_any_saw() {
+        let seen = |number, used| {
+            let mut part = part(1, number, SIZE, Stage::Current);
+            let (epoch, at, used) = (Epoch(7), Epoch(7), Epoch(used));
+            part.restored = Some(Restored { epoch, generation: Generation(1), size: SIZE, at, used });
+            vec![part]
+        };
+        let used = |parts| Origins::of(&all(parts), Generation(1)).newest().map(|restored| restored.used);
+        assert_eq!(used([seen(0, 9), seen(1, 12)]), Some(Epoch(12)));
+        assert_eq!(used([seen(0, 12), seen(1, 9)]), Some(Epoch(12)));
+        // Whose disk was not lost says nothing.
+        assert_eq!(used([vec![part(1, 0, SIZE, Stage::Current)], seen(1, 9)]), Some(Epoch(9)));
+        assert_eq!(Origins::of(&all([seen(0, 9), vec![]]), Generation(2)).newest(), None);
+    }
+
+    /// One machine was killed when it alone had begun its part of a new size; the job went on without it in another size, under the
+    /// same number, and now it is there again.
+    #[test]
+    fn a_part_that_was_never_filled_stands_in_nobodys_way() {
+        let other = Size { processes: 3, workers: 1 };
+        let current = |number| vec![part(5, number, SIZE, Stage::Current)];
+        let mut there = all([current(0), current(1)]);
+        there[1].parts.push(part(5, 2, other, Stage::Filling));
+        let open = Decision::Open { generation: Generation(5), begun: true };
+        assert_eq!(decide(&there, OtherSize::Refuse).unwrap(), open);
+    }
+
+    /// A supervisor starts the same command again on empty disks.
+    #[test]
+    fn a_job_that_has_lost_everything_does_not_begin_anew_beside_its_backups() {
+        let mut lost = all([vec![], vec![]]);
+        lost[1].restorable = true;
+        let error = decide(&lost, OtherSize::Rescale).unwrap_err().to_string();
+        assert!(error.contains("its state is lost") && error.contains("newest backup"), "{error}");
+    }
+
+    #[test]
+    fn parts_of_two_backups_do_not_go_together() {
+        let of = |number, epoch| {
+            let mut part = part(1, number, SIZE, Stage::Current);
+            let (epoch, at, used) = (Epoch(epoch), Epoch(epoch), Epoch(18));
+            part.restored = Some(Restored { epoch, generation: Generation(1), size: SIZE, at, used });
+            vec![part]
+        };
+        let origins = Origins::of(&all([of(0, 10), of(1, 18)]), Generation(1));
+        let error = origins.check(Epoch(18)).unwrap_err().to_string();
+        assert!(error.contains("epoch 10") && error.contains("epoch 18"), "{error}");
+        // Past both, they are of one life again: who lost its part could only restore what all had.
+        assert!(origins.check(Epoch(19)).is_ok());
+        assert!(Origins::of(&all([of(0, 18), of(1, 18)]), Generation(1)).check(Epoch(18)).is_ok());
     }
 
     #[test]

@@ -449,7 +449,10 @@ impl Work {
         }
         let epoch: Epoch = backup.id.epoch();
         let (generation, size) = (part.generation, part.size);
-        part.restored = Some(Restored { epoch, generation, size, at: epoch, used });
+        // The backup of a restored job that had done nothing yet is of the state of the backup before, whatever epoch it has.
+        let before = part.restored.filter(|restored| restored.is_still(epoch));
+        let of = before.map_or(epoch, |restored| restored.epoch);
+        part.restored = Some(Restored { epoch: of, generation, size, at: epoch, used });
         part.stage = Stage::Current;
         Ok(part)
     }

@@ -102,6 +102,15 @@ fn a_worker_that_cannot_go_on_ends_all_processes() {
     });
 }
 
+/// With names of files that are lost although they were synced the job cannot begin, or its output is gone.
+#[test]
+fn names_that_are_lost_although_they_were_synced_are_noticed() {
+    noticed(
+        "--processes 2 --workers 1 --kills 3 --epochs 100 --pause-us 3000 --seed 26 --mistake forget-synced-names",
+        &["lines missing", "and nobody killed them"],
+    );
+}
+
 /// All is durable and committed then, and both processes waited for ever: that one for its thread, the other for the connection.
 #[test]
 fn a_process_that_hangs_at_the_very_end_is_noticed() {

@@ -35,7 +35,7 @@ fn a_job_that_goes_back_to_older_backups_writes_every_row_once() {
 fn a_sink_that_is_not_cut_back_is_noticed() {
     noticed(
         "--processes 2 --workers 1 --lose 1 --kills 4 --epochs 150 --pause-us 3000 --seed 64 --mistake no-cut-back",
-        &["0 lines missing, ", "but the state goes only to"],
+        &[": 0 lines missing, ", "but the state goes only to"],
     );
 }
 

@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::flow::keyed::owner_of;
 use crate::layout::{Generation, Layout, Part, Restored, Size, Stage};
 use crate::ledger::{Kind, split_key, undecodable};
-use crate::recover::{Recoverable, agree};
+use crate::recover::{Origins, Recoverable, agree};
 
 /// Keys that are on their way at a time.
 const BATCH: usize = 1 << 14;
@@ -35,8 +35,8 @@ const BATCH: usize = 1 << 14;
 pub(super) struct Rescaling {
     pub(super) from: Generation,
     pub(super) size: Size,
-    /// If the old state came from a backup.
-    pub(super) restored: Option<Restored>,
+    /// Where the old state came from, if from backups.
+    pub(super) origins: Origins,
     /// Parts that this process reads.
     pub(super) parts: Vec<u32>,
     pub(super) to: Generation,
@@ -83,11 +83,12 @@ pub(super) fn rescale(
         gather(worker, &pulse, &None::<Recoverable>)?;
         (Epoch::ZERO, Vec::new())
     };
+    let restored = work.origins.newest();
     let cores = || old.iter().flat_map(|opened| &opened.cores);
     let mine = Stands {
         first: cores()
             .map(|core| core.epoch())
-            .chain(work.restored.map(Restored::unused))
+            .chain(restored.map(Restored::unused))
             .max()
             .unwrap_or_default()
             .0,
@@ -99,7 +100,7 @@ pub(super) fn rescale(
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
     if local == 0 {
         // Nothing has happened since, so that sinks may still have more.
-        let still = work.restored.filter(|restored| restored.is_still(point));
+        let still = restored.filter(|restored| restored.is_still(point));
         process.came_from(still.map(|restored| Restored { at: epoch, ..restored }));
         layout.write(&process.part(work.to, Stage::Filling))?;
         process.opened(process.builder(layout, work.to).open_as_part(Ok)?, work.to)?;
@@ -135,13 +136,16 @@ fn open_old(
     layout: &Layout,
     work: &Rescaling,
 ) -> Result<(Epoch, Vec<Opened>), Error> {
+    work.parts.iter().try_for_each(|part| layout.require_store(work.from, *part))?;
     let mut failure = None;
     let mut opened = Vec::new();
     let mut all_agree = |lowest: Option<Epoch>| {
         let own = lowest.map(|lowest| Recoverable { process: process.number(), epoch: lowest.0, new: false });
         let agreed = gather(worker, &process.pulse, &own).and_then(|all| {
             let all: Vec<_> = all.into_iter().flatten().collect();
-            agree(&all).map(Epoch)
+            let agreed = agree(&all).map(Epoch)?;
+            work.origins.check(agreed)?;
+            Ok(agreed)
         });
         agreed.map_err(|error| {
             let detail = error.detail().clone();

@@ -31,7 +31,7 @@ use crate::codec::Codec;
 use crate::error::Error;
 use crate::fail::{Pulse, fail_stop};
 use crate::layout::Restored;
-use crate::ledger::{Kind, Ledger, OperatorId, PREFIX_LEN, Seat, pop_up_to, prefix, undecodable};
+use crate::ledger::{Kind, Ledger, OperatorId, PREFIX_LEN, Seat, pop_up_to, prefix, split_key, undecodable};
 use crate::sink::{EpochSink, SinkPart};
 
 /// A value of the state holds at most so many bytes of rows.
@@ -101,15 +101,26 @@ impl<'scope> Flow<'scope> {
         let own = self.open(operator, name, part, open(part)?, &mut waiting)?;
         let restored = self.restored().into_iter().flat_map(Restored::sinks);
         let here = restored.filter(|old| old.worker as usize % self.scope.peers() == self.scope.index());
-        let others: BTreeSet<_> =
-            here.chain(waiting.keys().copied()).filter(|other| *other != part).collect();
-        let others: Result<Vec<_>, _> = others
-            .into_iter()
-            .map(|other| self.open(operator, name, other, open(other)?, &mut waiting))
-            .collect();
+        let earlier = self.parts_of_earlier_sizes(operator, part);
+        let others: BTreeSet<_> = here.chain(waiting.keys().copied()).chain(earlier).collect();
+        let others = others.into_iter().filter(|other| *other != part);
+        let others: Result<Vec<_>, _> =
+            others.map(|other| self.open(operator, name, other, open(other)?, &mut waiting)).collect();
         let outbox =
             Outbox { operator, part, keys: BTreeMap::new(), old, bytes: Vec::new(), key: Vec::new() };
         Ok(self.sink_operator(stream, name, Begins { own, others: others? }, outbox))
+    }
+
+    /// Parts whose rows the state gave up in earlier sizes of the job: what they have must still be there when the job goes on in this
+    /// one. Once this size has given up rows of its own, it did.
+    fn parts_of_earlier_sizes(&self, operator: OperatorId, own: SinkPart) -> Vec<SinkPart> {
+        let ledger = self.parts.ledger.borrow();
+        let notes = ledger.core.iter().filter_map(|(key, _)| match split_key(key) {
+            Some((Kind::Committed, of, _)) if of == operator => part_of_committed(key),
+            _ => None,
+        });
+        let notes: Vec<_> = notes.collect();
+        if notes.iter().any(|part| part.generation == own.generation) { Vec::new() } else { notes }
     }
 
     /// Rows that wait for this sink, of all its parts that are this worker's, and their keys.
@@ -150,12 +161,19 @@ impl<'scope> Flow<'scope> {
         waiting: &mut Waiting<D>,
     ) -> Result<Opened<D, S>, Error> {
         let restored = self.restored();
-        let point = restored.map_or(self.recovered.point, |restored| restored.epoch);
         let mut key = Vec::new();
         committed_key(operator, part, &mut key);
         let had = match self.parts.ledger.borrow().core.get(&key) {
             Some(bytes) => Epoch(u64::decode_all(bytes).ok_or_else(|| undecodable("what a sink has"))?),
             None => Epoch(0),
+        };
+        let rows = waiting.get(&part).and_then(|epochs| epochs.last());
+        let last = rows.map_or(Epoch::ZERO, |(epoch, _)| *epoch);
+        let point = match restored {
+            Some(restored) => restored.epoch,
+            // All rows of an earlier size are given up or wait.
+            None if part.generation < self.recovered.generation.0 => had.max(last),
+            None => self.recovered.point,
         };
         let known = Known { name, part, point, restored: restored.is_some(), had };
         let cut = known.ask(&mut sink).unwrap_or_else(|refusal| {
@@ -276,17 +294,38 @@ impl Outbox {
         let mut chunks = 0;
         self.bytes.clear();
         for (index, row) in rows.iter().enumerate() {
+            let before = self.bytes.len();
             row.encode(&mut self.bytes);
+            if self.bytes.len() == before {
+                return Err(Error::sink(
+                    Detail::new(
+                        "a row for a sink is encoded as no bytes, so that nobody could count how many wait",
+                    )
+                    .remedy("Give rows a type whose values take a byte at least."),
+                ));
+            }
+            // A large row is not put behind others: a value has its limit.
+            if before > 0 && self.bytes.len() > CHUNK {
+                let row = self.bytes.split_off(before);
+                self.put_chunk(ledger, epoch, chunks)?;
+                chunks += 1;
+                self.bytes = row;
+            }
             if self.bytes.len() >= CHUNK || index + 1 == rows.len() {
-                waiting_key(self.operator, self.part, epoch, chunks, &mut self.key);
-                ledger.core.put(&self.key, &self.bytes)?;
-                self.bytes.clear();
+                self.put_chunk(ledger, epoch, chunks)?;
                 chunks += 1;
             }
         }
         if chunks > 0 {
             self.keys.insert(epoch, chunks);
         }
+        Ok(())
+    }
+
+    fn put_chunk(&mut self, ledger: &mut Ledger, epoch: Epoch, number: u32) -> Result<(), Error> {
+        waiting_key(self.operator, self.part, epoch, number, &mut self.key);
+        ledger.core.put(&self.key, &self.bytes)?;
+        self.bytes.clear();
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::fail::{Pulse, StoreSlot};
 use crate::layout::{Generation, Layout, Part, Restored, Size, Stage};
 use crate::ledger::Ledger;
-use crate::recover::{Decision, Has, Recoverable, agree, decide};
+use crate::recover::{Decision, Has, Origins, Recoverable, agree, decide};
 
 /// What the workers of a process share.
 pub(super) struct Process {
@@ -239,26 +239,26 @@ pub(super) struct Landed {
 pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, Error> {
     let local = worker.index() % process.cluster.workers;
     let layout = process.layout();
+    let parts = if local == 0 { layout.parts()? } else { Vec::new() };
     let has = Has {
         process: process.number(),
         job: process.config.job.clone(),
         size: process.size(),
-        parts: if local == 0 { layout.parts()? } else { Vec::new() },
+        restorable: local == 0 && parts.is_empty() && process.config.restorable(),
+        parts,
         backups: process.config.backs_up(),
         backed_up: if local == 0 { process.config.backed_up() } else { 0 },
     };
     let all = gather(worker, &process.pulse, &has)?;
-    let restored = |generation| {
-        let mut parts = all.iter().flat_map(|has| &has.parts);
-        parts.find(|part| part.generation == generation).and_then(|part| part.restored)
-    };
     let (core, landed) = match decide(&all, process.config.other_size)? {
         Decision::Open { generation, begun } => {
-            process.came_from(restored(generation));
-            open(worker, process, &layout, generation, begun)?;
+            let origins = Origins::of(&all, generation);
+            process.came_from(origins.newest());
+            open(worker, process, &layout, generation, begun, &origins)?;
             // A barrier: whoever is behind it knows that all have cut what was not agreed on, durably.
             gather(worker, &process.pulse, &())?;
             if local == 0 && begun {
+                now_counts(process, &layout, generation)?;
                 clean(&layout, process.number(), generation, &seen_by(&all))?;
             }
             process.take_core(local)?
@@ -266,7 +266,12 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         Decision::Rescale { from, size, readers, to } => {
             let mine = readers.into_iter().filter(|(_, reader)| *reader == process.number());
             let parts = mine.map(|(part, _)| part).collect();
-            rescale(worker, process, &layout, &Rescaling { from, size, restored: restored(from), parts, to })?
+            rescale(
+                worker,
+                process,
+                &layout,
+                &Rescaling { from, size, origins: Origins::of(&all, from), parts, to },
+            )?
         }
     };
     let unused = process.restored.get().map_or(Epoch::ZERO, |restored| restored.unused());
@@ -318,6 +323,18 @@ fn seen_by(all: &[Has]) -> BTreeMap<(Generation, u32), u32> {
     seen
 }
 
+/// Notes that all parts of a generation are filled, before what they were filled from goes: whoever was to note it may have been killed.
+fn now_counts(process: &Process, layout: &Layout, generation: Generation) -> Result<(), Error> {
+    let own = |part: &Part| (part.generation, part.part) == (generation, process.number());
+    match layout.parts()?.into_iter().find(own) {
+        Some(mut part) if part.stage == Stage::Ready => {
+            part.stage = Stage::Current;
+            layout.write(&part)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Opens this process' part at the epoch that all have. The first worker does it, the others help to agree.
 fn open(
     worker: &mut Worker,
@@ -325,6 +342,7 @@ fn open(
     layout: &Layout,
     generation: Generation,
     begun: bool,
+    origins: &Origins,
 ) -> Result<(), Error> {
     let pulse = Arc::clone(&process.pulse);
     if !worker.index().is_multiple_of(process.cluster.workers) {
@@ -335,6 +353,9 @@ fn open(
     let stage = layout.parts()?.iter().find(|part| own(part)).map(|part| part.stage);
     let new = !begun && stage != Some(Stage::Current);
     let write = |stage| layout.write(&process.part(generation, stage));
+    if stage.is_some_and(|stage| stage > Stage::Filling) {
+        layout.require_store(generation, number)?;
+    }
     if stage.is_none() {
         // Whose it is stands there before anything else does.
         write(Stage::Filling)?;
@@ -346,6 +367,7 @@ fn open(
             let all = gather(worker, &pulse, &own)?;
             let all: Vec<_> = all.into_iter().flatten().collect();
             let agreed = agree(&all)?;
+            origins.check(Epoch(agreed))?;
             if new {
                 // Durable before anybody can seal anything: whoever seals knows that all have begun.
                 write(Stage::Current)?;

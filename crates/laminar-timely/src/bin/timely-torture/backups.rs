@@ -10,7 +10,9 @@ use laminar_timely::{Config, JobBackup, list_job_backups, restore_job_with};
 
 use crate::Options;
 use crate::cache::Cache;
+use crate::failing::Trouble;
 use crate::model::mix;
+use crate::names::Names;
 use crate::phases::COPIES;
 
 fn place(options: &Options) -> Result<BackupTarget, String> {
@@ -54,7 +56,10 @@ pub fn restore(options: &Options) -> Result<(), String> {
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let id = options.backup.parse().map_err(|e| format!("--backup {}: {e}", options.backup))?;
     let seed = mix(options.seed ^ mix(options.process as u64));
-    let vfs: Arc<dyn Vfs> = Arc::new(Cache::new(seed, 1000, Duration::ZERO));
+    let [names, _] = options.names().map(|dir| Names::new(&dir));
+    let trouble = Arc::new(Trouble::default());
+    options.failing.into_iter().for_each(|failing| trouble.is_due(failing));
+    let vfs: Arc<dyn Vfs> = Arc::new(Cache::new(names?, seed, 1000, Duration::ZERO).with(&trouble));
     let (place, state) = (place(options)?, dir.join("state"));
     let parts = Some(options.parts.as_slice());
     restore_job_with(&vfs, &place, Some(id), parts, &state, &backup_options(), |_| {})

@@ -1,5 +1,6 @@
 //! A file system that keeps what was written and not synced in the memory of the process, so that killing the process loses
-//! exactly that, as cutting the power would; whose syncs take a while; and that may fail.
+//! exactly that, as cutting the power would, and takes note of names that are not durable, for the same; whose syncs take a while;
+//! and that may fail.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -14,6 +15,7 @@ use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile, write_all_at};
 
 use crate::failing::{Operation, Trouble};
 use crate::model::mix;
+use crate::names::Names;
 use crate::phases::Phase;
 
 /// Writes of one file that are not on the disk, in order.
@@ -22,6 +24,7 @@ type Pending = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 #[derive(Debug)]
 pub struct Cache {
     disk: OsVfs,
+    names: Names,
     /// By path: several handles of one file see the same.
     pending: Mutex<HashMap<PathBuf, Pending>>,
     seed: u64,
@@ -46,11 +49,11 @@ struct CachedFile {
 
 impl Cache {
     /// A sync takes up to `longest_us` microseconds longer, and opening a store so much.
-    pub fn new(seed: u64, longest_us: u64, opening: Duration) -> Self {
+    pub fn new(names: Names, seed: u64, longest_us: u64, opening: Duration) -> Self {
         let syncs = AtomicU64::new(0);
         let (pending, trouble) = (Mutex::default(), Arc::default());
         let looked = AtomicBool::new(false);
-        Self { disk: OsVfs::new(), pending, seed, syncs, longest_us, opening, trouble, looked }
+        Self { disk: OsVfs::new(), names, pending, seed, syncs, longest_us, opening, trouble, looked }
     }
 
     /// Its logs fail when this says so.
@@ -61,10 +64,14 @@ impl Cache {
 
     fn file(&self, path: &Path, access: Access, disk: Arc<dyn VfsFile>) -> Arc<dyn VfsFile> {
         let pending = Arc::clone(lock(&self.pending).entry(path.to_path_buf()).or_default());
-        let number = self.syncs.fetch_add(1, Ordering::Relaxed);
-        let delay = Duration::from_micros(mix(self.seed ^ number) % self.longest_us.max(1));
-        let trouble = Arc::clone(&self.trouble);
+        let (delay, trouble) = (self.delay(), Arc::clone(&self.trouble));
         Arc::new(CachedFile { disk, path: path.to_path_buf(), access, pending, delay, trouble })
+    }
+
+    /// How much longer the next sync takes.
+    fn delay(&self) -> Duration {
+        let number = self.syncs.fetch_add(1, Ordering::Relaxed);
+        Duration::from_micros(mix(self.seed ^ number) % self.longest_us.max(1))
     }
 
     /// What is about to get a second name is written, though not synced.
@@ -136,7 +143,9 @@ impl VfsFile for CachedFile {
 impl Vfs for Cache {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
         lock(&self.pending).remove(path);
-        Ok(self.file(path, Access::ReadWrite, self.disk.create_new(path)?))
+        let disk = self.names.create(path, || self.disk.create_new(path))?;
+        self.trouble.may_die(path);
+        Ok(self.file(path, Access::ReadWrite, disk))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn VfsFile>> {
@@ -148,7 +157,9 @@ impl Vfs for Cache {
         if name.starts_with("generation-") && name != "generation-00000001" {
             Phase::Distributing.begins();
         }
-        self.disk.create_dir(path)
+        self.names.create(path, || self.disk.create_dir(path))?;
+        self.trouble.may_die(path);
+        Ok(())
     }
 
     fn read_dir(&self, path: &Path) -> io::Result<Vec<(String, FileKind)>> {
@@ -163,29 +174,37 @@ impl Vfs for Cache {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)?;
+        self.names.rename(from, to, || self.disk.rename(from, to))?;
         let mut pending = lock(&self.pending);
         let moved = pending.remove(from).unwrap_or_default();
         pending.insert(to.to_path_buf(), moved);
+        self.trouble.may_die(to);
         Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         lock(&self.pending).remove(path);
-        self.disk.remove_file(path)
+        self.names.remove_file(path, || self.disk.remove_file(path))?;
+        self.trouble.may_die(path);
+        Ok(())
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_dir(path)
+        self.names.remove_dir(path, || self.disk.remove_dir(path))?;
+        self.trouble.may_die(path);
+        Ok(())
     }
 
     fn hard_link(&self, existing: &Path, new: &Path) -> io::Result<()> {
         self.settle(existing)?;
-        self.disk.hard_link(existing, new)
+        self.names.create(new, || self.disk.hard_link(existing, new))?;
+        self.trouble.may_die(new);
+        Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.sync_dir(path)
+        thread::sleep(self.delay());
+        self.names.sync(path, || self.disk.sync_dir(path))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Debug + Send + Sync>> {

@@ -13,6 +13,7 @@ use crate::failing::{Failing, Operation};
 #[cfg(feature = "object-store")]
 use crate::lose::{self, Losses};
 use crate::model::{lines, mix};
+use crate::names::cut_the_power;
 use crate::network::Network;
 use crate::output::{compare, compare_uninterrupted, written};
 use crate::phases::{BACKED_UP, Phase, copies};
@@ -46,6 +47,14 @@ pub struct Tally {
     resized: bool,
     /// Kills that came when the job had ended already; it was started again then.
     late: u32,
+    /// Of the kills, those of a process that had just changed a name.
+    names_changed: u32,
+    /// How often the power might have been cut, how often it was, and names that were lost then.
+    chances: u32,
+    /// Not the next time.
+    pub keeps_power: bool,
+    power_cuts: u32,
+    names: u32,
     #[cfg(feature = "object-store")]
     pub losses: Losses,
 }
@@ -126,6 +135,8 @@ fn drive_in(options: &Options) -> Result<(), String> {
         run_stage(&stage, kills, &mut tally, &mut random)?;
         println!("{processes} x {workers}: done up to epoch {}, {tally:?}", stage.until);
     }
+    // What has ended is durable.
+    tally.lose_power(options, 0)?;
     let found = compare(options)?;
     if sizes.len() == 1 {
         compare_uninterrupted(options)?;
@@ -164,6 +175,10 @@ pub fn run_stage(options: &Options, kills: u32, tally: &mut Tally, random: &mut 
         let left = u64::from(kills.saturating_sub(tally.kills));
         if left > 0 && options.fault == "disk" {
             fail_a_disk(options, left, tally, &mut draw)?;
+            continue;
+        }
+        if left > 0 && options.fault == "kill" && draw(4) == 0 {
+            die_at_a_name(options, tally, &mut draw)?;
             continue;
         }
         let mut processes = Processes::start(options, network.as_ref(), None, tally)?;
@@ -251,6 +266,26 @@ fn ended_by_itself(processes: &Processes, ended: &[ExitStatus], tally: &mut Tall
 }
 
 impl Tally {
+    /// The power is cut in about one of two times, of machines on which nothing runs.
+    pub fn may_lose_power(&mut self, options: &Options) -> Result<(), String> {
+        self.chances += 1;
+        if std::mem::take(&mut self.keeps_power) {
+            return Ok(());
+        }
+        let random = mix(options.seed ^ mix(u64::from(self.chances)));
+        if random.is_multiple_of(2) { self.lose_power(options, random / 2) } else { Ok(()) }
+    }
+
+    /// Names that are not durable are lost: some, or all.
+    fn lose_power(&mut self, options: &Options, random: u64) -> Result<(), String> {
+        self.power_cuts += 1;
+        let forgets = options.mistake == "forget-synced-names";
+        for dir in options.all_names() {
+            self.names += cut_the_power(&dir, mix(random), random.is_multiple_of(2), forgets)?;
+        }
+        Ok(())
+    }
+
     /// A process is about to be hit: takes note of how far it is.
     fn hits(&mut self, processes: &Processes, victim: usize) {
         let recovered = processes.said().contains("recovered to epoch");
@@ -296,7 +331,13 @@ impl Tally {
             0 => String::new(),
             some => format!("; {some} of them while it copied a backup"),
         };
-        format!("the process that was hit: {}{copying}", each.join(", "))
+        format!(
+            "the process that was hit: {}{copying}; {} had just changed a name; {} times the power was cut, and {} names lost",
+            each.join(", "),
+            self.names_changed,
+            self.power_cuts,
+            self.names
+        )
     }
 }
 
@@ -332,6 +373,29 @@ fn hold(
         set(processes, false)?;
     }
     Ok(false)
+}
+
+/// Runs the job until a process dies at a moment that a time would seldom hit: it has changed a name and not synced the directory.
+fn die_at_a_name(
+    options: &Options,
+    tally: &mut Tally,
+    draw: &mut impl FnMut(u64) -> u64,
+) -> Result<(), String> {
+    // Most of what counts happens at the beginning.
+    let most = [12, 40, 150][usize::try_from(draw(3)).unwrap_or(0)];
+    let failing = Failing { operation: Operation::Name, skip: draw(most), after: 0 };
+    let victim = usize::try_from(draw(options.processes as u64)).unwrap_or(0);
+    let mut processes = Processes::start(options, None, Some((victim, failing)), tally)?;
+    let ended = processes.wait_until(&Moment::Never, &options.dir)?.unwrap_or_default();
+    if processes.not_connected(&ended, tally) {
+        return Ok(());
+    }
+    tally.hits(&processes, victim);
+    tally.names_changed += u32::from(ended.get(victim).is_some_and(|status| status.code().is_none()));
+    processes.ended_in_order(&ended, Some(victim))?;
+    #[cfg(feature = "object-store")]
+    lose::after_a_kill(options, &processes, tally, draw)?;
+    Ok(())
 }
 
 /// Runs the job until the disk of one process has failed, which it must say, and all have ended.

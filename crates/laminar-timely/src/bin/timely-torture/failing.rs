@@ -1,4 +1,5 @@
-//! A disk that fails once, under a log: a sync that loses what it was to make durable, or a write for which there is no room.
+//! A disk that fails once, under a log: a sync that loses what it was to make durable, or a write for which there is no room. And a
+//! process that dies when it has changed a name, before it can sync the directory.
 
 use std::fmt;
 use std::io;
@@ -12,15 +13,17 @@ use std::sync::PoisonError;
 pub enum Operation {
     Sync,
     Write,
+    /// A file or directory was created, renamed or removed.
+    Name,
 }
 
 impl Operation {
-    /// What the system says then: EIO, or ENOSPC.
+    const ALL: [(Self, &'static str); 3] =
+        [(Self::Sync, "sync"), (Self::Write, "write"), (Self::Name, "name")];
+
+    /// What the system says of a disk that fails so: EIO, or ENOSPC.
     pub fn code(self) -> i32 {
-        match self {
-            Self::Sync => 5,
-            Self::Write => 28,
-        }
+        if self == Self::Write { 28 } else { 5 }
     }
 }
 
@@ -36,7 +39,8 @@ pub struct Failing {
 
 impl fmt::Display for Failing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operation = if self.operation == Operation::Sync { "sync" } else { "write" };
+        let name = Operation::ALL.iter().find(|(operation, _)| *operation == self.operation);
+        let operation = name.map_or("", |(_, name)| name);
         write!(f, "{operation}:{}:{}", self.skip, self.after)
     }
 }
@@ -48,12 +52,8 @@ impl FromStr for Failing {
         let parse = || {
             let (operation, numbers) = text.split_once(':')?;
             let (skip, after) = numbers.split_once(':')?;
-            let operation = match operation {
-                "sync" => Operation::Sync,
-                "write" => Operation::Write,
-                _ => return None,
-            };
-            Some(Self { operation, skip: skip.parse().ok()?, after: after.parse().ok()? })
+            let (operation, _) = Operation::ALL.iter().find(|(_, name)| *name == operation)?;
+            Some(Self { operation: *operation, skip: skip.parse().ok()?, after: after.parse().ok()? })
         };
         parse().ok_or_else(|| format!("{text:?} is no failure such as sync:0:17"))
     }
@@ -69,11 +69,20 @@ impl Trouble {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(failing);
     }
 
+    /// The name of this was changed: ends the process once, as a kill at this moment would.
+    pub fn may_die(&self, path: &Path) {
+        if self.strikes(Operation::Name, path).is_err() {
+            println!("dies when the name of {} was changed", path.display());
+            std::process::abort();
+        }
+    }
+
     /// Asked before this is done to a file: fails once.
     pub fn strikes(&self, operation: Operation, path: &Path) -> io::Result<()> {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let log = path.extension().is_some_and(|extension| extension == "log");
-        let Some(failing) = due.as_mut().filter(|failing| log && failing.operation == operation) else {
+        let concerned =
+            operation == Operation::Name || path.extension().is_some_and(|extension| extension == "log");
+        let Some(failing) = due.as_mut().filter(|failing| concerned && failing.operation == operation) else {
             return Ok(());
         };
         if failing.skip > 0 {

@@ -14,6 +14,7 @@ use laminar_timely::JobBackup;
 use crate::Options;
 use crate::backups::whole_backups;
 use crate::drive::Tally;
+use crate::failing::{Failing, Operation};
 use crate::model::mix;
 use crate::phases::backed_up;
 use crate::processes::{Moment, Processes};
@@ -103,7 +104,11 @@ fn lose_one(options: &Options, tally: &mut Tally, draw: Draw<'_>) -> Result<(), 
     if let Some(ended) = processes.wait_until(&moment, &options.dir)? {
         processes.ended_in_order(&ended, None)?;
         let said = processes.said();
-        let signs = ["what the first had is lost", "no process has all of part"];
+        let signs = [
+            "what the first had is lost",
+            "no process has all of part",
+            "parts that were being filled, and none that they could be filled from",
+        ];
         if signs.iter().any(|sign| said.contains(sign)) {
             tally.losses.refused += 1;
             return Ok(());
@@ -129,9 +134,21 @@ fn lose_all(options: &Options, tally: &mut Tally, draw: Draw<'_>) -> Result<(), 
     let Some(backup) = choose(options, &mut tally.losses)? else {
         return begin_anew(options, tally);
     };
-    for machine in 0..machines(options) {
-        restore_machine(options, &backup, machine, tally, draw)?;
+    // One that was killed when it had just published its state may lose it again, until the job has begun.
+    loop {
+        for machine in 0..machines(options) {
+            restore_machine(options, &backup, machine, tally, draw)?;
+        }
+        tally.may_lose_power(options)?;
+        let is_there = |machine| {
+            let parts = parts_of(options, &backup, machine);
+            parts.is_empty() || Restore::new(options, &backup, machine, &parts).state.exists()
+        };
+        if (0..machines(options)).all(is_there) {
+            break;
+        }
     }
+    tally.keeps_power = true;
     tally.losses.restores += 1;
     tally.losses.fresh = true;
     Ok(())
@@ -147,9 +164,7 @@ fn choose(options: &Options, losses: &mut Losses) -> Result<Option<JobBackup>, S
             "epoch {known} was backed up by all processes, and the newest backup is of epoch {newest}"
         ));
     }
-    if options.mistake != "restore-what-was-given-up" {
-        backups.retain(|backup| !losses.given_up.contains(&backup.id.to_string()));
-    }
+    backups.retain(|backup| !losses.given_up.contains(&backup.id.to_string()));
     // Not behind a change of size: sinks of the later one would have to be empty.
     let last = backups.last().map(|backup| backup.generation);
     backups.retain(|backup| Some(backup.generation) == last);
@@ -210,6 +225,11 @@ fn begin_anew(options: &Options, tally: &mut Tally) -> Result<(), String> {
     }
 }
 
+/// Of more parts than machines some restore several; of fewer, some none.
+fn parts_of(options: &Options, backup: &JobBackup, machine: usize) -> Vec<usize> {
+    (0..backup.parts.len()).filter(|part| part % machines(options) == machine).collect()
+}
+
 /// The parts of one machine, by a process of its own that is killed now and then.
 fn restore_machine(
     options: &Options,
@@ -218,19 +238,23 @@ fn restore_machine(
     tally: &mut Tally,
     draw: Draw<'_>,
 ) -> Result<(), String> {
-    // Of more parts than machines some restore several; of fewer, some none.
-    let parts: Vec<_> = (0..backup.parts.len()).filter(|part| part % machines(options) == machine).collect();
-    if parts.is_empty() {
+    let parts = parts_of(options, backup, machine);
+    let restore = Restore::new(options, backup, machine, &parts);
+    if parts.is_empty() || restore.state.exists() {
         return Ok(());
     }
-    let restore = Restore::new(options, backup, machine, &parts);
     let mut left = draw(4);
     loop {
-        let (started, mut child) = (Instant::now(), restore.start()?);
+        // About every other one dies by itself, when it has changed a name.
+        let dies = (left > 0 && draw(2) == 0).then(|| draw(60));
+        let (started, mut child) = (Instant::now(), restore.start(dies)?);
         let ended = if left == 0 {
             let ended = child.wait();
             tally.losses.restore_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             ended
+        } else if dies.is_some() {
+            left -= 1;
+            child.wait()
         } else {
             left -= 1;
             // At some moment of what the last one took; a guess at first.
@@ -239,6 +263,7 @@ fn restore_machine(
             child.kill().and_then(|()| child.wait())
         };
         let ended = ended.map_err(|e| e.to_string())?;
+        tally.may_lose_power(options)?;
         if ended.success() {
             return Ok(());
         }
@@ -284,12 +309,16 @@ impl Restore {
         Self { arguments, state: own.own_dir().join("state"), log }
     }
 
-    fn start(&self) -> Result<Child, String> {
+    fn start(&self, dies: Option<u64>) -> Result<Child, String> {
         let failed = |e: io::Error| format!("a restore could not be started: {e}");
         let file = File::create(&self.log).map_err(failed)?;
         let errors = file.try_clone().map_err(failed)?;
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("restore").args(&self.arguments);
+        if let Some(skip) = dies {
+            let failing = Failing { operation: Operation::Name, skip, after: 0 };
+            command.args(["--failing", &failing.to_string()]);
+        }
         command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(failed)
     }
 

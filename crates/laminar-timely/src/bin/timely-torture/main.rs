@@ -16,6 +16,9 @@
 //! they have goes, but for the output, and the job goes on from its newest backup (`timely-torture restore`, which is killed too), or
 //! with `--restore oldest` from an older one.
 //!
+//! What a process that has ended had written and not synced is lost. Names that it had not synced are still there after about one
+//! kill in two, and then the power is cut: any of them may be lost.
+//!
 //! With `--directories each` every process has a directory of its own, as on several machines; otherwise they share one.
 #![allow(clippy::print_stdout, reason = "a command that reports")]
 
@@ -27,6 +30,7 @@ mod failing;
 #[cfg(feature = "object-store")]
 mod lose;
 mod model;
+mod names;
 mod network;
 mod output;
 mod phases;
@@ -206,12 +210,29 @@ impl Options {
     /// Whether an older backup is restored than the newest.
     #[cfg(feature = "object-store")]
     fn goes_back(&self) -> bool {
-        self.restore == "oldest" || self.mistake == "restore-what-was-given-up"
+        self.restore == "oldest"
     }
 
     /// Where this process' rows go. What a machine has may be lost, and the output is what the world has seen.
     fn out_dir(&self) -> std::path::PathBuf {
         if self.lose > 0 { self.dir.join("out") } else { self.own_dir().join("out") }
+    }
+
+    /// Where note is taken of names that are not durable, of the state and of the rows. They go when what they are in is lost.
+    fn names(&self) -> [std::path::PathBuf; 2] {
+        [self.own_dir().join("state-names"), self.out_dir().join("names")]
+    }
+
+    /// Those of all processes, whatever size the job had.
+    fn all_names(&self) -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let machine = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("machine-");
+        let machines = entries.filter(machine).map(|entry| entry.path());
+        let places = machines.chain([self.dir.clone()]);
+        places
+            .flat_map(|dir| [dir.join("state-names"), dir.join("out/names")])
+            .filter(|dir| dir.is_dir())
+            .collect()
     }
 
     /// The directory of this process.

@@ -45,6 +45,7 @@ impl Processes {
     ) -> Result<Self, String> {
         let failed = |e: std::io::Error| format!("a process could not be started: {e}");
         let program = std::env::current_exe().map_err(failed)?;
+        tally.may_lose_power(options)?;
         // Free now; whoever takes one in between makes a process end, which is noticed.
         let listeners: Result<Vec<_>, _> =
             (0..options.processes).map(|_| TcpListener::bind("127.0.0.1:0")).collect();

@@ -18,6 +18,7 @@ use crate::backups::backed_up;
 use crate::cache::Cache;
 use crate::failing::{Failing, Trouble};
 use crate::model::{PARTITIONS, WINDOW, digit_line, event, line, mix, time, watermark, window_line};
+use crate::names::Names;
 use crate::phases::{Log, Phase};
 use crate::target::Target;
 
@@ -46,12 +47,14 @@ pub fn work(options: &Options) -> Result<(), String> {
     let seed = mix(options.seed ^ options.process as u64);
     let last = options.process + 1 == options.processes;
     let opening = Duration::from_millis(if last { options.opening_ms } else { 0 });
-    // What a sink has not synced is lost with its process, too.
-    let sinks: Arc<dyn Vfs> = Arc::new(Cache::new(mix(seed), 1000, Duration::ZERO));
     let trouble = Arc::new(Trouble::default());
     if let Some(failing) = options.failing.filter(|failing| failing.after == 0) {
         trouble.is_due(failing);
     }
+    // What a sink has not synced is lost with its process, too.
+    let [state_names, sink_names] = options.names().map(|dir| Names::new(&dir));
+    let sinks: Arc<dyn Vfs> =
+        Arc::new(Cache::new(sink_names?, mix(seed), 1000, Duration::ZERO).with(&trouble));
     let dir = options.own_dir();
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let config = Config::new(dir.join("state"), JOB)
@@ -62,7 +65,7 @@ pub fn work(options: &Options) -> Result<(), String> {
         .start_timeout(Some(Duration::from_millis(options.stall_ms + 2 * options.opening_ms)))
         .stall_timeout(Some(Duration::from_millis(options.stall_ms)))
         .other_size(OtherSize::Rescale)
-        .vfs(Arc::new(Cache::new(seed, 8000, opening).with(&trouble)))
+        .vfs(Arc::new(Cache::new(state_names?, seed, 8000, opening).with(&trouble)))
         .mistakes(mistakes);
     #[cfg(feature = "object-store")]
     let config = backed_up(config, options)?;
