@@ -113,7 +113,7 @@ fn two_writers_in_every_order_of_their_requests_and_the_earlier_is_fenced() {
 #[test]
 fn a_writer_that_sleeps_for_long_wakes_up_fenced() {
     let checkpoints = Checkpoints::full(4);
-    for pause in 0..40 {
+    for pause in 0..70 {
         let inner = Arc::new(InMemory::new());
         let plain: Arc<dyn ObjectStore> = inner.clone();
         let turns = Arc::new(Turns::default());
@@ -133,7 +133,9 @@ fn a_writer_that_sleeps_for_long_wakes_up_fenced() {
                 told
             });
             // So many requests of the zombie, then all of the other one, then the rest.
-            turns.conduct(|at| usize::from(at >= pause));
+            let choices = turns.conduct(|at| usize::from(at >= pause));
+            // After the last pause the zombie has nothing left to do.
+            assert!(pause < 69 || choices.iter().all(|whose| *whose == 0), "{choices:?}");
             let (zombie, successor) = (zombie.join().unwrap(), successor.join().unwrap());
             assert!(successor.error.is_none(), "{pause}: {successor:?}");
             let all = zombie.counted.len() == 3;

@@ -167,6 +167,51 @@ fn a_damaged_record_keeps_nobody_from_the_other_backups() {
     assert_eq!(ids(&place), [made[1], third]);
 }
 
+/// A damaged record of one part, or one that was moved away, ended for good that old backups of any part were removed.
+#[test]
+fn old_backups_go_also_after_a_record_was_damaged() {
+    let inner = Arc::new(InMemory::new());
+    let place: Arc<dyn ObjectStore> = inner.clone();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut parts = dirs.each_ref().map(|dir| Part::open(dir.path()));
+    let mut writers = [0, 1].map(|number| writer(&place, number, 2));
+    let mut back_up = |epoch| {
+        let id = WholeId::new(Epoch(epoch));
+        for (part, writer) in parts.iter_mut().zip(&mut writers) {
+            part.seal(Epoch(epoch));
+            part.back_up(writer, id).unwrap();
+        }
+        id
+    };
+    for (first, gone) in [(1, false), (11, true)] {
+        for epoch in first..first + 4 {
+            back_up(epoch);
+        }
+        let newest = list(&place).backups.pop().unwrap().parts[1].1.id;
+        let record = Path::from(format!("a/prefix/part-0001-of-0002/log/{:016x}.json", newest.get()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        // The head, until something comes after it.
+        let last = back_up(first + 4);
+        runtime.block_on(async {
+            if gone {
+                inner.delete(&record).await.unwrap();
+            } else {
+                inner.put(&record, bytes::Bytes::from_static(b"{}").into()).await.unwrap();
+            }
+        });
+        let before = list(&place);
+        // What is damaged is none of those that are kept: older ones stay instead of it.
+        assert!(before.backups.len() == 2 && before.damaged.len() == 1, "{:?}", before.damaged);
+        let next = back_up(first + 5);
+        assert!(ids(&place).ends_with(&[last, next]) && ids(&place).len() == 3, "{:?}", ids(&place));
+        let made: Vec<_> = (first + 6..first + 10).map(&mut back_up).collect();
+        let there = list(&place);
+        assert!(there.damaged.is_empty() && there.backups.len() <= 3, "{:?}", there.damaged);
+        assert!(ids(&place).ends_with(&made[2..]));
+        check(&place);
+    }
+}
+
 /// Of all parts together no more requests are under way and no more bytes are moved in a second than of one.
 #[test]
 fn parts_that_are_restored_together_keep_to_the_limits_together() {
@@ -291,7 +336,7 @@ fn faults_of_every_kind_are_survived_by_a_whole() {
             let mut all = true;
             for (number, part) in (0..).zip(&mut parts) {
                 part.seal(epoch);
-                let store = seeded(seed * 100 + epoch.get() * 10 + u64::from(number), 25);
+                let store = seeded(seed * 100 + epoch.get() * 10 + u64::from(number), 15);
                 let store: Arc<dyn ObjectStore> = Faulty::new(&inner, store);
                 let outcome = part.back_up(&mut writer(&store, number, 2), id);
                 assert!(

@@ -209,4 +209,78 @@ fn what_cannot_be_restored_is_said_and_leaves_nothing() {
     let said = desk.fails(1, &["backups", "place", "--verify"]);
     assert!(said.contains("1 of 1 backups are damaged"), "{said}");
     assert!(!desk.path("new").exists());
+    // What is there is damaged and not missing: only a backup that sends all is whole.
+    let again = desk.json(&["backup", "place", "--state", "state", "--json"]);
+    assert_eq!(again["new"], false, "{again}");
+    let full = desk.json(&["backup", "place", "--state", "state", "--full", "--json"]);
+    assert!(full["new"] == true && full["bytes_sent"] == full["bytes"], "{full}");
+    desk.ok(&["restore", "place", "new"]);
+    assert_eq!(desk.ok(&["export", "--state", "new"]), desk.ok(&["export", "--state", "state"]));
+}
+
+/// Three backups of a job at `place`; their numbers.
+fn three_backups(desk: &Desk) -> [String; 3] {
+    [1_000, 2_000, 3_000].map(|count| {
+        desk.write("events.ndjson", &events(count, 50));
+        run(desk, "state", &["--cores", "1"]);
+        desk.json(&["backup", "place", "--state", "state", "--json"])["backup"].to_string()
+    })
+}
+
+/// No backup could be listed, while the error of the damaged one said that the list tells which are whole.
+#[test]
+fn a_damaged_record_is_listed_as_that_beside_the_others() {
+    let desk = Desk::new();
+    let [first, second, third] = three_backups(&desk);
+    let record = desk.path(&format!("place/log/{:016x}.json", second.parse::<u64>().unwrap()));
+    let mut bytes = fs::read(&record).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&record, bytes).unwrap();
+    for args in [&["backups", "place"][..], &["backups", "place", "--verify"]] {
+        let ran = desk.run(args);
+        assert!(
+            ran.code == Some(1) && ran.err.contains("1 of 3 backups are damaged"),
+            "{}{}",
+            ran.out,
+            ran.err
+        );
+        let lines: Vec<_> = ran.out.lines().filter(|line| line.contains("backup ")).collect();
+        let [_, damaged, newest] = lines[..] else { panic!("{}", ran.out) };
+        assert!(damaged.contains(&format!("backup {second}")), "{damaged}");
+        assert!(damaged.contains("checksum is wrong") && newest.contains("50 keys"), "{}", ran.out);
+    }
+    let told: serde_json::Value =
+        serde_json::from_str(&desk.run(&["backups", "place", "--json", "--verify"]).out).unwrap();
+    let numbers = |name: &str| -> Vec<String> {
+        told[name].as_array().unwrap().iter().map(|backup| backup["backup"].to_string()).collect()
+    };
+    assert_eq!(numbers("backups"), [first.clone(), third]);
+    assert_eq!(numbers("unreadable"), [second]);
+    assert_eq!(told["backups"][0]["verified"], "whole", "{told}");
+    // One that was fetched goes on too, and the newest is still what is restored.
+    desk.ok(&["restore", "place", "older.fetched", "--savepoint", "--backup", &first]);
+    desk.ok(&["restore", "place", "older", "--backup", &first]);
+    desk.ok(&["restore", "place", "newest"]);
+    assert_eq!(desk.ok(&["export", "--state", "newest"]), desk.ok(&["export", "--state", "state"]));
+}
+
+/// What somebody else put beside the backups made them unreadable, or hid them.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_else_is_beside_the_backups_hides_none() {
+    use std::os::unix::ffi::OsStrExt;
+    let desk = Desk::new();
+    three_backups(&desk);
+    fs::create_dir(desk.path("place/generation-old")).unwrap();
+    fs::write(desk.path("place/generation-old/letters.txt"), b"mine").unwrap();
+    let listed =
+        |desk: &Desk| desk.json(&["backups", "place", "--json"])["backups"].as_array().unwrap().len();
+    assert_eq!(listed(&desk), 3);
+    desk.ok(&["backup", "place", "--state", "state"]);
+    for name in [&b"not text \xff"[..], b"a bell \x07"] {
+        fs::write(desk.path("place").join(std::ffi::OsStr::from_bytes(name)), b"mine").unwrap();
+    }
+    assert_eq!(listed(&desk), 3);
+    desk.ok(&["restore", "place", "restored"]);
+    assert_eq!(desk.ok(&["export", "--state", "restored"]), desk.ok(&["export", "--state", "state"]));
 }

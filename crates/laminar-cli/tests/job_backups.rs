@@ -82,6 +82,27 @@ fn parts_are_restored_to_the_machines_that_there_are() {
     same_as_alone(dir);
 }
 
+/// A name that is no text, beside the backups, made them unreadable.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_else_is_beside_the_backups_of_a_job_hides_none() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = prepared(500);
+    let dir = dir.path();
+    run_to_end(dir, 2, 1, "--backup place");
+    fs::create_dir(dir.join("place/generation-old")).unwrap();
+    for name in [&b"not text \xff"[..], b"a bell \x07"] {
+        fs::write(dir.join("place").join(std::ffi::OsStr::from_bytes(name)), b"mine").unwrap();
+        let folder = dir.join("place/generation-00000001");
+        fs::write(folder.join(std::ffi::OsStr::from_bytes(name)), b"mine").unwrap();
+    }
+    let verified = succeeds(dir, "backups place --verify");
+    assert!(verified.contains("in 2 parts") && verified.contains("whole"), "{verified}");
+    fs::remove_dir_all(dir.join("together")).unwrap();
+    succeeds(dir, "restore place together");
+    same_as_alone(dir);
+}
+
 /// What the summary says of the backups is what there is.
 #[test]
 fn the_summary_says_how_far_the_backups_are_behind() {
@@ -103,7 +124,8 @@ fn the_summary_says_how_far_the_backups_are_behind() {
     let (done, again) = run("together", "--backup place");
     assert!(done && again == backups, "{backups} {again}");
     assert_eq!(run("plain", ""), (true, serde_json::Value::Null));
-    // The place is another job's: every epoch of this run is behind.
+    // The place is another job's: every epoch of this run is behind. (A job that has nothing yet does not begin there.)
+    run("other", "");
     let (done, behind) = run("other", "--backup place");
     assert!(!done && behind["epoch"].is_null() && behind["epochs_behind"].as_u64() >= Some(1), "{behind}");
     assert!(
@@ -145,6 +167,9 @@ fn what_cannot_be_done_with_backups_of_jobs_is_said() {
     assert!(!dir.join("new").exists() && !dir.join("new.fetched").exists());
     // Another job's backups are not written over; the job is done all the same.
     let other = format!("{JOB} --state other --workers 2 --backup place --quiet");
+    // One that has nothing may be the very job whose backups these are.
+    refused(&other, "its state is lost");
+    succeeds(dir, &other.replace("--backup place ", ""));
     refused(&other, "done and durable, but its last backup is not made");
     refused(&other, "--take-over");
     succeeds(dir, "export --state other --output other.ndjson");

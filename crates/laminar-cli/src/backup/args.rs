@@ -8,6 +8,7 @@ const BACKUP_HELP: &str = "\
 Examples:
   laminar backup s3://bucket/totals --state ./totals
   laminar backup /mnt/elsewhere/totals --state ./totals --keep 10
+  laminar backup s3://bucket/totals --state ./totals --full
 
 A URL is s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///DIR, or a path. Credentials come from the
 environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT for other stores than Amazon's, and so on.
@@ -76,6 +77,9 @@ pub struct BackupArgs {
     /// Take over the backups of another state, which this one goes on in place of
     #[arg(long)]
     pub take_over: bool,
+    /// Send everything, also what is there already: after damage this makes a backup that is whole
+    #[arg(long)]
+    pub full: bool,
     #[command(flatten)]
     pub transfer: TransferArgs,
 }

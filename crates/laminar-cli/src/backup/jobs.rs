@@ -3,32 +3,43 @@
 use std::io::Write;
 
 use indicatif::{HumanBytes, HumanCount};
-use laminar_storage::backup::{BackupError, BackupOptions, BackupTarget, verify_backup};
+use laminar_storage::backup::{BackupOptions, BackupTarget, verify_backup};
 use laminar_timely::{JobBackup, JobBackups, list_job_backups, restore_job};
 use serde_json::{Value, json};
 
 use super::args::{BackupsArgs, RestoreArgs};
-use super::{bar, of_library, print};
+use super::{State, bar, of_library, print};
 use crate::error::{CliError, Result};
 use crate::job::Job;
 use crate::savepoint::next_step;
 use crate::summary::table;
 
-/// Whether the backups at a place are those of such a job.
+/// Whether the backups at a place are those of such a job. Where there are those of one store nobody looks any further: other
+/// things that are beside them, whatever their names, concern nobody.
 pub fn are_of_job(target: &BackupTarget, options: &BackupOptions) -> Result<bool> {
-    Ok(target.folders(options)?.iter().any(|folder| folder.starts_with("generation-")))
+    Ok(!target.has_log(options)? && has_generation(target, options)?)
+}
+
+/// Whether there are backups of some size of such a job.
+fn has_generation(target: &BackupTarget, options: &BackupOptions) -> Result<bool> {
+    Ok(target.folders(options)?.iter().any(|folder| is_generation(folder)))
+}
+
+/// Whether a folder has the name that the backups of a size of a job are below: `generation-00000001`.
+fn is_generation(folder: &str) -> bool {
+    let number = folder.strip_prefix("generation-").and_then(|digits| digits.parse::<u32>().ok());
+    number.is_some_and(|number| folder == format!("generation-{number:08}"))
 }
 
 /// Refuses to put the backups of one kind of job beside those of the other: one of them would not be seen.
 pub fn check_kind(target: &BackupTarget, options: &BackupOptions, on_workers: bool) -> Result<()> {
-    let looked = target.folders(options);
-    // What cannot be seen now is found out when backups are made.
-    let Ok(folders) = looked else { return Ok(()) };
-    let other = if on_workers {
-        folders.iter().any(|folder| folder == "log")
+    let looked = if on_workers {
+        target.has_log(options).map_err(Into::into)
     } else {
-        folders.iter().any(|folder| folder.starts_with("generation-"))
+        has_generation(target, options)
     };
+    // What cannot be seen now is found out when backups are made.
+    let Ok(other) = looked else { return Ok(()) };
     if !other {
         return Ok(());
     }
@@ -93,8 +104,8 @@ pub fn backups(
     let (mut shown, mut damaged) = (Vec::new(), 0);
     for backup in &listed {
         let state = if args.verify { Some(verified(backup, args, options)?) } else { None };
-        damaged += usize::from(state.as_ref().is_some_and(|state| state != WHOLE));
-        shown.push((backup, state));
+        damaged += usize::from(matches!(state, Some(State::Damaged(_))));
+        shown.push((backup, state.map(State::text)));
     }
     let text = if args.transfer.json { as_json(&shown) } else { as_text(&shown, target) };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
@@ -108,19 +119,15 @@ pub fn backups(
         .remedy("Restore one that is whole, or make a new one."))
 }
 
-/// What is said of a backup that was read and is in order.
-const WHOLE: &str = "whole";
-
 /// Reads every byte of every part.
-fn verified(backup: &JobBackup, args: &BackupsArgs, options: &BackupOptions) -> Result<String> {
+fn verified(backup: &JobBackup, args: &BackupsArgs, options: &BackupOptions) -> Result<State> {
     for (place, info) in &backup.parts {
-        match verify_backup(place, Some(info.id), options, bar(&args.transfer)) {
-            Ok(_) => {}
-            Err(error @ BackupError::Corruption(_)) => return Ok(of_library(error).to_string()),
-            Err(error) => return Err(error.into()),
+        match State::of(verify_backup(place, Some(info.id), options, bar(&args.transfer)))? {
+            State::Whole => {}
+            other => return Ok(other),
         }
     }
-    Ok(WHOLE.to_owned())
+    Ok(State::Whole)
 }
 
 fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {

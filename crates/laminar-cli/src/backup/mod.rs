@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use laminar_storage::backup::{
-    BackupError, BackupInfo, BackupOptions, BackupTarget, TransferProgress, list_backups, restore as fetch,
-    verify_backup,
+    BackupCatalog, BackupError, BackupInfo, BackupOptions, BackupTarget, TransferProgress, read_catalog,
+    restore as fetch, verify_backup,
 };
+use laminar_storage::ids::BackupId;
 use laminar_storage::incremental::read_manifest;
 use laminar_storage::vfs::OsVfs;
 use laminar_storage::{Opened, Store};
@@ -50,7 +51,7 @@ pub fn backup(args: &BackupArgs, out: &mut dyn Write) -> Result<()> {
         "Run the job with `--backup URL` in each of its processes, also when it is done: it is backed up at its end.",
     )?;
     let parts = Parts::of(&args.state)?;
-    let options = options(&args.transfer).keep(args.keep).take_over(args.take_over);
+    let options = options(&args.transfer).keep(args.keep).take_over(args.take_over).send_all(args.full);
     options.validate()?;
     let target = BackupTarget::create(&args.url)?;
     jobs::check_kind(&target, &options, false)?;
@@ -165,7 +166,13 @@ fn beside(state: &Path) -> Result<PathBuf> {
 /// What an earlier try fetched must be what is asked for now.
 fn check_same(fetched: &Path, target: &BackupTarget, id: Option<u64>, options: &BackupOptions) -> Result<()> {
     let there = read_manifest(&OsVfs::new(), fetched).map_err(of_library)?;
-    let backups = list_backups(target, options)?;
+    let BackupCatalog { backups, damaged, .. } = read_catalog(target, options)?;
+    // Nor is an older one what is asked for when the newest is damaged.
+    let newest = backups.last().map(|backup| backup.id);
+    let asked = |damaged: BackupId| id.map_or(Some(damaged) > newest, |id| damaged.get() == id);
+    if let Some((_, damage)) = damaged.into_iter().find(|(damaged, _)| asked(*damaged)) {
+        return Err(damage.into());
+    }
     let wanted = backups.iter().rev().find(|backup| id.is_none_or(|id| backup.id.get() == id));
     let same = |backup: &BackupInfo| {
         (backup.checkpoint.get(), backup.epoch.get(), backup.made_ms, backup.keys)
@@ -185,33 +192,63 @@ pub fn backups(args: &BackupsArgs, out: &mut dyn Write) -> Result<()> {
     if jobs::are_of_job(&target, &options)? {
         return jobs::backups(args, &target, &options, out);
     }
-    let listed = list_backups(&target, &options)?;
-    let mut damaged = 0;
+    let BackupCatalog { backups: listed, damaged: unreadable, .. } = read_catalog(&target, &options)?;
+    let mut damaged = unreadable.len();
     let mut told = Vec::new();
     for backup in &listed {
-        let verified =
-            args.verify.then(|| verify_backup(&target, Some(backup.id), &options, bar(&args.transfer)));
-        let state = match verified {
-            None => None,
-            Some(Ok(_)) => Some("whole".to_owned()),
-            Some(Err(error @ BackupError::Corruption(_))) => {
-                damaged += 1;
-                Some(of_library(error).to_string())
-            }
-            Some(Err(error)) => return Err(error.into()),
+        let state = if args.verify {
+            Some(State::of(verify_backup(&target, Some(backup.id), &options, bar(&args.transfer)))?)
+        } else {
+            None
         };
-        told.push((backup, state));
+        damaged += usize::from(matches!(state, Some(State::Damaged(_))));
+        told.push((backup, state.map(State::text)));
     }
-    let text = if args.transfer.json { listed_json(&told) } else { listed_text(&told, &target) };
+    let of = listed.len() + unreadable.len();
+    let unreadable: Vec<_> =
+        unreadable.into_iter().map(|(id, error)| (id, of_library(error).to_string())).collect();
+    let text = if args.transfer.json {
+        listed_json(&told, &unreadable)
+    } else {
+        listed_text(&told, &unreadable, &target)
+    };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
     if damaged == 0 {
         return Ok(());
     }
-    Err(CliError::failure(format!("{damaged} of {} backups are damaged", listed.len()))
+    Err(CliError::failure(format!("{damaged} of {of} backups are damaged"))
         .remedy("Restore one that is whole, or make a new one."))
 }
 
-fn listed_json(told: &[(&BackupInfo, Option<String>)]) -> String {
+/// What was found when a backup was read.
+enum State {
+    Whole,
+    Damaged(String),
+    /// Newer ones took its place meanwhile.
+    Removed,
+}
+
+impl State {
+    /// What reading it gave; an error that says nothing about the backup is one.
+    fn of(verified: std::result::Result<BackupInfo, BackupError>) -> Result<Self> {
+        match verified {
+            Ok(_) => Ok(Self::Whole),
+            Err(error @ BackupError::Corruption(_)) => Ok(Self::Damaged(of_library(error).to_string())),
+            Err(BackupError::NotFound(_)) => Ok(Self::Removed),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Whole => "whole".to_owned(),
+            Self::Damaged(error) => error,
+            Self::Removed => "removed meanwhile".to_owned(),
+        }
+    }
+}
+
+fn listed_json(told: &[(&BackupInfo, Option<String>)], unreadable: &[(BackupId, String)]) -> String {
     let backups: Vec<Value> = told
         .iter()
         .map(|(backup, state)| {
@@ -227,14 +264,20 @@ fn listed_json(told: &[(&BackupInfo, Option<String>)]) -> String {
             })
         })
         .collect();
-    format!("{}\n", json!({ "backups": backups }))
+    let unreadable: Vec<Value> =
+        unreadable.iter().map(|(id, error)| json!({ "backup": id.get(), "error": error })).collect();
+    format!("{}\n", json!({ "backups": backups, "unreadable": unreadable }))
 }
 
-fn listed_text(told: &[(&BackupInfo, Option<String>)], target: &BackupTarget) -> String {
-    if told.is_empty() {
+fn listed_text(
+    told: &[(&BackupInfo, Option<String>)],
+    unreadable: &[(BackupId, String)],
+    target: &BackupTarget,
+) -> String {
+    if told.is_empty() && unreadable.is_empty() {
         return format!("no backups at {target}\n");
     }
-    let rows: Vec<(String, String)> = told
+    let mut rows: Vec<(BackupId, String)> = told
         .iter()
         .map(|(backup, state)| {
             let made = std::time::UNIX_EPOCH + std::time::Duration::from_millis(backup.made_ms);
@@ -242,9 +285,12 @@ fn listed_text(told: &[(&BackupInfo, Option<String>)], target: &BackupTarget) ->
             let state = state.as_ref().map(|state| format!(", {state}")).unwrap_or_default();
             let (keys, bytes) = (HumanCount(backup.keys), HumanBytes(backup.bytes));
             let text = format!("epoch {}, {keys} keys, {bytes}, of {made}{state}", backup.epoch);
-            (format!("backup {}", backup.id), text)
+            (backup.id, text)
         })
+        .chain(unreadable.iter().cloned())
         .collect();
+    rows.sort_by_key(|(id, _)| *id);
+    let rows: Vec<_> = rows.into_iter().map(|(id, text)| (format!("backup {id}"), text)).collect();
     let rows: Vec<(&str, String)> = rows.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
     format!("{}\n", table(&rows))
 }
@@ -277,5 +323,21 @@ struct Cleared(ProgressBar);
 impl Drop for Cleared {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use laminar_storage::error::Detail;
+
+    /// Beside a running job it was told as damage, or ended the command.
+    #[test]
+    fn a_backup_that_is_removed_while_it_is_read_is_not_damaged() {
+        let state =
+            |error: fn(Box<Detail>) -> BackupError| State::of(Err(error(Box::new(Detail::new("why")))));
+        assert_eq!(state(BackupError::NotFound).unwrap().text(), "removed meanwhile");
+        assert!(matches!(state(BackupError::Corruption), Ok(State::Damaged(why)) if why.contains("why")));
+        assert!(state(BackupError::Unreachable).is_err());
     }
 }

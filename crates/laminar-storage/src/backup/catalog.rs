@@ -71,14 +71,37 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// All backups that count at a place, oldest first; none where there never was any. Nothing is changed.
+/// What [`read_catalog`] finds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct BackupCatalog {
+    /// The backups that count and whose records can be read, oldest first.
+    pub backups: Vec<BackupInfo>,
+    /// Those whose records are damaged or missing, oldest first, and what is wrong with each.
+    pub damaged: Vec<(BackupId, BackupError)>,
+}
+
+/// All backups that count at a place; none where there never was any. A damaged record of one keeps nobody from the others.
+/// Nothing is changed. Files are not looked at, which [`verify_backup`] does.
 ///
 /// # Errors
-/// `Unreachable`, `Refused`; `Corruption` when the newest record, or that of a backup, is damaged.
-pub fn list_backups(target: &BackupTarget, options: &BackupOptions) -> Result<Vec<BackupInfo>> {
+/// `Unreachable`, `Refused`; `Corruption` when the newest record is damaged, which says what counts.
+pub fn read_catalog(target: &BackupTarget, options: &BackupOptions) -> Result<BackupCatalog> {
     let remote = Remote::new(target, options)?;
-    let records = remote.run(read_all(&remote))?;
-    records.iter().map(describe).collect()
+    let Records { whole, damaged } = remote.run(read_all(&remote))?;
+    Ok(BackupCatalog { backups: whole.into_iter().map(|(info, _)| info).collect(), damaged })
+}
+
+/// As [`read_catalog`], only the backups whose records can be read; the log of the program (`tracing`) has the others.
+///
+/// # Errors
+/// As [`read_catalog`].
+pub fn list_backups(target: &BackupTarget, options: &BackupOptions) -> Result<Vec<BackupInfo>> {
+    let BackupCatalog { backups, damaged } = read_catalog(target, options)?;
+    for (backup, error) in damaged {
+        tracing::warn!(%backup, %error, "the record of a backup is damaged; it is not listed");
+    }
+    Ok(backups)
 }
 
 /// The backups of a part that can be read, oldest first, and which backup of the whole each is of; what cannot be read goes to
@@ -89,31 +112,18 @@ pub(super) fn list_part(
     damaged: &mut Vec<BackupError>,
 ) -> Result<Vec<(BackupInfo, WholeId)>> {
     let remote = Remote::new(target, options)?;
-    let mut found = Vec::new();
-    let mut note = |error| match error {
-        damage @ BackupError::Corruption(_) => {
+    match remote.run(read_all(&remote)) {
+        Ok(found) => {
+            damaged.extend(found.damaged.into_iter().map(|(_, error)| error));
+            let whole = found.whole.into_iter();
+            Ok(whole.filter_map(|(info, record)| Some((info, WholeId::of_record(&record)?))).collect())
+        }
+        Err(damage @ BackupError::Corruption(_)) => {
             damaged.push(damage);
-            Ok(())
+            Ok(Vec::new())
         }
-        error => Err(error),
-    };
-    let head = match remote.run(read_head(&remote)) {
-        Ok(Some(head)) => head,
-        Ok(None) => return Ok(found),
-        Err(error) => return note(error).map(|()| found),
-    };
-    for id in head.retained {
-        let read = remote.run(read_record(&remote, id)).and_then(|record| {
-            let Some(record) = record else { return Err(missing(&remote, id)) };
-            Ok((describe(&record)?, WholeId::of_record(&record)))
-        });
-        match read {
-            Ok((info, Some(id))) => found.push((info, id)),
-            Ok((_, None)) => {}
-            Err(error) => note(error)?,
-        }
+        Err(error) => Err(error),
     }
-    Ok(found)
 }
 
 fn missing(remote: &Remote, id: BackupId) -> BackupError {
@@ -121,11 +131,33 @@ fn missing(remote: &Remote, id: BackupId) -> BackupError {
     BackupError::corruption(what, &remote.name_of(LOG, &record_name(id)))
 }
 
-/// Reads every byte of a backup and compares it with its checksums; none: of the newest one.
+/// What it means that something of a backup is missing or damaged, which was read while others may be made: when it does not
+/// count any more it was removed, as it should be.
+pub(super) async fn unless_removed(remote: &Remote, id: BackupId, error: BackupError) -> BackupError {
+    if !matches!(error, BackupError::Corruption(_)) {
+        return error;
+    }
+    match read_head(remote).await {
+        Ok(Some(head)) if head.retained.contains(&id) => error,
+        Ok(_) => {
+            let detail =
+                Detail::new(format!("backup {id} was removed while it was read")).at_path(remote.url());
+            let remedy = "Take the newest one. If that is removed again before all of it is read, have more of them kept \
+                          (`--keep`, `--backup-keep`, BackupOptions::keep): as many as are made in the time that it takes.";
+            BackupError::NotFound(Box::new(detail.remedy(remedy)))
+        }
+        // Which ones count nobody can say.
+        Err(BackupError::Corruption(_)) => error,
+        Err(unknown) => unknown,
+    }
+}
+
+/// Reads every byte of a backup and compares it with its checksums; none: of the newest one, and when that is removed
+/// meanwhile, because newer ones were made, of the newest one then.
 ///
 /// # Errors
-/// `Corruption` naming the object that is missing or damaged; `NotFound` when there is no such backup; `Unreachable`,
-/// `Refused`.
+/// `Corruption` naming the object that is missing or damaged; `NotFound` when there is no such backup, or none any more, as
+/// newer ones took its place while it was read; `Unreachable`, `Refused`.
 pub fn verify_backup(
     target: &BackupTarget,
     id: Option<BackupId>,
@@ -134,14 +166,33 @@ pub fn verify_backup(
 ) -> Result<BackupInfo> {
     let remote = Remote::new(target, options)?;
     remote.run(async {
-        let record = choose(&remote, id).await?;
-        let objects = record.backup.as_ref().map_or(&[][..], |contents| &contents.objects);
-        let meter = Meter::new(objects.iter().map(|object| object.len).sum(), &mut on_progress);
-        for object in objects {
-            verify_object(&remote, object, &meter).await?;
+        let mut attempt = 1;
+        loop {
+            let record = choose(&remote, id).await?;
+            match verify_objects(&remote, &record, &mut on_progress).await {
+                // The newest is another one by now.
+                Err(BackupError::NotFound(_)) if id.is_none() && attempt < remote.options.attempts => {
+                    attempt += 1
+                }
+                done => return done.and_then(|()| describe(&record)),
+            }
         }
-        describe(&record)
     })
+}
+
+async fn verify_objects(
+    remote: &Remote,
+    record: &Record,
+    on_progress: &mut (dyn FnMut(TransferProgress) + Send),
+) -> Result<()> {
+    let objects = record.backup.as_ref().map_or(&[][..], |contents| &contents.objects);
+    let meter = Meter::new(objects.iter().map(|object| object.len).sum(), on_progress);
+    for object in objects {
+        if let Err(error) = verify_object(remote, object, &meter).await {
+            return Err(unless_removed(remote, record.id, error).await);
+        }
+    }
+    Ok(())
 }
 
 async fn verify_object(remote: &Remote, object: &Object, meter: &Meter<'_>) -> Result<()> {
@@ -179,25 +230,41 @@ pub(super) async fn read_chunk(remote: &Remote, object: &Object, chunk: usize) -
     }
 }
 
+/// The records of the backups that count.
+struct Records {
+    whole: Vec<(BackupInfo, Record)>,
+    damaged: Vec<(BackupId, BackupError)>,
+}
+
 /// The records of all backups that count.
-async fn read_all(remote: &Remote) -> Result<Vec<Record>> {
-    let mut attempt = 0;
-    'again: loop {
-        let Some(head) = read_head(remote).await? else { return Ok(Vec::new()) };
-        let mut records = Vec::with_capacity(head.retained.len());
-        for id in &head.retained {
-            match read_record(remote, *id).await? {
-                Some(record) => records.push(record),
-                // Removed while we read: the head says which count now.
-                None if attempt + 1 < remote.options.attempts => {
-                    remote.pause(attempt).await;
-                    attempt += 1;
-                    continue 'again;
-                }
-                None => return Err(missing(remote, *id)),
+async fn read_all(remote: &Remote) -> Result<Records> {
+    let mut head = read_head(remote).await?;
+    let mut attempt = 1;
+    loop {
+        let mut found = Records { whole: Vec::new(), damaged: Vec::new() };
+        let mut gone = Vec::new();
+        for id in head.iter().flat_map(|head| &head.retained) {
+            let read = read_record(remote, *id).await;
+            match read.and_then(|record| record.map(|record| Ok((describe(&record)?, record))).transpose()) {
+                Ok(Some(record)) => found.whole.push(record),
+                Ok(None) => gone.push(*id),
+                Err(error @ BackupError::Corruption(_)) => found.damaged.push((*id, error)),
+                Err(error) => return Err(error),
             }
         }
-        return Ok(records);
+        if gone.is_empty() {
+            return Ok(found);
+        }
+        // Damage, or removed while we read: the head says which count now.
+        head = read_head(remote).await?;
+        let counts = |id: &BackupId| head.as_ref().is_some_and(|head| head.retained.contains(id));
+        if gone.iter().all(counts) || attempt >= remote.options.attempts {
+            let missing = gone.into_iter().filter(counts).map(|id| (id, missing(remote, id)));
+            found.damaged.extend(missing);
+            found.damaged.sort_by_key(|(id, _)| *id);
+            return Ok(found);
+        }
+        attempt += 1;
     }
 }
 
@@ -229,7 +296,7 @@ pub(super) async fn choose(remote: &Remote, id: Option<BackupId>) -> Result<Reco
     };
     match read_record(remote, chosen).await? {
         Some(record) => Ok(record),
-        None => Err(missing(remote, chosen)),
+        None => Err(unless_removed(remote, chosen, missing(remote, chosen)).await),
     }
 }
 

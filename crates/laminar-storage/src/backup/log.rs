@@ -18,11 +18,13 @@
 //!
 //! What a zombie, a writer that was fenced and does not know it yet, does to files is the part of [`super::sweep`].
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use super::error::{BackupError, Result};
 use super::names::{LOG, parse_record_name, record_name};
-use super::record::{BackupOwner, Contents, Keep, Nonce, Record, WriterId};
+use super::record::{BackupOwner, Contents, Keep, Nonce, ObjectId, Record, WriterId};
 use super::remote::{Put, Remote};
 use crate::error::Detail;
 use crate::format::manifest::MAX_MANIFEST_LEN;
@@ -36,8 +38,10 @@ pub(super) const SLOTS_KEPT: u64 = 32;
 const MOST_BYTES: u64 = 4 * MAX_MANIFEST_LEN;
 
 /// An object that says what this is.
-const FORMAT_NAME: &str = "laminar-backups";
+pub(super) const FORMAT_NAME: &str = "laminar-backups";
 const FORMAT: &[u8] = b"Backups of laminar-storage, version 1. See docs/BACKUP.md there.\n";
+/// Bytes of it at most, in whatever version.
+const MOST_FORMAT: u64 = 4096;
 
 /// What became of appending a record.
 enum Appended {
@@ -55,6 +59,13 @@ pub(super) struct Session {
     pub(super) term: BackupId,
     /// The last record that it knows.
     pub(super) head: Record,
+    /// A record behind the head was given up, and may come to stand there yet.
+    given_up: bool,
+    /// The objects of such records. They count as needed, because such a record counts when it comes: until another stands at
+    /// that number, which only one ever has.
+    late: HashSet<ObjectId>,
+    /// In a directory: the record of the head may not be on the disk, as its put failed and it is there.
+    unproved: bool,
 }
 
 /// The record of this number; none when there is none.
@@ -99,7 +110,12 @@ pub(super) async fn read_head(remote: &Remote) -> Result<Option<Record>> {
 
 /// Appends a record at its number.
 async fn append(remote: &Remote, record: &Record) -> Result<Appended> {
-    let (name, bytes) = (record_name(record.id), record.encode()?.into());
+    let (name, bytes) = (record_name(record.id), Bytes::from(record.encode()?));
+    check_len(bytes.len() as u64, &remote.name_of(LOG, &name))?;
+    // All that it refers to, before it can be found.
+    if let Some(directory) = remote.directory() {
+        directory.sync_all()?;
+    }
     for attempt in 0..remote.options.attempts {
         if remote.put_new(LOG, &name, &bytes).await? == Put::Done {
             return Ok(Appended::Own(Box::new(record.clone())));
@@ -111,6 +127,15 @@ async fn append(remote: &Remote, record: &Record) -> Result<Appended> {
         }
     }
     Err(remote.contradicts(LOG, &name))
+}
+
+/// A record that nobody could read would end the log: nothing could be put behind it.
+fn check_len(len: u64, object: &str) -> Result<()> {
+    if len <= MOST_BYTES {
+        return Ok(());
+    }
+    let what = format!("the record would have {len} bytes, {MOST_BYTES} can be read");
+    Err(BackupError::invalid(what, object, "Set a larger chunk_bytes; nothing that is there was changed."))
 }
 
 impl Session {
@@ -130,7 +155,8 @@ impl Session {
             let Appended::Own(head) = append(remote, &claim).await? else { continue };
             // With a lost reply and a long pause before the next attempt it can be one of the past.
             if read_head(remote).await?.is_some_and(|newest| newest == *head) {
-                return Ok(Self { me, term: id, head: *head });
+                let (given_up, late, unproved) = (false, HashSet::new(), false);
+                return Ok(Self { me, term: id, head: *head, given_up, late, unproved });
             }
         }
     }
@@ -141,17 +167,25 @@ impl Session {
             // Were everything removed and begun anew by somebody else, this record would stand above theirs.
             self.confirm(remote).await?;
             let record = Record::backup(&self.head, self.term, contents.clone(), keep);
-            match append(remote, &record).await? {
+            let appended = match append(remote, &record).await {
+                Ok(appended) => appended,
+                Err(error) => {
+                    self.give_up(remote, &contents);
+                    return Err(error);
+                }
+            };
+            match appended {
                 Appended::Own(own) => {
                     self.confirm(remote).await?;
                     let done = *own == record;
-                    self.head = *own;
+                    self.advance(*own);
                     if done {
+                        self.unproved = false;
                         return Ok(());
                     }
                     // An earlier one arrived after all; this one goes behind it.
                 }
-                Appended::Taken(other) if sabotaged(Sabotage::FencedGoesOn) => self.head = *other,
+                Appended::Taken(other) if sabotaged(Sabotage::FencedGoesOn) => self.advance(*other),
                 Appended::Taken(other) => return Err(fenced(remote, self.me, Some(&other))),
             }
         }
@@ -164,13 +198,37 @@ impl Session {
                 return Err(fenced(remote, self.me, Some(&next)));
             }
             // Its reply was lost.
-            self.head = next;
+            self.advance(next);
         }
         self.confirm(remote).await
     }
 
+    /// Whether a record has to be put although the head says all there is to say: what counts is not settled otherwise.
+    pub(super) fn must_publish(&self) -> bool {
+        self.given_up || self.unproved
+    }
+
+    /// The objects of records that were given up, and that may count later.
+    pub(super) fn late(&self) -> &HashSet<ObjectId> {
+        &self.late
+    }
+
+    /// The put of a record failed: it stands behind the head, or may come to stand there.
+    fn give_up(&mut self, remote: &Remote, contents: &Contents) {
+        self.given_up = true;
+        self.late.extend(contents.objects.iter().map(|object| object.id));
+        self.unproved |= remote.directory().is_some();
+    }
+
+    /// A record stands behind the head, so that no other ever will.
+    fn advance(&mut self, to: Record) {
+        self.head = to;
+        self.given_up = false;
+        self.late.clear();
+    }
+
     /// Looks whether the writer's claim is still there: see point 5 of the protocol.
-    async fn confirm(&self, remote: &Remote) -> Result<()> {
+    pub(super) async fn confirm(&self, remote: &Remote) -> Result<()> {
         match read_record(remote, self.term).await? {
             Some(claim) if claim.writer == self.me => Ok(()),
             other => Err(fenced(remote, self.me, other.as_ref())),
@@ -180,16 +238,15 @@ impl Session {
 
 fn check_owner(remote: &Remote, owner: BackupOwner, head: &Record) -> Result<()> {
     let theirs = head.writer.owner;
+    if remote.options.take_over {
+        return Ok(());
+    }
     if theirs.store_id == owner.store_id {
-        let outlived = theirs.incarnation > owner.incarnation;
-        return if outlived {
-            Err(fenced(remote, WriterId { owner, nonce: head.writer.nonce }, Some(head)))
+        return if theirs.incarnation > owner.incarnation {
+            Err(outlived(remote, owner, theirs))
         } else {
             Ok(())
         };
-    }
-    if remote.options.take_over {
-        return Ok(());
     }
     let what = format!(
         "the backups here are those of store {:016x}, and this is store {:016x}",
@@ -202,19 +259,54 @@ fn check_owner(remote: &Remote, owner: BackupOwner, head: &Record) -> Result<()>
 }
 
 /// All of this rests on the store's refusing to put what is there. One that does not is found out with an object that
-/// always has the same bytes.
+/// always has the same bytes; other bytes are those of another version.
 async fn check_conditions(remote: &Remote) -> Result<()> {
     let bytes = Bytes::from_static(FORMAT);
-    for _ in 0..2 {
-        if remote.put_new("", FORMAT_NAME, &bytes).await? == Put::Exists {
-            return Ok(());
+    let refused = |what: &'static str, remedy: &'static str| {
+        BackupError::Refused(Box::new(
+            Detail::new(what).at_path(remote.name_of("", FORMAT_NAME)).remedy(remedy),
+        ))
+    };
+    let mut puts = 0;
+    // The first puts it, where it is not there, and the second finds it.
+    for attempt in 0..remote.options.attempts.saturating_add(1) {
+        if remote.put_new("", FORMAT_NAME, &bytes).await? == Put::Done {
+            puts += 1;
+            if puts > 1 {
+                return Err(refused(
+                    "the object store puts an object over one that is there, although it was told not to",
+                    "Use one that honours `If-None-Match: *` (conditional puts): without that, two writers could mix their backups.",
+                ));
+            }
+            continue;
+        }
+        match remote.get("", FORMAT_NAME, MOST_FORMAT).await? {
+            Some(found) if found == bytes => return Ok(()),
+            Some(_) => {
+                return Err(refused(
+                    "this says that the backups here are of another version, or that these are none",
+                    "Use the version of laminar-storage that began this place, or another URL.",
+                ));
+            }
+            None => remote.pause(attempt).await,
         }
     }
-    let what = "the object store puts an object over one that is there, although it was told not to";
-    let remedy = "Use one that honours `If-None-Match: *` (conditional puts): without that, two writers could mix their backups.";
-    Err(BackupError::Refused(Box::new(
-        Detail::new(what).at_path(remote.name_of("", FORMAT_NAME)).remedy(remedy),
-    )))
+    Err(remote.contradicts("", FORMAT_NAME))
+}
+
+/// This opening is an earlier one than that which has the place.
+fn outlived(remote: &Remote, me: BackupOwner, by: BackupOwner) -> BackupError {
+    let remedy = "If that is meant, end this one. If this store was put back from an image of its disk and is to go on, take over: \
+                  `--take-over`, BackupOptions::take_over. Otherwise find out which program has a copy of the store's directory \
+                  open and end it, then open this store again.";
+    BackupError::Fenced(Box::new(Detail::new(later_opening(me, by)).at_path(remote.url()).remedy(remedy)))
+}
+
+fn later_opening(me: BackupOwner, by: BackupOwner) -> String {
+    format!(
+        "a later opening of this store (incarnation {}, this one is {}) makes the backups now",
+        by.incarnation, me.incarnation
+    )
 }
 
 fn fenced(remote: &Remote, me: WriterId, by: Option<&Record>) -> BackupError {
@@ -224,13 +316,26 @@ fn fenced(remote: &Remote, me: WriterId, by: Option<&Record>) -> BackupError {
         Some(owner) if owner.store_id != me.owner.store_id => {
             format!("store {:016x} has taken over the backups here", owner.store_id.get())
         }
-        Some(owner) if owner.incarnation != me.owner.incarnation => format!(
-            "a later opening of this store (incarnation {}, this one is {}) makes the backups now",
-            owner.incarnation, me.owner.incarnation
-        ),
+        Some(owner) if owner.incarnation > me.owner.incarnation => later_opening(me.owner, owner),
         _ => "another writer of this store makes the backups now".to_owned(),
     };
     let remedy = "If that is meant, end this one. Otherwise find out which program has a copy of the store's directory \
                   open and end it, then open this store again.";
     BackupError::Fenced(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy)))
+}
+
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
+    use super::*;
+
+    /// One was put, and from then on no backup could be listed, restored or made.
+    #[test]
+    fn no_record_is_put_that_is_too_long_to_be_read() {
+        check_len(MOST_BYTES, "log/1").unwrap();
+        let error = check_len(MOST_BYTES + 1, "log/1").unwrap_err();
+        assert!(matches!(error, BackupError::InvalidInput(_)) && error.is_final(), "{error}");
+        assert!(error.to_string().contains("chunk_bytes"), "{error}");
+    }
 }

@@ -27,6 +27,7 @@
 //! `docs/BACKUP.md` in the repository has the arguments for 1 to 3, and what is guaranteed when bucket or network fail.
 
 mod catalog;
+mod directory;
 mod error;
 mod log;
 mod names;
@@ -44,7 +45,7 @@ mod whole;
 pub(crate) mod worker;
 mod writer;
 
-pub use catalog::{BackupInfo, TransferProgress, list_backups, verify_backup};
+pub use catalog::{BackupCatalog, BackupInfo, TransferProgress, list_backups, read_catalog, verify_backup};
 pub use error::BackupError;
 pub use options::BackupOptions;
 pub use record::BackupOwner;

@@ -18,7 +18,7 @@ pub(super) const LOG: &str = "log";
 pub(super) const FILES: &str = "files";
 
 /// The number of a chunk within its object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct ChunkNumber(pub(super) u32);
 
 /// The file name of a record.

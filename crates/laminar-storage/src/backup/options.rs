@@ -23,8 +23,14 @@ pub struct BackupOptions {
     pub first_pause: Duration,
     /// Reads every object back after it was put. Default false: a store that confirms a put is believed.
     pub read_back: bool,
-    /// Takes over the backups of another store that are at this place. Default false.
+    /// Takes over the backups of another store that are at this place, or of a later opening of this one, when this one was
+    /// put back from an image of its disk. Default false. To be set once: whoever always sets it takes the place from whoever
+    /// took it over rightly.
     pub take_over: bool,
+    /// Sends every file once in an opening of the store, also what earlier openings sent; what this opening sent is not sent
+    /// again. Default false: files that are there are taken as they are, unless they are listed as missing or of another length.
+    /// After damage this makes a backup that is whole.
+    pub send_all: bool,
 }
 
 impl Default for BackupOptions {
@@ -38,6 +44,7 @@ impl Default for BackupOptions {
             first_pause: Duration::from_millis(250),
             read_back: false,
             take_over: false,
+            send_all: false,
         }
     }
 }
@@ -95,6 +102,13 @@ impl BackupOptions {
     #[must_use]
     pub fn take_over(mut self, yes: bool) -> Self {
         self.take_over = yes;
+        self
+    }
+
+    /// Sets [`Self::send_all`].
+    #[must_use]
+    pub fn send_all(mut self, yes: bool) -> Self {
+        self.send_all = yes;
         self
     }
 

@@ -3,6 +3,7 @@
 //! A request whose reply is lost may have been carried out, or may be carried out later. What is done here is the same
 //! when it is done twice: objects are only put where there is none, with a name that always means the same bytes.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
+use super::directory::Directory;
 use super::error::{BackupError, Result};
 use super::names::place;
 use super::options::BackupOptions;
@@ -47,6 +49,7 @@ pub(super) struct Remote {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
+    directory: Option<Directory>,
     pub(super) options: BackupOptions,
     pub(super) stop: Stop,
     pace: Arc<Pace>,
@@ -68,6 +71,7 @@ impl Remote {
             store: Arc::clone(target.store()),
             prefix: target.prefix().clone(),
             url: target.to_string(),
+            directory: target.on_this_machine().cloned(),
             options: options.clone(),
             stop: Stop::default(),
             pace: Arc::new(Pace {
@@ -98,6 +102,11 @@ impl Remote {
     /// The URL of the place.
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Where it is, when that is a directory of this machine.
+    pub(super) fn directory(&self) -> Option<&Directory> {
+        self.directory.as_ref()
     }
 
     /// The URL of an object, for messages.
@@ -148,18 +157,30 @@ impl Remote {
         })
     }
 
-    /// Puts an object where there is none.
+    /// Puts an object where there is none. In a directory, one that is there is on the disk too, or this fails: see
+    /// [`super::directory`].
     pub(super) async fn put_new(&self, folder: &str, name: &str, bytes: &Bytes) -> Result<Put> {
         let path = place(&self.prefix, folder, name);
+        let tries = Cell::new(0_u32);
         let put = async || {
+            tries.set(tries.get().saturating_add(1));
             let payload = PutPayload::from_bytes(bytes.clone());
             self.store.put_opts(&path, payload, PutMode::Create.into()).await.map(|_| Put::Done)
         };
-        self.persistently("write", &self.name_of(folder, name), put, |error| match error {
+        let place = self.name_of(folder, name);
+        let done = self.persistently("write", &place, put, |error| match error {
             Error::AlreadyExists { .. } | Error::Precondition { .. } => Some(Put::Exists),
             _ => None,
-        })
-        .await
+        });
+        let done = done.await?;
+        if let (Put::Exists, Some(directory)) = (done, &self.directory) {
+            if tries.get() > 1 {
+                return Err(directory.unproved(folder, name));
+            }
+            // Of another process, or of a request that was given up.
+            directory.sync(folder)?;
+        }
+        Ok(done)
     }
 
     /// Makes sure that an object with a name that nobody else gives has these bytes.
@@ -194,6 +215,11 @@ impl Remote {
 
     /// File names of all objects in a folder; whole, or an error.
     pub(super) async fn list(&self, folder: &str) -> Result<Vec<String>> {
+        Ok(self.list_sizes(folder).await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// As [`Self::list`], with the bytes of each.
+    pub(super) async fn list_sizes(&self, folder: &str) -> Result<Vec<(String, u64)>> {
         let path = self.prefix.clone().join(folder);
         let read = async || {
             let listed = self.store.list(Some(&path));
@@ -205,7 +231,7 @@ impl Remote {
             let names = found.iter().filter_map(|meta| {
                 let mut below = meta.location.prefix_match(&path)?;
                 let name = below.next()?.as_ref().to_owned();
-                below.next().is_none().then_some(name)
+                below.next().is_none().then_some((name, meta.size))
             });
             Ok(names.collect())
         };

@@ -12,10 +12,11 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
+use super::directory::Directory;
 use super::error::{BackupError, Result};
 use super::runtime::OwnRuntime;
 use crate::error::Detail;
-use crate::vfs::{OsVfs, absolute, create_dir_durably};
+use crate::vfs::{OsVfs, Vfs, absolute, create_dir_durably};
 
 /// How long one request may take, when the environment does not say (`TIMEOUT` of the store's own settings).
 const TIMEOUT: &str = "5m";
@@ -28,6 +29,7 @@ pub struct BackupTarget {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
+    directory: Option<Directory>,
     runtime: Arc<OwnRuntime>,
 }
 
@@ -39,7 +41,8 @@ impl BackupTarget {
     /// A directory must exist; [`Self::create`] makes it.
     ///
     /// # Errors
-    /// `InvalidInput` for a URL that means no object store; `Local` for a directory that is not there.
+    /// `InvalidInput` for a URL that means no object store, or has credentials, `?` or `#` in it, and for a path that begins
+    /// as a mistyped URL does (`s3:/`); `Local` for a directory that is not there.
     pub fn parse(url: &str) -> Result<Self> {
         match local_path(url)? {
             Some(dir) => Self::directory(&dir, url),
@@ -86,7 +89,18 @@ impl BackupTarget {
     /// # Errors
     /// `Local` when the system does not allow to begin.
     pub fn from_store(store: Arc<dyn ObjectStore>, prefix: Path, name: impl Into<String>) -> Result<Self> {
-        Ok(Self { store, prefix, url: name.into(), runtime: Arc::new(OwnRuntime::new()?) })
+        Ok(Self { store, prefix, url: name.into(), directory: None, runtime: Arc::new(OwnRuntime::new()?) })
+    }
+
+    /// Says that the object store keeps its objects in this directory of the machine, as [`LocalFileSystem`] does: every name in
+    /// it, as far as they are below the target's prefix, is synced before a backup counts, and what a killed process left there
+    /// half written is removed. Targets from URLs and paths know it by themselves.
+    #[must_use]
+    pub fn in_directory(mut self, vfs: Arc<dyn Vfs>, dir: &FilePath) -> Self {
+        let folders = self.prefix.parts();
+        let root = Directory::new(vfs, dir);
+        self.directory = Some(folders.fold(root, |place, folder| place.below(folder.as_ref())));
+        self
     }
 
     fn directory(dir: &FilePath, url: &str) -> Result<Self> {
@@ -96,14 +110,15 @@ impl BackupTarget {
             BackupError::Local(Box::new(detail.remedy("Check the path.")))
         })?;
         // What was put must be there after a power cut.
-        Self::from_store(Arc::new(store.with_fsync(true)), Path::default(), url)
+        let target = Self::from_store(Arc::new(store.with_fsync(true)), Path::default(), url)?;
+        Ok(target.in_directory(Arc::new(OsVfs::new()), dir))
     }
 
     fn service(text: &str, settings: impl Iterator<Item = (String, String)>) -> Result<Self> {
         let unusable = |why: String| {
             let remedy =
                 "Use s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///DIR, or a path.";
-            BackupError::invalid(format!("this is no place for backups: {why}"), text, remedy)
+            BackupError::invalid(format!("this is no place for backups: {why}"), shown(text), remedy)
         };
         let url = Url::parse(text).map_err(|e| unusable(e.to_string()))?;
         let (scheme, prefix) = ObjectStoreScheme::parse(&url).map_err(|e| unusable(e.to_string()))?;
@@ -135,7 +150,12 @@ impl BackupTarget {
     /// The place `folder` below this one, under this URL.
     pub(super) fn below(&self, folder: &str, url: String) -> Self {
         let (store, runtime) = (Arc::clone(&self.store), Arc::clone(&self.runtime));
-        Self { store, prefix: self.prefix.clone().join(folder), url, runtime }
+        let directory = self.directory.as_ref().map(|directory| directory.below(folder));
+        Self { store, prefix: self.prefix.clone().join(folder), url, directory, runtime }
+    }
+
+    pub(super) fn on_this_machine(&self) -> Option<&Directory> {
+        self.directory.as_ref()
     }
 
     pub(super) fn store(&self) -> &Arc<dyn ObjectStore> {
@@ -157,10 +177,38 @@ impl fmt::Display for BackupTarget {
     }
 }
 
+/// A URL without what may be a secret in it: credentials, and whatever stands behind `?` or `#`.
+fn shown(text: &str) -> String {
+    let plain = text.split(['?', '#']).next().unwrap_or_default();
+    match (plain.split_once("://"), plain.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
+        _ => plain.to_owned(),
+    }
+}
+
+/// Whether a path begins with what may be the scheme of a URL; a single letter is a drive.
+fn begins_as_url(path: &str) -> bool {
+    path.split_once(":/").is_some_and(|(scheme, _)| {
+        scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
 /// The directory that a URL or a path means; none for what is elsewhere.
 fn local_path(text: &str) -> Result<Option<PathBuf>> {
     if !text.contains("://") {
+        if begins_as_url(text) {
+            let remedy = "Write SCHEME://… for a URL; for a directory of this name, put ./ in front of it.";
+            return Err(BackupError::invalid("this path begins as a URL does", text, remedy));
+        }
         return Ok(Some(absolute(FilePath::new(text))));
+    }
+    // They would be left out, and another place be meant; and credentials would be in every message.
+    let authority = text.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    if text.contains(['?', '#']) || authority.is_some_and(|authority| authority.contains('@')) {
+        let what = "a URL of backups has no credentials, no ? and no #";
+        let remedy =
+            "Leave them out; credentials are set in the environment. Write %3F or %23 for ? or # in a name.";
+        return Err(BackupError::invalid(what, shown(text), remedy));
     }
     if !text.starts_with("file:") {
         return Ok(None);

@@ -17,6 +17,7 @@ use std::str::FromStr;
 
 use super::catalog::{BackupInfo, list_part};
 use super::error::{BackupError, Result};
+use super::names::{LOG, parse_record_name};
 use super::options::BackupOptions;
 use super::record::{BackupOwner, Keep, Nonce, Record};
 use super::remote::Remote;
@@ -152,8 +153,9 @@ impl PartWriter {
         writer.back_up_keeping(&checkpoint.reader, &own, Keep::Since(oldest))
     }
 
-    /// The oldest backup of this part that is to stay; 0 while no backup is whole, or not all can be read, and then everything
-    /// stays.
+    /// The oldest backup of this part that is to stay; 0 while no backup is whole, or, where one is damaged, fewer than are to be
+    /// kept, and then everything stays. One with a damaged record is not whole, and an older one stays instead; of a part whose
+    /// newest record is damaged none is.
     fn oldest_needed(&self) -> Result<BackupId> {
         let mut damaged = Vec::new();
         let mut records =
@@ -169,11 +171,11 @@ impl PartWriter {
             whole.retain(|(_, id)| there.iter().any(|(_, other)| other == id));
         }
         for error in &damaged {
-            tracing::warn!(%error, "a backup of a part is damaged; no older one is removed");
+            tracing::warn!(%error, "a backup of a part is damaged; it does not count as one of those that are kept");
         }
         // Of those that are whole now; the one that is being made comes on top.
-        let oldest = whole.len().saturating_sub(self.options.keep);
-        let oldest = whole.get(oldest).filter(|_| damaged.is_empty());
+        let enough = damaged.is_empty() || whole.len() >= self.options.keep;
+        let oldest = whole.get(whole.len().saturating_sub(self.options.keep)).filter(|_| enough);
         Ok(oldest.map_or(BackupId(0), |(info, _)| info.id))
     }
 }
@@ -214,7 +216,7 @@ pub struct WholeBackups {
 /// Nothing is changed.
 ///
 /// # Errors
-/// `Unreachable`, `Refused`.
+/// `Unreachable`, `Refused`; `Local` for a directory that cannot be read.
 pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Result<WholeBackups> {
     let folders = place.folders(options)?;
     let mut counts: Vec<_> =
@@ -283,11 +285,24 @@ impl BackupTarget {
         self.below(folder, url)
     }
 
-    /// The names of the places below this one that anything was put into.
+    /// Whether there is a log of backups right here, which is that of one store: whether anybody ever made one, or was about to.
     ///
     /// # Errors
     /// `Unreachable`, `Refused`.
+    pub fn has_log(&self, options: &BackupOptions) -> Result<bool> {
+        let remote = Remote::new(self, options)?;
+        let names = remote.run(remote.list(LOG))?;
+        Ok(names.iter().any(|name| parse_record_name(name).is_some()))
+    }
+
+    /// The names of the places below this one that anything was put into.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Refused`; `Local` for a directory that cannot be read.
     pub fn folders(&self, options: &BackupOptions) -> Result<Vec<String>> {
+        if let Some(directory) = self.on_this_machine() {
+            return directory.folders();
+        }
         let remote = Remote::new(self, options)?;
         remote.run(remote.folders())
     }

@@ -9,9 +9,9 @@ use super::options::BackupOptions;
 use super::record::{BackupOwner, Contents, Keep, Nonce, Object, ObjectId, Record};
 use super::remote::Remote;
 use super::stop::Stop;
-use super::sweep::sweep;
+use super::sweep::{Listing, sweep};
 use super::target::BackupTarget;
-use super::upload::{Known, Source};
+use super::upload::{Known, Sent, Source};
 use crate::ids::{BackupId, CheckpointId, Epoch};
 use crate::incremental::CheckpointReader;
 use crate::incremental::layout::can_be_own_file;
@@ -52,12 +52,26 @@ pub struct BackupReceipt {
 #[derive(Debug)]
 pub struct BackupWriter {
     remote: Remote,
+    work: Work,
+}
+
+/// What a writer knows, and does.
+#[derive(Debug)]
+struct Work {
     session: Session,
     /// The backups that count; none where a record could not be read, and then nothing is swept.
     retained: Vec<Option<Record>>,
     known: Known,
     /// Whether something may be there that nothing needs.
     unswept: bool,
+}
+
+/// What became of a backup.
+struct Made {
+    contents: Contents,
+    sent: Sent,
+    is_new: bool,
+    removed: usize,
 }
 
 impl BackupWriter {
@@ -100,17 +114,18 @@ impl BackupWriter {
             }
             Ok((session, retained))
         })?;
-        Ok(Self { remote, session, retained, known: Known::default(), unswept: true })
+        Ok(Self { remote, work: Work { session, retained, known: Known::default(), unswept: true } })
     }
 
     /// The newest backup that counts, if there is one.
     #[must_use]
     pub fn newest(&self) -> Option<BackupId> {
-        self.session.head.retained.last().copied()
+        self.work.session.head.retained.last().copied()
     }
 
     /// Backs a checkpoint up, with small files of the program's own. Files that are there already, from this or an
-    /// earlier writer, are not sent again.
+    /// earlier writer, are not sent again, unless [`BackupOptions::send_all`] is set. What attempts that failed have left is
+    /// used or removed first.
     ///
     /// # Errors
     /// `Fenced` for good; `Unreachable` and `Refused`; `Local` when the checkpoint cannot be read, or is damaged;
@@ -137,24 +152,10 @@ impl BackupWriter {
         let state = checkpoint.cores().flat_map(|core| checkpoint.files(core)).map(Source::State);
         let own = own_files.iter().map(|(name, bytes)| Source::Own(name, bytes));
         let sources: Vec<_> = state.chain(own).collect();
-        let there: Vec<Object> = self.objects().cloned().collect();
         let held_back = self.remote.waited();
-        let Self { remote, session, retained, known, unswept } = self;
-        let (sent, contents, is_new) = remote.run(async {
-            // Not to send what can never count.
-            session.check_current(remote).await?;
-            let (objects, sent) = known.send(remote, session.term, &sources, &there).await?;
-            let contents = Contents { manifest, objects };
-            let newest = retained.last().and_then(Option::as_ref).and_then(|newest| newest.backup.as_ref());
-            let is_new = newest != Some(&contents);
-            if is_new {
-                session.publish(remote, contents.clone(), keep).await?;
-                *unswept = true;
-            }
-            Ok::<_, BackupError>((sent, contents, is_new))
-        })?;
-        self.refresh();
-        let removed = self.sweep();
+        let Self { remote, work } = self;
+        let made = remote.run(work.back_up(remote, manifest, &sources, keep))?;
+        let Made { contents, sent, is_new, removed } = made;
         Ok(BackupReceipt {
             id: self.newest().unwrap_or_default(),
             checkpoint: CheckpointId(metadata.id),
@@ -170,38 +171,122 @@ impl BackupWriter {
             time: started.elapsed(),
         })
     }
+}
+
+impl Work {
+    async fn back_up(
+        &mut self,
+        remote: &Remote,
+        manifest: String,
+        sources: &[Source<'_>],
+        keep: Keep,
+    ) -> Result<Made> {
+        let made = self.attempt(remote, manifest, sources, keep).await;
+        let is_doubtful = |error: &BackupError| {
+            // Names that may not be on the disk, or bytes that may not be those of the file. On a network nobody says that
+            // something was put which was not.
+            remote.directory().is_some() || matches!(error, BackupError::Local(_))
+        };
+        if made.as_ref().is_err_and(is_doubtful) {
+            let counting: HashSet<ObjectId> = self.objects().map(|object| object.id).collect();
+            self.known.keep_only(|object| counting.contains(&object));
+        }
+        made
+    }
+
+    async fn attempt(
+        &mut self,
+        remote: &Remote,
+        manifest: String,
+        sources: &[Source<'_>],
+        keep: Keep,
+    ) -> Result<Made> {
+        // Not to send what can never count.
+        self.session.check_current(remote).await?;
+        self.refresh(remote).await;
+        let mut listing = look(remote).await;
+        if let Some(listing) = &listing {
+            self.known.keep_listed(listing);
+        }
+        // First what attempts that failed have left: the room may be needed.
+        let mut removed = self.sweep(remote, listing.as_mut(), sources).await;
+        let there = self.usable(remote, listing.as_ref());
+        let was_unswept = std::mem::replace(&mut self.unswept, true);
+        let (objects, sent) = self.known.send(remote, self.session.term, sources, &there).await?;
+        let contents = Contents { manifest, objects };
+        let newest = self.retained.last().and_then(Option::as_ref);
+        let is_there = newest.and_then(|newest| newest.backup.as_ref()) == Some(&contents);
+        let is_new = !is_there || self.session.must_publish();
+        if is_new {
+            self.session.publish(remote, contents.clone(), keep).await?;
+            self.refresh(remote).await;
+        } else {
+            self.unswept = was_unswept || sent.files > 0;
+        }
+        removed += self.sweep(remote, listing.as_mut(), sources).await;
+        Ok(Made { contents, sent, is_new, removed })
+    }
 
     /// The objects of all backups that count, as far as they can be read.
     fn objects(&self) -> impl Iterator<Item = &Object> {
         self.retained.iter().flatten().filter_map(|record| record.backup.as_ref()).flat_map(|b| &b.objects)
     }
-}
 
-/// After a backup.
-impl BackupWriter {
+    /// Those of them that a new backup may refer to: they are listed as they should be. Damage that leaves the length as it was
+    /// is not seen here, but by verifying; a new backup is kept from it by sending all.
+    fn usable(&self, remote: &Remote, listing: Option<&Listing>) -> Vec<Object> {
+        let is_usable = |object: &&Object| {
+            if remote.options.send_all && object.id.term != self.session.term {
+                return false;
+            }
+            let holds = listing.is_none_or(|listing| listing.holds_all(object));
+            if !holds {
+                let (name, place) = (&object.name, remote.url());
+                tracing::warn!(
+                    name,
+                    place,
+                    "a file of a backup is not whole there; it is sent again if it is needed"
+                );
+            }
+            holds
+        };
+        self.objects().filter(is_usable).cloned().collect()
+    }
+
     /// Brings the backups that count up to date with the head.
-    fn refresh(&mut self) {
-        let Self { remote, session, retained, .. } = self;
+    async fn refresh(&mut self, remote: &Remote) {
+        let Self { session, retained, .. } = self;
         let mut before: Vec<_> = retained.drain(..).flatten().collect();
         before.push(session.head.clone());
         for id in &session.head.retained {
             let found = before.iter().position(|record| record.id == *id).map(|at| before.swap_remove(at));
-            // One whose reply was lost, and which another followed.
-            let found = found.or_else(|| remote.run(read_record(remote, *id)).ok().flatten());
+            let found = match found {
+                // One whose reply was lost, and which another followed.
+                None => read_record(remote, *id).await.ok().flatten(),
+                found => found,
+            };
             retained.push(found);
         }
     }
 
-    /// Removes what nothing needs; what does not work is tried with the next backup.
-    fn sweep(&mut self) -> usize {
+    /// Removes what nothing needs, as far as it is listed, and neither a backup of these files will; what does not work is tried
+    /// with the next backup.
+    async fn sweep(
+        &mut self,
+        remote: &Remote,
+        listing: Option<&mut Listing>,
+        sources: &[Source<'_>],
+    ) -> usize {
+        let Some(listing) = listing else { return 0 };
         if !self.unswept || self.retained.iter().any(Option::is_none) {
             return 0;
         }
-        let needed: HashSet<ObjectId> = self.objects().map(|object| object.id).collect();
+        let mut needed: HashSet<ObjectId> = self.objects().map(|object| object.id).collect();
+        needed.extend(self.session.late());
+        needed.extend(self.known.of(sources));
         // From here on these may be gone, whatever the outcome.
         self.known.keep_only(|object| needed.contains(&object));
-        let Self { remote, session, .. } = self;
-        match remote.run(sweep(remote, session, &needed)) {
+        match sweep(remote, &self.session, listing, &needed).await {
             Ok(removed) => {
                 self.unswept = false;
                 removed
@@ -212,6 +297,13 @@ impl BackupWriter {
             }
         }
     }
+}
+
+/// Which chunks are there; none when that cannot be had. A backup is made all the same: it is as good as the records are, and
+/// the next one looks again.
+async fn look(remote: &Remote) -> Option<Listing> {
+    let listing = Listing::of(remote).await;
+    listing.map_err(|error| tracing::warn!(%error, "what is there of the backups was not looked at")).ok()
 }
 
 fn check_names(own_files: &[(&str, &[u8])]) -> Result<()> {
