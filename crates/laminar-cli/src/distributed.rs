@@ -18,8 +18,8 @@ use laminar_timely::{
 };
 use serde_json::{Value, json};
 
-use crate::agg::Plan;
-use crate::agg::bytes::Cursor;
+use crate::agg::value::VALUE_FORMAT;
+use crate::agg::{Plan, bytes::Cursor};
 use crate::args::RunArgs;
 #[cfg(feature = "object-store")]
 use crate::backup::lag::Lag;
@@ -133,7 +133,10 @@ pub fn run(
         store.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     }
     let other_size = if args.rescale { OtherSize::Rescale } else { OtherSize::Refuse };
-    let mut config = Config::new(&settings.state, JOB).settings(store).other_size(other_size);
+    // Processes that aggregate different things would give nonsense together.
+    let program = format!("{VALUE_FORMAT} {:?}", settings.plan.specs());
+    let mut config =
+        Config::new(&settings.state, JOB).settings(store).other_size(other_size).program(program);
     let limit = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
     if let Some(timeout) = args.start_timeout {
         config = config.start_timeout(limit(timeout));

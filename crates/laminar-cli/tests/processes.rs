@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -49,6 +50,28 @@ fn two_processes_that_are_killed_give_the_same_bytes_and_so_do_three_afterwards(
     same_as_alone(dir.path());
     run_to_end(dir.path(), 3, 1, "--rescale");
     same_as_alone(dir.path());
+}
+
+/// Both ended well, and most of what they had aggregated together was wrong.
+#[test]
+fn processes_that_aggregate_different_things_do_not_begin() {
+    let dir = prepared(100);
+    let mut children = start(dir.path(), 2, 1, "");
+    let wait = |child: &mut std::process::Child| child.wait().unwrap();
+    children.iter_mut().for_each(|child| child.kill().unwrap());
+    children.iter_mut().map(wait).for_each(drop);
+    let one = |process: u32, job: &str| {
+        let line =
+            format!("{job} --workers 1 --processes 2 --process {process} --hosts hosts --state different");
+        laminar(dir.path(), &line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let both = [one(0, JOB), one(1, &JOB.replace("sum:amount", "max:amount"))];
+    let told = both.map(|child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    });
+    assert!(told.iter().any(|told| told.contains("one with other options")), "{told:?}");
 }
 
 /// Files that are written, and the command line that reads them.

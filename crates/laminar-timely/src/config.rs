@@ -102,6 +102,7 @@ pub struct Config {
     pub(crate) start_timeout: Option<Duration>,
     pub(crate) stall_timeout: Option<Duration>,
     pub(crate) other_size: OtherSize,
+    pub(crate) program: String,
     pub(crate) vfs: Arc<dyn Vfs>,
     pub(crate) mistakes: Mistakes,
     #[cfg(feature = "object-store")]
@@ -123,11 +124,26 @@ impl Config {
             start_timeout: Some(Duration::from_secs(3600)),
             stall_timeout: Some(Duration::from_secs(60)),
             other_size: OtherSize::default(),
+            program: String::new(),
             vfs: Arc::new(OsVfs::new()),
             mistakes: Mistakes::default(),
             #[cfg(feature = "object-store")]
             backups: None,
         }
+    }
+
+    /// What the program does, in words of its own, where that depends on options: a process that says something else is found out
+    /// when they connect, and the job does not start. Default: nothing. It is not kept, so that a later version may say something
+    /// else.
+    #[must_use]
+    pub fn program(mut self, does: impl Into<String>) -> Self {
+        self.program = does.into();
+        self
+    }
+
+    /// What processes that belong together say alike.
+    pub(crate) fn says(&self) -> String {
+        format!("{}\0{}", self.job, self.program)
     }
 
     /// Settings of the store of every process.

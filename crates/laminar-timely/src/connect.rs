@@ -79,12 +79,12 @@ impl Hello {
 /// Connects this process with all others; one stream for each of them, none for itself.
 pub(crate) fn connect(
     cluster: &Cluster,
-    job: &str,
+    says: &str,
     timeout: Duration,
 ) -> Result<Vec<Option<TcpStream>>, Error> {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let hello = Hello {
-        job: xxh3_64(job.as_bytes()),
+        job: xxh3_64(says.as_bytes()),
         process: number(cluster.process),
         processes: number(cluster.processes()),
         workers: number(cluster.workers),
@@ -188,16 +188,22 @@ fn missing(who: &str, why: &str) -> Error {
 }
 
 fn stranger(hello: Hello, other: Hello, address: &str) -> Error {
-    let what = if hello.job == other.job {
+    let what = if hello.fits(other) {
+        format!(
+            "process {} is at {address}, where another number was expected: the addresses are in another order there",
+            other.process
+        )
+    } else if hello.job == other.job {
         format!(
             "process {} at {address} belongs to a job of {} processes with {} workers each, this one to {} with {}",
             other.process, other.processes, other.workers, hello.processes, hello.workers
         )
     } else {
-        format!("what is at {address} belongs to another job")
+        format!("what is at {address} belongs to another job, or one with other options")
     };
     Error::connect(
-        Detail::new(what).remedy("Start all processes with the same job, workers and list of addresses."),
+        Detail::new(what)
+            .remedy("Start all processes with the same job, options, workers and list of addresses."),
     )
 }
 

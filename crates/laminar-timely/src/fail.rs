@@ -19,20 +19,42 @@ pub const EXIT_FAILED: i32 = 86;
 /// stopped and goes on is not taken for one that makes no progress.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How long a process that ends may take to say why.
+const UNHEARD: Duration = Duration::from_secs(2);
+
 /// Ends the process.
 pub(crate) fn fail_stop(what: &dyn Display) -> ! {
+    ends_unheard();
     tracing::error!(%what, "the process ends");
-    eprintln!(
-        "laminar-timely: {what}\nThe process ends, so that no other takes its silence for an end of its data."
+    let told = "The process ends, so that no other takes its silence for an end of its data.";
+    let _ = std::io::Write::write_all(
+        &mut std::io::stderr(),
+        format!("laminar-timely: {what}\n{told}\n").as_bytes(),
     );
     std::process::exit(EXIT_FAILED)
+}
+
+/// Whoever should hear why the process ends may not listen: it ends all the same.
+fn ends_unheard() {
+    let _ = thread::Builder::new().spawn(|| {
+        thread::sleep(UNHEARD);
+        std::process::exit(EXIT_FAILED)
+    });
 }
 
 /// From now on any panic of any thread ends the process, after it was reported as usual.
 pub(crate) fn panics_end_the_process() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        ends_unheard();
         report(panic);
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        // What timely says when a socket is closed.
+        if text.starts_with("timely communication error") {
+            fail_stop(
+                &"the connection to another process is gone: look there why, then start all processes again",
+            );
+        }
         fail_stop(&"a thread panicked");
     }));
 }

@@ -96,7 +96,7 @@ fn communication(cluster: &Cluster, config: &Config) -> Result<Communicates, Err
         };
         return built.try_build().map_err(failed);
     }
-    let streams = connect(cluster, &config.job, config.connect_timeout)?;
+    let streams = connect(cluster, &config.says(), config.connect_timeout)?;
     let hooks = Hooks::default();
     let process = ProcessBuilder::new_typed_vector(cluster.workers, hooks.refill.clone(), None);
     let (builders, guard) =

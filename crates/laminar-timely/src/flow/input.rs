@@ -144,6 +144,8 @@ pub struct EpochInput<D: Clone + 'static> {
     name: String,
     epoch: Epoch,
     bytes: u64,
+    /// Something was sent since the last seal, however few bytes it has.
+    sent: bool,
     /// Bytes of epochs that are not durable everywhere, oldest first.
     ahead: VecDeque<(Epoch, u64)>,
     ahead_bytes: u64,
@@ -178,6 +180,7 @@ impl<D: Clone + 'static> EpochInput<D> {
             name: name.to_owned(),
             epoch,
             bytes: 0,
+            sent: false,
             ahead: VecDeque::new(),
             ahead_bytes: 0,
             offsets: Vec::new(),
@@ -196,6 +199,7 @@ impl<D: Clone + 'static> EpochInput<D> {
     #[inline]
     pub fn send(&mut self, row: D) {
         self.bytes += size_of::<D>() as u64;
+        self.sent = true;
         if let Some(handle) = &mut self.handle {
             handle.send(row);
         }
@@ -210,9 +214,12 @@ impl<D: Clone + 'static> EpochInput<D> {
     /// Puts rows into the current epoch, and leaves the vector empty.
     pub fn send_batch(&mut self, rows: &mut Vec<D>) {
         self.bytes += (rows.len() * size_of::<D>()) as u64;
+        self.sent |= !rows.is_empty();
         if let Some(handle) = &mut self.handle {
             handle.send_batch(rows);
         }
+        // Where nobody takes them they stay.
+        rows.clear();
     }
 
     /// Where to go on reading `source` when this epoch is the last that survives. Offsets of a source only grow, and a source
@@ -250,6 +257,7 @@ impl<D: Clone + 'static> EpochInput<D> {
         }
         self.ahead.push_back((sealed, self.bytes));
         self.ahead_bytes += std::mem::take(&mut self.bytes);
+        self.sent = false;
         if !self.offsets.is_empty() {
             self.parts.ledger.borrow_mut().offsets(sealed, std::mem::take(&mut self.offsets));
         }
@@ -309,7 +317,7 @@ impl<D: Clone + 'static> EpochInput<D> {
     /// # Errors
     /// As [`Self::seal`].
     pub fn finish(mut self) -> Result<(), Error> {
-        if self.bytes > 0 || !self.offsets.is_empty() {
+        if self.sent || self.watermark.is_some() || !self.offsets.is_empty() {
             self.seal()?;
         }
         self.handle = None;

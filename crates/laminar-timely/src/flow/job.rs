@@ -261,6 +261,7 @@ impl Job {
             let all = gather(&mut self.worker, &self.process.pulse, &proposal)?;
             self.process.back_up_last(all.first().map_or("", String::as_str))?;
         }
+        let _waits = self.process.pulse.waits();
         for thread in self.threads.take() {
             if thread.join().is_err() {
                 return Err(Error::worker(
