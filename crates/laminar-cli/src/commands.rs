@@ -121,19 +121,23 @@ fn run_job<E: Engine, V: StateView>(args: &RunArgs) -> Result<()> {
             print(&format!("{keys} keys written to {}", path.display()))?;
         }
     }
+    tell_unwritten(args, finished);
+    #[cfg(feature = "object-store")]
+    if let (None, Some(backed_up)) = (&outcome.stopped_by, &outcome.backed_up) {
+        backed_up.check()?;
+    }
+    outcome.stopped_by.map_or(Ok(()), Err)
+}
+
+/// Says that there are no results yet; also with --quiet: the exit code alone would let one take an old file for them.
+fn tell_unwritten(args: &RunArgs, finished: bool) {
     if let (false, Some(path)) = (finished, &args.output) {
-        // Also with --quiet: the exit code alone would let one take an old file for the result.
         let _ = writeln!(
             std::io::stderr(),
             "laminar: stopped before the end of the input; {} was not written.",
             path.display()
         );
     }
-    #[cfg(feature = "object-store")]
-    if let (None, Some(backed_up)) = (&outcome.stopped_by, &outcome.backed_up) {
-        backed_up.check()?;
-    }
-    outcome.stopped_by.map_or(Ok(()), Err)
 }
 
 /// Runs this process' part of a job of several; what the whole job did, process 0 says.
@@ -157,6 +161,7 @@ fn run_distributed<V: StateView>(
     } else if !args.quiet {
         print(&distributed::text(&outcome, &cluster))?;
     }
+    tell_unwritten(args, outcome.finished);
     outcome.stopped_by.or(outcome.not_backed_up).map_or(Ok(()), Err)
 }
 

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanCount;
@@ -28,6 +30,7 @@ use crate::backup::running::JobBackedUp;
 use crate::engine::store::StoreEngine;
 use crate::engine::{Report, Router};
 use crate::error::{CliError, Result};
+use crate::input::plan::{ReadUpTo, forget_unread};
 use crate::input::sink::OnBad;
 use crate::input::source::{Next, Position, Source, step_path};
 use crate::input::{Batch, Parser, Part, Sink};
@@ -128,6 +131,9 @@ pub fn run(
     stop: Arc<AtomicBool>,
 ) -> Result<Option<Outcome>> {
     let claim = if cluster.process == 0 { Some(Claim::make::<StoreEngine>(settings)?) } else { None };
+    if cluster.process != 0 {
+        tell_when_asked_to_stop(cluster.process, Arc::clone(&stop));
+    }
     let mut store = laminar_storage::Settings::default();
     if let Some(interval) = settings.checkpoint_interval {
         store.checkpoint_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
@@ -181,6 +187,22 @@ pub fn run(
         (Err((told, _)), _) => return Err(told),
     }
     Ok(outcome)
+}
+
+/// Process 0 reads the input and so decides where it ends; any other goes on until then, and should not look as if it were deaf.
+fn tell_when_asked_to_stop(process: usize, stop: Arc<AtomicBool>) {
+    let tells = move || {
+        while !stop.load(Ordering::Acquire) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        let _ = writeln!(
+            std::io::stderr(),
+            "laminar: process {process} ends when process 0 does: stop that one. A second signal ends this one at once, and the job \
+             with it; nothing that is durable is lost."
+        );
+    };
+    // Without it the signal is heard all the same.
+    let _ = thread::Builder::new().name("laminar-stop".to_owned()).spawn(tells);
 }
 
 /// As often as checkpoints are made by time, or would be.
@@ -258,6 +280,9 @@ impl Leader {
                     eprintln!("laminar: {told}");
                 }
                 Reading::new(&self.settings, owned, job, &mut input, &mut outcome).read(&self.stop)?;
+                if let Err(error) = forget_what_was_not_read(&self.settings.state, &outcome.after) {
+                    outcome.stopped_by.get_or_insert(error);
+                }
             }
             Err(error) => outcome.stopped_by = Some(error),
         }
@@ -270,6 +295,17 @@ impl Leader {
         input.finish()?;
         Ok(outcome)
     }
+}
+
+/// What was not read of a file may still be repaired. Done while the directory is locked, so that no job is written over that was
+/// saved later; after a crash the job goes on further in front, where the files are the same.
+fn forget_what_was_not_read(state: &Path, after: &Committed) -> Result<()> {
+    let Some(mut job) = crate::job::Job::load(state)? else { return Ok(()) };
+    let read = after.position.map(|at| ReadUpTo { step: at.step as usize, offset: at.offset });
+    if forget_unread(&mut job, read) {
+        job.save(state)?;
+    }
+    Ok(())
 }
 
 /// The input on its way to the workers.

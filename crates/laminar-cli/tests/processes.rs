@@ -5,7 +5,10 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -72,6 +75,108 @@ fn processes_that_aggregate_different_things_do_not_begin() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     });
     assert!(told.iter().any(|told| told.contains("one with other options")), "{told:?}");
+}
+
+/// It was refused as another file than the one that was read before.
+#[test]
+fn a_bad_record_that_is_repaired_is_gone_on_from_with_workers_and_without() {
+    let desk = Desk::new();
+    let [bad, good] = ["many", "2"]
+        .map(|v| format!("{{\"k\":\"x\",\"v\":1}}\n{{\"k\":\"y\",\"v\":{v}}}\n{{\"k\":\"x\",\"v\":3}}\n"));
+    let job = ["run", "a.ndjson", "--key", "k", "--agg", "count,sum:v", "--quiet"];
+    let exports = ["--cores", "--workers"].map(|how| {
+        let run = [&job[..], &[how, "2", "--state", how.trim_matches('-')]].concat();
+        desk.write("a.ndjson", &bad);
+        desk.fails(1, &run);
+        desk.write("a.ndjson", &good);
+        desk.ok(&run);
+        desk.ok(&["export", "--state", how.trim_matches('-')])
+    });
+    assert_eq!(exports[0], exports[1]);
+    assert_eq!(exports[0].lines().count(), 2);
+}
+
+/// Waits until a process of [`started`] listens: it minds signals then.
+fn listens(hosts: &str, process: usize) {
+    let address = hosts.lines().nth(process).unwrap();
+    while std::net::TcpStream::connect(address).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn terminate(child: &Child) {
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+/// A process of a job of two, and its standard error.
+fn started(dir: &Path, process: usize, more: &str) -> (Child, BufReader<ChildStderr>) {
+    let line = format!(
+        "{JOB} --workers 1 --processes 2 --process {process} --hosts hosts --state stopped --quiet {more}"
+    );
+    let mut child = laminar(dir, &line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let told = BufReader::new(child.stderr.take().unwrap());
+    (child, told)
+}
+
+fn two_hosts(dir: &Path) -> String {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let hosts: String = listeners.iter().map(|l| format!("{}\n", l.local_addr().unwrap())).collect();
+    fs::write(dir.join("hosts"), &hosts).unwrap();
+    hosts
+}
+
+/// It ended with 0, and an old file could be taken for the result.
+#[test]
+fn a_job_on_workers_that_is_stopped_says_that_it_did_not_write_its_output() {
+    let dir = prepared(100);
+    let hosts = two_hosts(dir.path());
+    let (mut zero, mut told) = started(dir.path(), 0, "--output out.ndjson");
+    listens(&hosts, 0);
+    terminate(&zero);
+    let (mut one, _told) = started(dir.path(), 1, "");
+    let mut text = String::new();
+    told.read_to_string(&mut text).unwrap();
+    assert!(zero.wait().unwrap().success() && one.wait().unwrap().success(), "{text}");
+    assert!(text.contains("stopped before the end of the input; out.ndjson was not written"), "{text}");
+    assert!(!dir.path().join("out.ndjson").exists());
+}
+
+/// It heard the signal, and said and did nothing.
+#[test]
+fn a_process_that_is_asked_to_stop_says_that_process_0_decides() {
+    let dir = prepared(100);
+    let hosts = two_hosts(dir.path());
+    let (mut one, mut told) = started(dir.path(), 1, "");
+    listens(&hosts, 1);
+    terminate(&one);
+    let mut line = String::new();
+    told.read_line(&mut line).unwrap();
+    assert!(line.contains("process 1 ends when process 0 does"), "{line}");
+    // The second signal ends it.
+    terminate(&one);
+    assert_eq!(one.wait().unwrap().code(), Some(130));
+}
+
+/// `run` without `--workers` began a second state in the same directory.
+#[test]
+fn a_job_on_workers_whose_part_is_damaged_is_still_one() {
+    let dir = prepared(100);
+    succeeds(dir.path(), &format!("{JOB} --state job --workers 1 --quiet"));
+    fs::write(dir.path().join("job/generation-00000001/part-0000/PART.json"), "{").unwrap();
+    for (command, sign) in [
+        (format!("{JOB} --state job"), "is the state of a job that runs with --workers"),
+        ("info --state job".to_owned(), "is the state of a job that runs with --workers"),
+        ("export --state job".to_owned(), "PART.json"),
+    ] {
+        let output = laminar(dir.path(), &command).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(sign), "{command}: {told}");
+    }
+    assert!(!dir.path().join("job/wal").exists());
+    // What is no directory is no job.
+    let output = laminar(dir.path(), "export --state nothing").output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("--workers"));
 }
 
 /// Files that are written, and the command line that reads them.

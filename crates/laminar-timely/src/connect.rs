@@ -2,9 +2,16 @@
 //!
 //! Timely's own way has no end when a process is missing, and knows nothing of whom it talks to. Here both sides say which
 //! job they belong to, how large it is and which process they are, before anything else, and there is a time limit.
+//!
+//! ```text
+//! caller ──connects──▶ answerer      the one of the higher number calls
+//!        ◀───hello───▶
+//!        ───confirms─▶               a call counts only now: one whose caller was gone by then, or says nothing, does not
+//! ```
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,10 +21,17 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::config::Cluster;
 use crate::error::Error;
 
-const MAGIC: [u8; 8] = *b"lamtime1";
+const MAGIC: [u8; 8] = *b"lamtime2";
 const HELLO_LEN: usize = 28;
+const CONFIRMED: [u8; 1] = *b"!";
 const PAUSE: Duration = Duration::from_millis(20);
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long a connection may take.
+const REACH: Duration = Duration::from_secs(2);
+/// How long the answer to a call may take: a process that was stopped for a moment, or has much to do, answers late.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a call may take until it is confirmed; longer than its caller waits for the answer, so that none is given up here that
+/// counts there.
+const CALL: Duration = Duration::from_secs(30);
 
 /// What a process says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +73,12 @@ impl Hello {
     }
 
     /// Says hello and hears the other one.
-    fn exchange(self, stream: &mut TcpStream) -> io::Result<Option<Self>> {
+    fn exchange(self, stream: &mut TcpStream, until: Instant) -> io::Result<Option<Self>> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER))?;
         stream.write_all(&self.encode())?;
         let mut bytes = [0; HELLO_LEN];
-        stream.read_exact(&mut bytes)?;
-        stream.set_read_timeout(None)?;
+        read_until(stream, &mut bytes, until)?;
         Ok(Self::decode(&bytes))
     }
 
@@ -119,15 +131,41 @@ pub(crate) fn connect(
     })
 }
 
+/// Fills `bytes`, all of them until then.
+fn read_until(stream: &mut TcpStream, mut bytes: &mut [u8], until: Instant) -> io::Result<()> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+    while !bytes.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => bytes = bytes.get_mut(read..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Err(late());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    stream.set_read_timeout(None)
+}
+
 /// Calls a process of a lower number until it answers.
 fn call(hello: Hello, peer: usize, address: &str, deadline: Instant) -> Result<TcpStream, Error> {
     let mut last = String::from("it does not answer");
     while Instant::now() < deadline {
-        let called = resolve(address).and_then(|at| TcpStream::connect_timeout(&at, ANSWER));
-        let heard = called.and_then(|mut stream| Ok((hello.exchange(&mut stream)?, stream)));
+        let called = resolve(address).and_then(|at| TcpStream::connect_timeout(&at, REACH));
+        let until = deadline.min(Instant::now() + ANSWER);
+        let heard = called.and_then(|mut stream| Ok((hello.exchange(&mut stream, until)?, stream)));
         match heard {
-            Ok((Some(other), stream)) if hello.fits(other) && other.process as usize == peer => {
-                return Ok(stream);
+            Ok((Some(other), mut stream)) if hello.fits(other) && other.process as usize == peer => {
+                match stream.write_all(&CONFIRMED) {
+                    Ok(()) => return Ok(stream),
+                    Err(e) => last = e.to_string(),
+                }
             }
             // A port that nobody listens on may connect to itself.
             Ok((Some(other), _)) if other == hello => {}
@@ -140,6 +178,9 @@ fn call(hello: Hello, peer: usize, address: &str, deadline: Instant) -> Result<T
     Err(missing(&format!("process {peer} at {address}"), &last))
 }
 
+/// Who called, what it said, and the connection if it is one that counts.
+type Call = (SocketAddr, io::Result<(Option<Hello>, TcpStream)>);
+
 /// Waits until all processes of higher numbers have called.
 fn answer(
     hello: Hello,
@@ -149,22 +190,22 @@ fn answer(
 ) -> Result<Vec<TcpStream>, Error> {
     let first = cluster.process + 1;
     let mut streams: Vec<Option<TcpStream>> = (first..cluster.processes()).map(|_| None).collect();
+    let (said, calls) = channel();
     while streams.iter().any(Option::is_none) {
-        match listener.accept() {
-            Ok((mut stream, from)) => match hello.exchange(&mut stream) {
-                Ok(Some(other)) if hello.fits(other) => {
-                    let place =
-                        (other.process as usize).checked_sub(first).and_then(|at| streams.get_mut(at));
-                    // Whoever calls again has given up the first call.
-                    if let Some(place) = place {
-                        *place = Some(stream);
-                    }
+        match next_call(hello, listener, &said, &calls) {
+            Some((_, Ok((Some(other), stream)))) if hello.fits(other) => {
+                let place = (other.process as usize).checked_sub(first).and_then(|at| streams.get_mut(at));
+                // Whoever calls again was started again since.
+                if let Some(place) = place {
+                    *place = Some(stream);
                 }
-                Ok(Some(other)) if other != hello => return Err(stranger(hello, other, &from.to_string())),
-                other => tracing::warn!(%from, ?other, "what called is no process of this job"),
-            },
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            Err(e) => tracing::warn!(error = %e, "a call could not be taken"),
+            }
+            Some((from, Ok((Some(other), _)))) => return Err(stranger(hello, other, &from.to_string())),
+            Some((from, other)) => {
+                let said = other.err();
+                tracing::warn!(%from, error = ?said, "what called is no process of this job, or gave up");
+            }
+            None => {}
         }
         if Instant::now() >= deadline {
             let absent = streams.iter().zip(first..).filter(|(stream, _)| stream.is_none());
@@ -175,7 +216,45 @@ fn answer(
     Ok(streams.into_iter().flatten().collect())
 }
 
-fn resolve(address: &str) -> io::Result<std::net::SocketAddr> {
+/// Lets a call be answered that waits, and gives one that was; none in a moment without.
+fn next_call(
+    hello: Hello,
+    listener: &TcpListener,
+    said: &Sender<Call>,
+    calls: &Receiver<Call>,
+) -> Option<Call> {
+    let mut pause = PAUSE;
+    match listener.accept() {
+        Ok((stream, from)) => {
+            pause = Duration::ZERO;
+            let said = said.clone();
+            // On a thread of its own: whoever says nothing keeps nobody else waiting. It ends with its call.
+            let hears = move || drop(said.send((from, hear(hello, stream))));
+            if let Err(e) = thread::Builder::new().name("laminar-hello".to_owned()).spawn(hears) {
+                tracing::warn!(%from, error = %e, "a call could not be answered");
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+        Err(e) => tracing::warn!(error = %e, "a call could not be taken"),
+    }
+    calls.recv_timeout(pause).ok()
+}
+
+/// Answers a call. One of this job has to be confirmed; another is told at once.
+fn hear(hello: Hello, mut stream: TcpStream) -> io::Result<(Option<Hello>, TcpStream)> {
+    let until = Instant::now() + CALL;
+    let other = hello.exchange(&mut stream, until)?;
+    if other.is_some_and(|other| hello.fits(other)) {
+        let mut byte = [0];
+        read_until(&mut stream, &mut byte, until)?;
+        if byte != CONFIRMED {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it did not confirm"));
+        }
+    }
+    Ok((other, stream))
+}
+
+fn resolve(address: &str) -> io::Result<SocketAddr> {
     let found = address.to_socket_addrs()?.next();
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
 }
@@ -268,6 +347,61 @@ mod tests {
                 refused.map(ToString::to_string).any(|e| e.contains("another job") || e.contains("workers"))
             );
         }
+    }
+
+    const HELLO: Hello = Hello { job: 7, process: 0, processes: 2, workers: 1 };
+
+    /// Process 0 answers what waits in `listener`, and process 1 calls it; whether they hear each other then.
+    fn meet(listener: &TcpListener) {
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let cluster =
+            Cluster { process: 0, workers: 1, addresses: vec![address.clone(), "127.0.0.1:1".into()] };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let one = Hello { process: 1, ..HELLO };
+        let calls = thread::spawn(move || call(one, 0, &address, deadline).unwrap());
+        let mut zero = answer(HELLO, &cluster, listener, deadline).unwrap().remove(0);
+        let mut one = calls.join().unwrap();
+        one.write_all(b"x").unwrap();
+        zero.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut byte = [0];
+        zero.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    /// Process 0 took it for process 1, and panicked when it spoke to it.
+    #[test]
+    fn a_call_that_was_given_up_is_not_taken_for_its_process() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut given_up = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        given_up.write_all(&Hello { process: 1, ..HELLO }.encode()).unwrap();
+        drop(given_up);
+        meet(&listener);
+    }
+
+    /// As a monitor makes them that looks whether a port is open.
+    #[test]
+    fn calls_that_say_nothing_keep_nobody_from_being_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent: Vec<_> =
+            (0..5).map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();
+        meet(&listener);
+        drop(silent);
+    }
+
+    #[test]
+    fn a_list_of_addresses_in_another_order_is_told_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let is_one = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            stream.write_all(&Hello { process: 1, processes: 3, ..HELLO }.encode()).unwrap();
+            stream.read_exact(&mut [0; HELLO_LEN]).unwrap();
+        });
+        let two = Hello { process: 2, processes: 3, ..HELLO };
+        let error = call(two, 0, &address, Instant::now() + Duration::from_secs(60)).unwrap_err().to_string();
+        is_one.join().unwrap();
+        assert!(error.contains("process 1 is at") && error.contains("in another order"), "{error}");
     }
 
     #[test]

@@ -22,11 +22,16 @@ pub struct JobReader {
 }
 
 impl JobReader {
-    /// Is there anything of a job in `dir`?
+    /// Is there anything of a job in `dir`? What is damaged counts as well: nobody may begin another state there.
     #[must_use]
     pub fn is_job(dir: impl AsRef<Path>) -> bool {
         let vfs: Arc<dyn Vfs> = Arc::new(OsVfs::new());
-        Layout::new(&absolute(dir.as_ref()), &vfs).parts().is_ok_and(|parts| !parts.is_empty())
+        let dir = absolute(dir.as_ref());
+        match Layout::new(&dir, &vfs).parts() {
+            Ok(parts) => !parts.is_empty(),
+            // Of what is no directory nothing is known.
+            Err(_) => vfs.read_dir(&dir).is_ok(),
+        }
     }
 
     /// Reads all parts of the job whose state is below `dir`; all of them must be there.
