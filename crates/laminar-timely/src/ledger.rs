@@ -5,9 +5,11 @@
 //! sealed with the source offsets of the worker's inputs, once, and the next one begins.
 //! However many operators there are, an epoch is one barrier in one log and takes part in one sync.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use laminar_storage::error::Detail;
 use laminar_storage::{CoreStore, Epoch};
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codec::Codec;
@@ -29,14 +31,24 @@ pub(crate) enum Kind {
     Committed = 5,
 }
 
-/// Tells operators apart, on disk: a hash of the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Tells inputs, operators and sinks apart, on disk and between workers: a hash of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct OperatorId(u32);
 
 impl OperatorId {
     pub(crate) fn of(name: &str) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "half of a hash is a hash")]
         Self(xxh3_64(name.as_bytes()) as u32)
+    }
+}
+
+impl Codec for OperatorId {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        u32::decode(bytes).map(Self)
     }
 }
 
@@ -47,7 +59,7 @@ pub(crate) const PREFIX_LEN: usize = 5;
 pub(crate) fn prefix(kind: Kind, operator: OperatorId, key: &mut Vec<u8>) {
     key.clear();
     key.push(kind as u8);
-    operator.0.encode(key);
+    operator.encode(key);
 }
 
 /// What a key begins with, and the rest of it.
@@ -62,7 +74,7 @@ pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, OperatorId, &[u8])> {
         _ => return None,
     };
     let (_, operator) = head.split_first()?;
-    Some((kind, OperatorId(u32::decode_all(operator)?), rest))
+    Some((kind, OperatorId::decode_all(operator)?, rest))
 }
 
 /// Takes the oldest entry off a queue, if it is of `up_to` or before.
@@ -92,18 +104,21 @@ pub(crate) struct Ledger {
     participants: Vec<Participant>,
     /// Source offsets of epochs that are not sealed yet, oldest first.
     offsets: VecDeque<(Epoch, Vec<(String, u64)>)>,
+    /// How far each source is, as far as it is known here.
+    read: BTreeMap<String, u64>,
     /// The last epoch of the job, once all workers said theirs.
     last: Option<Epoch>,
 }
 
 impl Ledger {
-    /// Begins with epoch `first`; what is before is sealed, as an empty epoch.
-    pub(crate) fn new(mut core: CoreStore, first: Epoch) -> Result<Self, Error> {
+    /// Begins with epoch `first`; what is before is sealed, as an empty epoch. Sources were `read` so far, by any worker.
+    pub(crate) fn new(mut core: CoreStore, first: Epoch, read: BTreeMap<String, u64>) -> Result<Self, Error> {
         let before = Epoch(first.0.saturating_sub(1));
         if core.epoch() <= before {
             core.seal_epoch_to(before)?;
         }
-        Ok(Self { core, current: first, participants: Vec::new(), offsets: VecDeque::new(), last: None })
+        let (participants, offsets) = (Vec::new(), VecDeque::new());
+        Ok(Self { core, current: first, participants, offsets, read, last: None })
     }
 
     /// The epoch that changes belong to.
@@ -144,10 +159,22 @@ impl Ledger {
         self.seal_what_is_done()
     }
 
-    /// Source offsets at the end of `epoch`, to be sealed with it.
-    pub(crate) fn offsets(&mut self, epoch: Epoch, offsets: Vec<(String, u64)>) {
+    /// Source offsets at the end of `epoch`, to be sealed with it. None may go back: where a source is read by several workers in
+    /// turn, the largest counts after a crash, and what was read again from an earlier one would be missing.
+    pub(crate) fn offsets(&mut self, epoch: Epoch, offsets: Vec<(String, u64)>) -> Result<(), Error> {
+        for (source, offset) in &offsets {
+            let known = self.read.entry(source.clone()).or_default();
+            if offset < known {
+                let what = format!("the offset of the source {source:?} went back from {known} to {offset}");
+                return Err(Error::config(Detail::new(what).in_epoch(epoch).remedy(
+                    "Begin where `Job::source_offset` says, and give what is read again from its beginning another name.",
+                )));
+            }
+            *known = *offset;
+        }
         let at = self.offsets.partition_point(|(other, _)| *other <= epoch);
         self.offsets.insert(at, (epoch, offsets));
+        Ok(())
     }
 
     /// The last epoch of all workers is this; whoever waits for it is woken.
@@ -260,7 +287,7 @@ impl State<'_> {
         self.key.clear();
         for (key, end) in keys.zip(ends) {
             self.key.push(Kind::State as u8);
-            self.operator.0.encode(self.key);
+            self.operator.encode(self.key);
             key.encode(self.key);
             *end = self.key.len();
         }
@@ -302,7 +329,7 @@ fn split_at_ends<'p, 'b: 'p>(
 
 /// Bytes of the state are not what the program's types encode to.
 pub(crate) fn undecodable(what: &str) -> Error {
-    Error::decode(laminar_storage::error::Detail::new(format!("{what} cannot be decoded")).remedy(
+    Error::decode(Detail::new(format!("{what} cannot be decoded")).remedy(
         "Use the program that wrote it, or give an operator whose types changed another name; nothing was changed.",
     ))
 }

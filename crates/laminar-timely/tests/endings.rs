@@ -1,80 +1,19 @@
 //! How a job ends: with everything that was said before its inputs were finished, and when it cannot go on, whoever hears why.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
-use std::env;
+mod support;
+
 use std::fs;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use laminar_storage::Epoch;
-use laminar_timely::timely::dataflow::StreamVec;
 use laminar_timely::timely::dataflow::operators::vec::Map;
-use laminar_timely::{Cluster, Config, EXIT_FAILED, EpochSink, Error, FileSink, Flow, Windowed, run};
+use laminar_timely::{Cluster, Config, EXIT_FAILED, EpochSink, Error, run};
 
-const DIR: &str = "LAMINAR_TEST_DIR";
-const NUMBER: &str = "LAMINAR_TEST_NUMBER";
-
-fn asked() -> Option<(PathBuf, u64)> {
-    Some((env::var(DIR).ok()?.into(), env::var(NUMBER).ok()?.parse().unwrap()))
-}
-
-fn command(test: &str, dir: &Path, number: u64) -> Command {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(DIR, dir).env(NUMBER, number.to_string());
-    command
-}
-
-fn process(test: &str, dir: &Path, number: u64) -> Output {
-    command(test, dir, number).output().unwrap()
-}
-
-/// Ends within this time, or is killed: `None`.
-fn process_within(test: &str, dir: &Path, number: u64, limit: Duration) -> Option<i32> {
-    let mut child =
-        command(test, dir, number).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
-    let started = Instant::now();
-    while started.elapsed() < limit {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(status.code().unwrap_or(-1));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    None
-}
-
-fn said(output: &Output) -> String {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
-}
-
-fn write<'scope>(
-    flow: &mut Flow<'scope>,
-    lines: StreamVec<'scope, u64, String>,
-    dir: &Path,
-) -> Result<(), Error> {
-    let out = dir.join("out");
-    let format = |line: &String, file: &mut Vec<u8>| file.extend_from_slice(format!("{line}\n").as_bytes());
-    flow.sink(lines, "out", |part| FileSink::open(&out, "job", part, format)).map(drop)
-}
-
-fn written(dir: &Path) -> Vec<String> {
-    let files = fs::read_dir(dir.join("out")).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let rows = files.filter(|path| path.extension().is_some_and(|extension| extension == "rows"));
-    let text: String = rows.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    lines.sort();
-    lines
-}
-
-fn line(windowed: Windowed<String, u64>) -> String {
-    match windowed {
-        Windowed::Closed { end, key, value } => format!("to {end}: {key} {value}"),
-        Windowed::Late { end, key } => format!("late {end}: {key}"),
-    }
-}
+use support::{asked, command, line, process, process_within, said, write, written};
 
 fn last_watermark(dir: &Path, sealed: bool) -> Result<(), Error> {
     let config = Config::new(dir.join("state"), "job");

@@ -4,12 +4,12 @@
 //! Each job runs in processes of its own: one that cannot go on, or is stopped, ends its process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::cell::Cell;
-use std::env;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, exit};
+use std::path::Path;
+use std::process::exit;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -21,53 +21,12 @@ use laminar_timely::timely::dataflow::StreamVec;
 use laminar_timely::timely::dataflow::channels::pact::Pipeline;
 use laminar_timely::timely::dataflow::operators::vec::Map;
 use laminar_timely::timely::dataflow::operators::{CapabilitySet, Operator};
-use laminar_timely::{
-    Cluster, Config, EXIT_FAILED, EpochInput, EpochSink, Error, FileSink, Flow, Job, JobReader, Windowed, run,
-};
+use laminar_timely::{Cluster, Config, EXIT_FAILED, EpochInput, EpochSink, Error, Flow, Job, JobReader, run};
 
-/// Set in the processes that run a job: the directory, and a number that says how.
-const DIR: &str = "LAMINAR_TEST_DIR";
-const NUMBER: &str = "LAMINAR_TEST_NUMBER";
+use support::{asked, line, process, said, write, written};
 
 /// How a process ends that stops in the middle.
 const STOPPED: i32 = 7;
-
-/// In a process that runs a job: the directory and the number.
-fn asked() -> Option<(PathBuf, u64)> {
-    Some((env::var(DIR).ok()?.into(), env::var(NUMBER).ok()?.parse().unwrap()))
-}
-
-/// The job of a test, in a process of its own.
-fn process(test: &str, dir: &Path, number: u64) -> Output {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(DIR, dir).env(NUMBER, number.to_string());
-    command.output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
-}
-
-/// Writes lines to files below `dir`.
-fn write<'scope>(
-    flow: &mut Flow<'scope>,
-    lines: StreamVec<'scope, u64, String>,
-    dir: &Path,
-) -> Result<(), Error> {
-    let out = dir.join("out");
-    let format = |line: &String, file: &mut Vec<u8>| file.extend_from_slice(format!("{line}\n").as_bytes());
-    flow.sink(lines, "out", |part| FileSink::open(&out, "job", part, format)).map(drop)
-}
-
-/// All lines that were written, in order.
-fn written(dir: &Path) -> Vec<String> {
-    let files = fs::read_dir(dir.join("out")).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let rows = files.filter(|path| path.extension().is_some_and(|extension| extension == "rows"));
-    let text: String = rows.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    lines.sort();
-    lines
-}
 
 /// Goes on with a script of so many epochs, and stops after `until` of them unless that is the end: mostly when everything
 /// is committed, and sometimes at once.
@@ -389,11 +348,7 @@ fn windows(dir: &Path, until: u64) -> Result<(), Error> {
         let input = job.dataflow(|flow| {
             let (input, rows) = flow.input::<(String, i64, ())>("rows")?;
             let windows = flow.tumbling(rows, "windows", 10, |count: &mut u64, ()| *count += 1)?;
-            let lines = windows.map(|windowed| match windowed {
-                Windowed::Closed { end, key, value } => format!("to {end}: {key} {value}"),
-                Windowed::Late { end, key } => format!("late {end}: {key}"),
-            });
-            write(flow, lines, &dir)?;
+            write(flow, windows.map(line), &dir)?;
             Ok(input)
         })?;
         let worker = job.index();

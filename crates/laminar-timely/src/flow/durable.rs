@@ -20,7 +20,7 @@ use timely::dataflow::operators::{Operator, Probe};
 use timely::dataflow::{ProbeHandle, StreamVec};
 
 use super::start::Process;
-use super::windows::Says;
+use super::watermarks::Says;
 use super::{epoch_of, or_end, upper};
 use crate::error::Error;
 use crate::ledger::{Ledger, pop_up_to};

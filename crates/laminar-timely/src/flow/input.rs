@@ -14,10 +14,10 @@ use timely::dataflow::{InputHandle, ProbeHandle};
 use timely::worker::Worker;
 
 use super::start::Process;
-use super::windows::Says;
+use super::watermarks::{Place, Said, Says};
 use crate::error::Error;
 use crate::fail::fail_stop;
-use crate::ledger::{Ledger, pop_up_to};
+use crate::ledger::{Ledger, OperatorId, pop_up_to};
 
 /// How far the whole job is.
 #[derive(Default)]
@@ -42,6 +42,10 @@ impl Gate {
 /// The inputs of a worker, together: the control input goes with the slowest of them.
 pub(super) struct Pace {
     control: Option<InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>>,
+    /// The first epoch of this run.
+    first: Epoch,
+    /// This one, among all of the job.
+    worker: u64,
     /// The sinks of all workers are where the state is. Before, no epoch ends, whatever is sealed: it would be durable, and
     /// the state no longer that which they are brought to.
     begun: bool,
@@ -57,10 +61,16 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(control: InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>, first: Epoch) -> Self {
+    pub(super) fn new(
+        control: InputHandle<u64, CapacityContainerBuilder<Vec<Says>>>,
+        worker: usize,
+        first: Epoch,
+    ) -> Self {
         let last = Epoch(first.0.saturating_sub(1));
         Self {
             control: Some(control),
+            first,
+            worker: worker as u64,
             begun: false,
             inputs: Vec::new(),
             names: Vec::new(),
@@ -92,9 +102,19 @@ impl Pace {
     }
 
     /// What an input says of its event time, with this epoch.
-    fn says(&mut self, epoch: Epoch, says: Says) {
+    fn says(&mut self, input: &str, epoch: Epoch, said: Said) {
+        let place = Place { worker: self.worker, input: OperatorId::of(input) };
         let at = self.said.partition_point(|(other, _)| *other <= epoch);
-        self.said.insert(at, (epoch, says));
+        self.said.insert(at, (epoch, (place, said)));
+    }
+
+    /// Of the other inputs, the one that is furthest behind: its name, and the epoch that it is in.
+    fn slowest_beside(&self, input: usize) -> Option<(&str, Epoch)> {
+        let all = self.inputs.iter().zip(&self.names).enumerate();
+        let others = all.filter(|(other, _)| *other != input);
+        others
+            .filter_map(|(_, (epoch, name))| Some((name.as_str(), (*epoch)?)))
+            .min_by_key(|(_, epoch)| *epoch)
     }
 
     /// This input is in another epoch now, or finished.
@@ -108,6 +128,9 @@ impl Pace {
     /// Lets epochs end from here on.
     pub(super) fn begin(&mut self) {
         self.begun = true;
+        for name in self.names.clone() {
+            self.says(&name, self.first, Said::Begins);
+        }
         self.follow();
     }
 
@@ -222,8 +245,8 @@ impl<D: Clone + 'static> EpochInput<D> {
         rows.clear();
     }
 
-    /// Where to go on reading `source` when this epoch is the last that survives. Offsets of a source only grow, and a source
-    /// is read by one worker at a time.
+    /// Where to go on reading `source` when this epoch is the last that survives. Offsets of a source only grow, as
+    /// [`Self::seal`] checks, and a source is read by one worker at a time.
     pub fn set_source_offset(&mut self, source: &str, offset: u64) {
         match self.offsets.iter_mut().find(|(name, _)| name == source) {
             Some((_, known)) => *known = offset,
@@ -231,8 +254,12 @@ impl<D: Clone + 'static> EpochInput<D> {
         }
     }
 
-    /// Says that no row with an event time before `watermark` will come on this input, from the next epoch on. A worker that has
-    /// said nothing holds windows open, until it finishes its inputs.
+    /// Says that no row with an event time before `watermark` will come on this input, from the next epoch on.
+    ///
+    /// Once this was said for an input on any worker, that input holds windows open on every worker, until it has said one there
+    /// as well, or is finished. What was said is part of the state: after a restart it holds until more is said, and after a
+    /// change of size until every worker has said it anew. An input for which nobody ever said one holds nothing open: where
+    /// there are several, say one for each before the first epoch is sealed, be it `i64::MIN`.
     pub fn set_watermark(&mut self, watermark: i64) {
         self.watermark = Some(watermark);
     }
@@ -241,7 +268,9 @@ impl<D: Clone + 'static> EpochInput<D> {
     /// [`crate::Config::max_ahead_epochs`] ahead.
     ///
     /// # Errors
-    /// `Config` when the rows of this epoch alone are more than [`crate::Config::max_ahead_bytes`]; a failed store.
+    /// `Config` when the rows of this epoch alone are more than [`crate::Config::max_ahead_bytes`], when the offset of a source went
+    /// back, and when this input would have to wait for another one of the same worker, which only the program can seal; a failed
+    /// store.
     pub fn seal(&mut self) -> Result<Epoch, Error> {
         let sealed = self.epoch;
         let limit = self.parts.process.config.max_ahead_bytes;
@@ -255,12 +284,12 @@ impl<D: Clone + 'static> EpochInput<D> {
                 .remedy("Seal more often, or allow more bytes."),
             ));
         }
+        if !self.offsets.is_empty() {
+            self.parts.ledger.borrow_mut().offsets(sealed, std::mem::take(&mut self.offsets))?;
+        }
         self.ahead.push_back((sealed, self.bytes));
         self.ahead_bytes += std::mem::take(&mut self.bytes);
         self.sent = false;
-        if !self.offsets.is_empty() {
-            self.parts.ledger.borrow_mut().offsets(sealed, std::mem::take(&mut self.offsets));
-        }
         self.epoch = sealed.next();
         if let Some(handle) = &mut self.handle {
             handle.advance_to(self.epoch.0);
@@ -269,31 +298,48 @@ impl<D: Clone + 'static> EpochInput<D> {
             let mut pace = self.parts.pace.borrow_mut();
             pace.last = pace.last.max(sealed);
             if let Some(watermark) = self.watermark.take() {
-                pace.says(sealed, (self.place(), Some(watermark)));
+                pace.says(&self.name, sealed, Said::Watermark(watermark));
             }
             pace.moved(self.number, Some(self.epoch));
         }
-        self.wait();
+        self.wait()?;
         Ok(sealed)
     }
 
-    /// Which of all inputs of all workers this is.
-    fn place(&self) -> (u64, u64) {
-        (self.parts.worker.index() as u64, self.number as u64)
-    }
-
     /// Works on the dataflow until this input is not too far ahead.
-    fn wait(&mut self) {
+    fn wait(&mut self) -> Result<(), Error> {
         self.parts.pace.borrow().check();
         // Once in any case: a program that only sends would never get its rows going.
         self.parts.worker.step();
         if !self.is_too_far() {
-            return;
+            return Ok(());
         }
+        self.check_others()?;
         let _waits = self.parts.process.pulse.waits();
         while self.is_too_far() {
             self.parts.worker.step_or_park(Some(Duration::from_millis(100)));
         }
+        Ok(())
+    }
+
+    /// What another input of this worker has not sealed is not durable before the program seals it, which it cannot while this one
+    /// waits: is this one too far ahead of that?
+    fn check_others(&self) -> Result<(), Error> {
+        let pace = self.parts.pace.borrow();
+        let Some((other, epoch)) = pace.slowest_beside(self.number) else { return Ok(()) };
+        let stay = self.ahead.iter().filter(|(ahead, _)| *ahead >= epoch);
+        let (epochs, bytes) = stay.fold((0, 0), |(epochs, bytes), (_, more)| (epochs + 1, bytes + more));
+        let config = &self.parts.process.config;
+        if epochs <= config.max_ahead_epochs && bytes <= config.max_ahead_bytes {
+            return Ok(());
+        }
+        let (name, here) = (&self.name, self.epoch);
+        let what = format!(
+            "the input {name:?} is in epoch {here} and as far ahead as it may be, and the input {other:?} of the same worker still in epoch {epoch}"
+        );
+        Err(Error::config(Detail::new(what).remedy(
+            "Seal all inputs of a worker in turns, also where one has nothing to send, or finish those where nothing more comes.",
+        )))
     }
 
     fn is_too_far(&mut self) -> bool {
@@ -322,7 +368,7 @@ impl<D: Clone + 'static> EpochInput<D> {
         }
         self.handle = None;
         let mut pace = self.parts.pace.borrow_mut();
-        pace.says(self.epoch, (self.place(), None));
+        pace.says(&self.name, self.epoch, Said::Finished);
         pace.moved(self.number, None);
         drop(pace);
         Ok(())
@@ -362,7 +408,7 @@ mod tests {
     fn no_epoch_ends_before_the_job_has_begun() {
         let mut control = InputHandle::new();
         control.advance_to(5);
-        let mut pace = Pace::new(control, Epoch(5));
+        let mut pace = Pace::new(control, 0, Epoch(5));
         let inputs = ["one", "other"].map(|name| pace.add(name, Epoch(5)));
         pace.moved(inputs[0], Some(Epoch(9)));
         pace.moved(inputs[1], None);

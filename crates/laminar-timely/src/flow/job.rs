@@ -21,10 +21,11 @@ use super::gather::gather;
 use super::input::{EpochInput, Gate, InputParts, Pace};
 #[cfg(feature = "object-store")]
 use super::marks::marks;
+use super::sink::part_of;
 use super::start::Process;
 #[cfg(feature = "object-store")]
 use super::start::begin_backups;
-use super::windows::Says;
+use super::watermarks::Says;
 use crate::error::Error;
 use crate::layout::Generation;
 use crate::ledger::{Kind, Ledger, OperatorId, split_key};
@@ -158,7 +159,7 @@ impl Job {
             let mut control = InputHandle::new();
             let stream: StreamVec<u64, Says> = scope.input_from(&mut control);
             control.advance_to(first.0);
-            let pace = Rc::new(RefCell::new(Pace::new(control, first)));
+            let pace = Rc::new(RefCell::new(Pace::new(control, self.worker.index(), first)));
             let durable = durable(stream.clone(), &self.ledger, &self.process);
             let settled = self.settled(durable.clone(), first);
             self.gate.add(settled);
@@ -185,6 +186,7 @@ impl Job {
         });
         self.pace = Some(Rc::clone(&pace));
         let built = built?;
+        self.tell_of_strange_rows();
         sinks.take().begin(&mut worker, &self.process.pulse)?;
         #[cfg(feature = "object-store")]
         begin_backups(&mut worker, &self.process, &self.recovered)?;
@@ -195,6 +197,21 @@ impl Job {
         pace.borrow_mut().begin();
         self.process.pulse.start();
         Ok(built)
+    }
+
+    /// Rows that wait for a sink which is not in the dataflow stay where they are: nobody knows whether it has them.
+    fn tell_of_strange_rows(&self) {
+        let waiting = self.waiting.borrow();
+        let epochs = waiting.values().flatten().filter_map(|key| part_of(key)).map(|(_, epoch)| epoch);
+        if let Some(newest) = epochs.max() {
+            tracing::warn!(
+                worker = self.index(),
+                sinks = waiting.len(),
+                %newest,
+                "the state has rows for sinks that this program does not have, by their names; they stay there. They were committed \
+                 if the job came to its end the last time; if not, give the sinks their names back, and let it end or commit them"
+            );
+        }
     }
 
     /// Settles what is durable everywhere, and has marked epochs backed up where that is asked for.

@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::groups::Groups;
 use super::job::Flow;
-use super::{epoch_of, or_end, upper};
+use super::{check_stash, epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::ledger::{Kind, Ledger, OperatorId, Seat, State, prefix};
@@ -206,10 +206,11 @@ impl<'scope> Flow<'scope> {
                 let held = Some(capability.delayed(&first.0));
                 drop(capability);
                 let (stash, key, out) = (BTreeMap::new(), Vec::new(), Vec::new());
-                let mut turn = Turn { operator, seat, ledger, logic, stash, next: first, held, key, out };
+                let mut turn =
+                    Turn { operator, title, seat, ledger, logic, stash, next: first, held, key, out };
                 move |(input, frontier), output| {
                     input.for_each_stamp(|capability, data| {
-                        let epoch = Epoch(epoch_of(&capability, &title));
+                        let epoch = Epoch(epoch_of(&capability, &turn.title));
                         let stash = turn.stash.entry(epoch).or_default();
                         data.for_each(|rows| stash.append(rows));
                     });
@@ -260,6 +261,8 @@ impl std::fmt::Debug for KeyedState<'_> {
 /// A keyed operator between two turns.
 struct Turn<R, O, L> {
     operator: OperatorId,
+    /// The name of the operator.
+    title: String,
     seat: Seat,
     ledger: Rc<RefCell<Ledger>>,
     logic: L,
@@ -298,7 +301,8 @@ where
                 held.downgrade(&self.next.0);
             }
         }
-        if before.is_none() && last.is_some_and(|last| self.next > last) {
+        if let Some(last) = last.filter(|last| before.is_none() && self.next > *last) {
+            check_stash(&self.title, last, &self.stash)?;
             self.held = None;
         }
         Ok(())

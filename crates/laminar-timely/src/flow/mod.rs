@@ -29,6 +29,7 @@ mod marks;
 mod rescale;
 mod sink;
 mod start;
+mod watermarks;
 mod windows;
 
 pub use execute::run;
@@ -39,11 +40,14 @@ pub use windows::Windowed;
 
 pub(crate) use start::merged;
 
+use std::collections::BTreeMap;
+
 use laminar_storage::Epoch;
 use laminar_storage::error::Detail;
 use timely::dataflow::operators::InputCapability;
 use timely::progress::frontier::MutableAntichain;
 
+use crate::error::Error;
 use crate::fail::fail_stop;
 
 /// The epoch that records came in.
@@ -63,6 +67,18 @@ fn epoch_of(capability: &InputCapability<u64>, operator: &str) -> u64 {
 /// Everything before this epoch has come; `None` when everything has.
 fn upper(frontier: &MutableAntichain<u64>) -> Option<Epoch> {
     frontier.frontier().iter().next().map(|epoch| Epoch(*epoch))
+}
+
+/// What an operator has when the job ends: no rows of epochs that will not come.
+fn check_stash<R>(operator: &str, last: Epoch, stash: &BTreeMap<Epoch, Vec<R>>) -> Result<(), Error> {
+    let Some((epoch, rows)) = stash.iter().find(|(_, rows)| !rows.is_empty()) else { return Ok(()) };
+    let what = format!(
+        "the job ends with epoch {last}, and {} rows for {operator:?} belong to epoch {epoch}",
+        rows.len()
+    );
+    Err(Error::config(Detail::new(what).remedy(
+        "Where an operator of the program gives rows on in a later epoch, seal as many more before the inputs are finished.",
+    )))
 }
 
 /// What an operator does with an error: its process cannot go on.

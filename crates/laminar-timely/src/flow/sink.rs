@@ -26,7 +26,7 @@ use timely::scheduling::activate::SyncActivator;
 
 use super::begin::{Epochs, Known, Opened, sink_failed};
 use super::job::Flow;
-use super::{epoch_of, or_end, upper};
+use super::{check_stash, epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::fail::{Pulse, fail_stop};
@@ -224,6 +224,7 @@ impl<'scope> Flow<'scope> {
                 }));
                 let held = Some(capability.delayed(&first.0));
                 let mut turn = Turn {
+                    title,
                     outbox,
                     seat,
                     ledger,
@@ -238,7 +239,7 @@ impl<'scope> Flow<'scope> {
                 drop(capability);
                 move |(rows, before), (durable, settled), _| {
                     rows.for_each_stamp(|capability, data| {
-                        let epoch = Epoch(epoch_of(&capability, &title));
+                        let epoch = Epoch(epoch_of(&capability, &turn.title));
                         let stash = turn.stash.entry(epoch).or_default();
                         data.for_each(|rows| stash.append(rows));
                     });
@@ -361,6 +362,8 @@ impl Outbox {
 
 /// A sink's operator between two turns.
 struct Turn<D> {
+    /// The name of the sink.
+    title: String,
     outbox: Outbox,
     seat: Seat,
     ledger: Rc<RefCell<Ledger>>,
@@ -411,7 +414,8 @@ impl<D: Codec> Turn<D> {
             held.downgrade(&committed.next().0);
         }
         let ended = |last: Epoch| self.next > last && self.given >= last && committed >= last;
-        if before.is_none() && last.is_some_and(ended) {
+        if let Some(last) = last.filter(|last| before.is_none() && ended(*last)) {
+            check_stash(&self.title, last, &self.stash)?;
             self.held = None;
             self.sender = None;
         }

@@ -279,8 +279,9 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
     let all = gather(worker, &process.pulse, &mine)?;
     let first = Epoch(all.iter().map(|stands| stands.first).max().unwrap_or_default());
     let offsets = merged(all.into_iter().map(|stands| stands.offsets));
+    let ledger = Ledger::new(core, first, offsets.clone())?;
     let recovered = Recovered { point: landed.point, first, generation: landed.generation, offsets };
-    Job::new(worker, process, Ledger::new(core, first)?, recovered)
+    Job::new(worker, process, ledger, recovered)
 }
 
 /// Makes the first backup of a job that has another size than before, before any row goes to a sink of that size. Were the job

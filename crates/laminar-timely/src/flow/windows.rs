@@ -1,8 +1,8 @@
 //! Windows by event time, closed by watermarks.
 //!
 //! Every input says how far its event time has come ([`crate::EpochInput::set_watermark`]); that goes to all workers with the
-//! epoch it was said in. So all of them have the same watermark at the end of an epoch, the smallest of all inputs that are not
-//! finished, and close the same windows in it. It is part of the state, and never goes back.
+//! epoch it was said in. So all of them have the same watermark at the end of an epoch ([`Watermarks`]), and close the same windows
+//! in it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,13 +19,11 @@ use timely::dataflow::operators::{Capability, Operator};
 
 use super::job::Flow;
 use super::keyed::{Key, owner_of};
-use super::{epoch_of, or_end, upper};
+use super::watermarks::{Says, Watermarks};
+use super::{check_stash, epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::ledger::{Kind, Ledger, OperatorId, Seat, prefix, split_key, undecodable};
-
-/// What an input says of its event time: which one it is, and how far it has come; nothing when it is finished.
-pub(super) type Says = ((u64, u64), Option<i64>);
 
 /// What comes out of [`Flow::tumbling`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +76,7 @@ impl<'scope> Flow<'scope> {
                 Detail::new(format!("the windows of {name:?} have a size of {size}, must be 1 or more"));
             return Err(Error::config(detail.remedy("Name how long a window is, in units of event time.")));
         }
-        let (open, watermark) = self.open_windows::<K>(operator)?;
+        let (open, watermarks) = self.open_windows::<K>(operator)?;
         let (ledger, title, scope) = (Rc::clone(&self.parts.ledger), name.to_owned(), self.scope);
         let encoded = RefCell::new(Vec::new());
         let route = Exchange::new(move |(key, _, _): &(K, i64, V)| {
@@ -87,7 +85,7 @@ impl<'scope> Flow<'scope> {
             key.encode(&mut encoded);
             owner_of(&encoded)
         });
-        let (first, inputs, says) = (self.recovered.first, self.scope.peers(), self.says.clone().broadcast());
+        let (first, says) = (self.recovered.first, self.says.clone().broadcast());
         Ok(stream.binary_frontier::<Vec<Says>, CapacityContainerBuilder<Vec<Windowed<K, S>>>, _, _, _, _>(
             says,
             route,
@@ -103,15 +101,14 @@ impl<'scope> Flow<'scope> {
                         operator,
                         size,
                         open,
-                        watermark,
-                        workers: inputs,
-                        said: BTreeMap::new(),
+                        watermarks,
                         fold,
                         key: Vec::new(),
                         bytes: Vec::new(),
                     },
                     seat,
                     ledger,
+                    title,
                     rows: BTreeMap::new(),
                     says: BTreeMap::new(),
                     next: first,
@@ -119,11 +116,11 @@ impl<'scope> Flow<'scope> {
                 };
                 move |(rows, before), (says, said), output| {
                     rows.for_each_stamp(|capability, data| {
-                        let stash = turn.rows.entry(Epoch(epoch_of(&capability, &title))).or_default();
+                        let stash = turn.rows.entry(Epoch(epoch_of(&capability, &turn.title))).or_default();
                         data.for_each(|rows| stash.append(rows));
                     });
                     says.for_each_stamp(|capability, data| {
-                        let stash = turn.says.entry(Epoch(epoch_of(&capability, &title))).or_default();
+                        let stash = turn.says.entry(Epoch(epoch_of(&capability, &turn.title))).or_default();
                         data.for_each(|says| stash.append(says));
                     });
                     let upper = match (upper(before), upper(said)) {
@@ -138,9 +135,13 @@ impl<'scope> Flow<'scope> {
         ))
     }
 
-    /// What the state has of an operator's windows: their ends and keys, and the watermark.
-    fn open_windows<K: Key>(&self, operator: OperatorId) -> Result<(BTreeMap<i64, BTreeSet<K>>, i64), Error> {
-        let (mut open, mut watermark) = (BTreeMap::<i64, BTreeSet<K>>::new(), i64::MIN);
+    /// What the state has of an operator's windows: their ends and keys, and how far event time is.
+    fn open_windows<K: Key>(
+        &self,
+        operator: OperatorId,
+    ) -> Result<(BTreeMap<i64, BTreeSet<K>>, Watermarks), Error> {
+        let generation = self.recovered.generation;
+        let (mut open, mut watermarks) = (BTreeMap::<i64, BTreeSet<K>>::new(), Watermarks::new(generation));
         let ledger = self.parts.ledger.borrow();
         for (key, value) in &ledger.core {
             match split_key(key) {
@@ -150,12 +151,13 @@ impl<'scope> Flow<'scope> {
                     open.entry(end).or_default().insert(key);
                 }
                 Some((Kind::Note, of, _)) if of == operator => {
-                    watermark = i64::decode_all(value).ok_or_else(|| undecodable("a watermark"))?;
+                    let known = Watermarks::decode_all(value).ok_or_else(|| undecodable("a watermark"))?;
+                    watermarks = known.in_generation(generation);
                 }
                 _ => {}
             }
         }
-        Ok((open, watermark))
+        Ok((open, watermarks))
     }
 }
 
@@ -164,10 +166,7 @@ struct Windows<K, F> {
     operator: OperatorId,
     size: i64,
     open: BTreeMap<i64, BTreeSet<K>>,
-    watermark: i64,
-    /// How many workers there are; one that has not said anything holds the watermark back.
-    workers: usize,
-    said: BTreeMap<(u64, u64), Option<i64>>,
+    watermarks: Watermarks,
     fold: F,
     key: Vec<u8>,
     bytes: Vec<u8>,
@@ -193,7 +192,7 @@ impl<K: Key, F> Windows<K, F> {
         let mut changed = BTreeMap::<(i64, K), S>::new();
         for (key, time, value) in rows {
             let end = end_of(time, self.size);
-            if end <= self.watermark {
+            if end <= self.watermarks.least() {
                 out.push(Windowed::Late { end, key });
                 continue;
             }
@@ -220,26 +219,21 @@ impl<K: Key, F> Windows<K, F> {
         Ok(())
     }
 
-    /// Takes note of what inputs said, and closes what the watermark has reached.
+    /// Takes note of what inputs said, and closes what event time has reached.
     fn says<S: Codec>(
         &mut self,
         ledger: &mut Ledger,
         says: Vec<Says>,
         out: &mut Vec<Windowed<K, S>>,
     ) -> Result<(), Error> {
-        for (input, watermark) in says {
-            let known = self.said.entry(input).or_default();
-            *known = watermark;
-        }
-        let workers: BTreeSet<_> = self.said.keys().map(|(worker, _)| worker).collect();
-        let least = self.said.values().flatten().min().copied();
-        let Some(watermark) = least.filter(|least| workers.len() == self.workers && *least > self.watermark)
-        else {
+        if !self.watermarks.hear(&says) {
             return Ok(());
-        };
-        self.watermark = watermark;
+        }
         prefix(Kind::Note, self.operator, &mut self.key);
-        ledger.core.put(&self.key, &watermark.to_le_bytes())?;
+        self.bytes.clear();
+        self.watermarks.encode(&mut self.bytes);
+        ledger.core.put(&self.key, &self.bytes)?;
+        let watermark = self.watermarks.least();
         while let Some(window) = self.open.first_entry().filter(|window| *window.key() <= watermark) {
             let (end, keys) = window.remove_entry();
             for key in keys {
@@ -266,6 +260,8 @@ struct Turn<K, V, F> {
     windows: Windows<K, F>,
     seat: Seat,
     ledger: Rc<RefCell<Ledger>>,
+    /// The name of the operator.
+    title: String,
     rows: BTreeMap<Epoch, Vec<(K, i64, V)>>,
     says: BTreeMap<Epoch, Vec<Says>>,
     next: Epoch,
@@ -301,7 +297,8 @@ impl<K: Key, V, F> Turn<K, V, F> {
                 held.downgrade(&self.next.0);
             }
         }
-        if before.is_none() && last.is_some_and(|last| self.next > last) {
+        if let Some(last) = last.filter(|last| before.is_none() && self.next > *last) {
+            check_stash(&self.title, last, &self.rows)?;
             self.held = None;
         }
         Ok(())
