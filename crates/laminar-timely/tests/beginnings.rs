@@ -3,6 +3,8 @@
 #![cfg(feature = "object-store")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::env;
 use std::fmt::Debug;
 use std::fs;
@@ -14,11 +16,11 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use laminar_storage::backup::{BackupOptions, BackupTarget};
 use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile};
-use laminar_timely::{
-    Cluster, Config, Error, FileSink, JobBackup, JobReader, OtherSize, list_job_backups, restore_job, run,
-};
+use laminar_timely::{Cluster, Config, Error, FileSink, JobBackup, JobReader, OtherSize, restore_job, run};
+
+use support::backups::{backups, copy, options, place, restore};
+use support::rows;
 
 const DIR: &str = "LAMINAR_TEST_DIR";
 const JOB: &str = "LAMINAR_TEST_JOB";
@@ -90,14 +92,6 @@ impl Vfs for Dying {
     fn random_u64(&self) -> u64 {
         self.disk.random_u64()
     }
-}
-
-fn place(dir: &Path) -> BackupTarget {
-    BackupTarget::create(dir.join("place").to_str().unwrap()).unwrap()
-}
-
-fn options() -> BackupOptions {
-    BackupOptions::new().keep(100).take_over(true)
 }
 
 /// STATE PROCESS WORKERS NUMBERS IN_AN_EPOCH WHAT: runs the job. Every number is a row; so many of them are an epoch.
@@ -225,27 +219,6 @@ fn two(test: &str, dir: &Path, workers: u64, numbers: u64, what: &str, die: [&st
 
 fn said(outputs: &[Output]) -> String {
     outputs.iter().map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).collect()
-}
-
-fn backups(dir: &Path) -> Vec<JobBackup> {
-    list_job_backups(&place(dir), &options()).unwrap().backups
-}
-
-/// Restores a backup in place of the state that is there.
-fn restore(dir: &Path, backup: &JobBackup) {
-    let state = dir.join("state");
-    fs::remove_dir_all(&state).unwrap();
-    restore_job(&place(dir), Some(backup.id), None, &state, &options(), |_| {}).unwrap();
-}
-
-/// All numbers in the output, in order.
-fn rows(dir: &Path) -> Vec<u64> {
-    let paths = fs::read_dir(dir.join("out")).unwrap().map(|entry| entry.unwrap().path());
-    let rows = paths.filter(|path| path.extension().is_some_and(|e| e == "rows"));
-    let text: String = rows.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let mut rows: Vec<_> = text.lines().map(|line| line.parse().unwrap()).collect();
-    rows.sort_unstable();
-    rows
 }
 
 /// One machine of two is lost and restored, the other has an epoch more than the backup. The first start does not come to the
@@ -416,19 +389,6 @@ fn a_job_that_has_lost_everything_does_not_begin_anew_beside_its_backups() {
     let text = said(std::slice::from_ref(&output));
     if output.status.success() {
         assert_eq!(rows(dir), (0..100).collect::<Vec<_>>(), "{text}");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
     }
 }
 

@@ -5,6 +5,8 @@
 #![cfg(feature = "object-store")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::env;
 use std::fs;
 use std::io;
@@ -15,11 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use laminar_storage::Epoch;
-use laminar_storage::backup::{BackupOptions, BackupTarget};
 use laminar_timely::{
-    Cluster, Config, CutBack, EXIT_FAILED, EpochSink, Error, FileSink, JobBackup, OtherSize, SinkPart,
-    list_job_backups, restore_job, run,
+    Cluster, Config, CutBack, EXIT_FAILED, EpochSink, Error, FileSink, OtherSize, SinkPart, run,
 };
+
+use support::backups::{newest, options, place, restore};
 
 /// Set in the processes that run the job: the directory, and what else there is to say.
 const DIR: &str = "LAMINAR_TEST_DIR";
@@ -109,14 +111,6 @@ impl EpochSink<(u64, u64)> for Target {
     }
 }
 
-fn place(dir: &Path) -> BackupTarget {
-    BackupTarget::create(dir.join("place").to_str().unwrap()).unwrap()
-}
-
-fn options() -> BackupOptions {
-    BackupOptions::new().keep(1000).take_over(true)
-}
-
 /// In a process that is to run the job: runs it. Sums numbers by their remainder, one number in an epoch, into two sinks.
 fn is_process() -> bool {
     let (Ok(dir), Ok(line)) = (env::var(DIR), env::var(JOB)) else { return false };
@@ -189,17 +183,6 @@ fn goes_well(test: &str, dir: &Path, size: Size, numbers: u64, second: Second) {
 fn is_killed(test: &str, dir: &Path, size: Size, second: Second) {
     let ended = runs(test, dir, size, 250, second);
     assert!(ended.iter().any(|output| output.status.code() == Some(KILLED)), "{second:?}: {}", said(&ended));
-}
-
-/// Restores a backup in place of the state that is there.
-fn restore(dir: &Path, backup: &JobBackup) {
-    let state = dir.join("state");
-    fs::remove_dir_all(&state).unwrap();
-    restore_job(&place(dir), Some(backup.id), None, &state, &options(), |_| {}).unwrap();
-}
-
-fn newest(dir: &Path) -> JobBackup {
-    list_job_backups(&place(dir), &options()).unwrap().backups.pop().unwrap()
 }
 
 /// Files of both sinks in the first size of the job, with their contents.

@@ -6,26 +6,22 @@
 #![cfg(feature = "object-store")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use laminar_storage::backup::{BackupOptions, BackupTarget};
-use laminar_timely::{Cluster, Config, FileSink, JobBackup, OtherSize, list_job_backups, restore_job, run};
+use laminar_timely::{Cluster, Config, FileSink, OtherSize, run};
+
+use support::backups::{backups, copy, options, place, restore};
+use support::rows;
 
 /// Set in the processes that run the job: the directory, and what else there is to say.
 const DIR: &str = "LAMINAR_TEST_DIR";
 const JOB: &str = "LAMINAR_TEST_JOB";
-
-fn place(dir: &Path) -> BackupTarget {
-    BackupTarget::create(dir.join("place").to_str().unwrap()).unwrap()
-}
-
-fn options() -> BackupOptions {
-    BackupOptions::new().keep(100).take_over(true)
-}
 
 /// In a process that is to run the job: runs it. Every number is a row; so many of them are an epoch.
 fn is_process() -> bool {
@@ -77,27 +73,6 @@ fn runs(test: &str, dir: &Path, workers: u64, numbers: u64, in_an_epoch: u64) ->
 fn goes_well(test: &str, dir: &Path, workers: u64, numbers: u64, in_an_epoch: u64) {
     let output = runs(test, dir, workers, numbers, in_an_epoch);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn backups(dir: &Path) -> Vec<JobBackup> {
-    list_job_backups(&place(dir), &options()).unwrap().backups
-}
-
-/// Restores a backup in place of the state that is there.
-fn restore(dir: &Path, backup: &JobBackup) {
-    let state = dir.join("state");
-    fs::remove_dir_all(&state).unwrap();
-    restore_job(&place(dir), Some(backup.id), None, &state, &options(), |_| {}).unwrap();
-}
-
-/// All numbers in the output, in order.
-fn rows(dir: &Path) -> Vec<u64> {
-    let paths = fs::read_dir(dir.join("out")).unwrap().map(|entry| entry.unwrap().path());
-    let rows = paths.filter(|path| path.extension().is_some_and(|e| e == "rows"));
-    let text: String = rows.map(|path| fs::read_to_string(path).unwrap()).collect();
-    let mut rows: Vec<_> = text.lines().map(|line| line.parse().unwrap()).collect();
-    rows.sort_unstable();
-    rows
 }
 
 /// Back to the older backup and on, with so many workers, past the epoch of the newer one, and then to that.
@@ -164,12 +139,4 @@ fn a_restored_job_that_did_nothing_yet_is_still_the_backup() {
     copy(&kept, &output);
     goes_well(test, dir, 1, 100, 1);
     assert_eq!(rows(dir), (0..100).collect::<Vec<_>>());
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }

@@ -2,6 +2,8 @@
 #![cfg(feature = "object-store")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests say so by failing")]
 
+mod support;
+
 use std::env;
 use std::fs;
 use std::io;
@@ -12,24 +14,18 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use laminar_storage::Epoch;
-use laminar_storage::backup::{BackupError, BackupOptions, BackupOwner, BackupTarget, BackupWriter};
+use laminar_storage::backup::{BackupError, BackupOwner, BackupTarget, BackupWriter};
 use laminar_storage::ids::{Incarnation, StoreId};
 use laminar_timely::{
     Cluster, Config, EXIT_FAILED, EpochInput, EpochSink, Error, FileSink, Job, JobBackup, OtherSize,
     SinkPart, list_job_backups, restore_job, run,
 };
 
+use support::backups::{options, place};
+
 /// Set in the processes that run the job: the directory, and what else there is to say.
 const DIR: &str = "LAMINAR_TEST_DIR";
 const JOB: &str = "LAMINAR_TEST_JOB";
-
-fn place(dir: &Path) -> BackupTarget {
-    BackupTarget::create(dir.join("place").to_str().unwrap()).unwrap()
-}
-
-fn options() -> BackupOptions {
-    BackupOptions::new().keep(1000).take_over(true)
-}
 
 type Sums = FileSink<(u64, u64)>;
 

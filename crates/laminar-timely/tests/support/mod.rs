@@ -1,6 +1,9 @@
 //! Jobs in processes of their own: one that cannot go on, or is stopped, ends its process.
 #![allow(dead_code, reason = "no test needs all of it")]
 
+#[cfg(feature = "object-store")]
+pub mod backups;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,6 +73,13 @@ pub fn written(dir: &Path) -> Vec<String> {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     lines.sort();
     lines
+}
+
+/// All numbers that were written, each on a line, in order.
+pub fn rows(dir: &Path) -> Vec<u64> {
+    let mut rows: Vec<_> = written(dir).iter().map(|line| line.parse().unwrap()).collect();
+    rows.sort_unstable();
+    rows
 }
 
 /// What came of a window, as a line.
