@@ -4,6 +4,8 @@
 //! owns its key; so the order of the input is that in which records are applied, and results are those of a run without
 //! `--workers`. State and the position in the input are sealed together, on all workers, and are durable together.
 
+mod epochs;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -40,11 +42,14 @@ use crate::pipeline::live::lock;
 use crate::pipeline::ownership::{Claim, Owned};
 use crate::pipeline::sequencer::{bad_record, place};
 use crate::pipeline::{OnError, Settings};
+use epochs::{Epochs, ahead_bytes};
 
 /// The operator that keeps the values of all keys.
 const OPERATOR: &str = "aggregate";
 /// What the state says it is; which job of `laminar run` it is, its own mark says.
 const JOB: &str = "laminar run";
+/// `--stall-timeout`, where it is not given.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the workers say.
 type OnWorker<T> = std::result::Result<T, Error>;
@@ -147,9 +152,9 @@ pub fn run(
     if let Some(timeout) = args.start_timeout {
         config = config.start_timeout(limit(timeout));
     }
-    if let Some(timeout) = args.stall_timeout {
-        config = config.stall_timeout(limit(timeout));
-    }
+    let stall = limit(args.stall_timeout.unwrap_or(STALL_TIMEOUT));
+    let ahead = ahead_bytes(&settings.plan);
+    config = config.stall_timeout(stall).max_ahead_bytes(ahead);
     #[cfg(feature = "object-store")]
     let config = match &settings.backups {
         // Only process 0 has a `job.json` that is up to date.
@@ -158,17 +163,17 @@ pub fn run(
         }
         None => config,
     };
-    let leader = Mutex::new(claim.map(|claim| Leader { claim, settings: settings.clone(), stop }));
+    let leader = claim.map(|claim| Leader { claim, settings: settings.clone(), stop, stall, ahead });
+    let leader = Mutex::new(leader);
     let outcome = Arc::new(Mutex::new(None));
     let says = Arc::clone(&outcome);
     let plan = settings.plan.clone();
     let done = run_job(cluster, &config, move |job| {
-        let input = dataflow(job, &plan)?;
         // The first worker of process 0 is the first of all.
         let leader = if job.index() == 0 { lock(&leader).take() } else { None };
         match leader {
-            Some(leader) => *lock(&says) = Some(leader.lead(job, input)?),
-            None => input.finish()?,
+            Some(leader) => *lock(&says) = Some(leader.lead(job, &plan)?),
+            None => dataflow(job, &plan)?.finish()?,
         }
         Ok(())
     });
@@ -264,23 +269,33 @@ struct Leader {
     claim: Claim,
     settings: Settings,
     stop: Arc<AtomicBool>,
+    /// How long the others wait for something to become durable; none: for ever.
+    stall: Option<Duration>,
+    /// Bytes that the input may be ahead of that.
+    ahead: u64,
 }
 
 impl Leader {
     /// Reads the input to its end. What is wrong with it or with the command is part of the outcome: the job ends in
     /// order then.
-    fn lead(self, job: &TimelyJob, mut input: Input) -> OnWorker<Outcome> {
+    fn lead(self, job: &mut TimelyJob, plan: &Plan) -> OnWorker<Outcome> {
+        let Self { claim, settings, stop, stall, ahead } = self;
         let source_offsets = job.source_offsets().clone();
         let report = Report { source_offsets, epoch: job.recovery_point().get(), ..Report::default() };
         let mut outcome =
             Outcome { recovered_epoch: report.epoch, epoch: report.epoch, ..Outcome::default() };
-        match self.claim.settle(&self.settings, &report) {
+        // Before the dataflow: a long file may have to be read again up to where it was read, and until the job has begun the others
+        // wait as long as for a state that is opened.
+        let owned = claim.settle(&settings, &report);
+        let mut input = dataflow(job, plan)?;
+        match owned {
             Ok(owned) => {
                 if let Some(told) = &owned.told {
                     eprintln!("laminar: {told}");
                 }
-                Reading::new(&self.settings, owned, job, &mut input, &mut outcome).read(&self.stop)?;
-                if let Err(error) = forget_what_was_not_read(&self.settings.state, &outcome.after) {
+                let epochs = Epochs::new(settings.epoch, stall, ahead, Instant::now());
+                Reading::new(&settings, owned, job, &mut input, &mut outcome, epochs).read(&stop)?;
+                if let Err(error) = forget_what_was_not_read(&settings.state, &outcome.after) {
                     outcome.stopped_by.get_or_insert(error);
                 }
             }
@@ -288,7 +303,7 @@ impl Leader {
         }
         // Before the input is finished: what all processes have backed up is not told afterwards.
         #[cfg(feature = "object-store")]
-        if let Some(backups) = &self.settings.backups {
+        if let Some(backups) = &settings.backups {
             let before = job.resume_epoch().get().saturating_sub(1);
             outcome.backups = Some(backups.of_job(job.backed_up_epoch(), before, outcome.epoch));
         }
@@ -317,11 +332,9 @@ struct Reading<'a> {
     parser: Parser,
     sink: Sink,
     peers: usize,
-    marked: Instant,
+    epochs: Epochs,
     #[cfg(feature = "object-store")]
     backups: Option<(&'a TimelyJob, Lag)>,
-    /// Something was sent since the last mark.
-    dirty: bool,
 }
 
 impl<'a> Reading<'a> {
@@ -331,13 +344,15 @@ impl<'a> Reading<'a> {
         workers: &'a TimelyJob,
         input: &'a mut Input,
         outcome: &'a mut Outcome,
+        epochs: Epochs,
     ) -> Self {
         let Owned { job, before, .. } = owned;
         let peers = workers.peers();
         let on_bad = if settings.on_error == OnError::Stop { OnBad::Stop } else { OnBad::Skip };
         let owner = move |key: &[u8]| usize::try_from(owner_of(key) % peers as u64).unwrap_or(0);
         let parser = Parser::new(job.format, &job.key, &settings.plan.fields);
-        let sink = Sink::new(Arc::new(settings.plan.clone()), Router::new(peers, owner), on_bad);
+        let sink = Sink::new(Arc::new(settings.plan.clone()), Router::new(peers, owner), on_bad)
+            .keys_up_to(KeyedState::KEY_LEN_MAX);
         outcome.after = before.clone();
         outcome.before = before;
         Self {
@@ -348,13 +363,12 @@ impl<'a> Reading<'a> {
             parser,
             sink,
             peers,
-            marked: Instant::now(),
+            epochs,
             #[cfg(feature = "object-store")]
             backups: settings
                 .backups
                 .is_some()
                 .then(|| (workers, Lag::new(Instant::now(), backed_up_every(settings)))),
-            dirty: false,
         }
     }
 
@@ -367,7 +381,7 @@ impl<'a> Reading<'a> {
                 Ok(Next::Batch { batch, end, lines }) => {
                     self.sink.start((0..self.peers).map(|_| Part::default()).collect());
                     self.parser.parse(&batch, &mut self.sink);
-                    self.batch(&batch, end, lines);
+                    self.batch(&batch, end, lines)?;
                 }
                 Ok(Next::End) => {
                     self.outcome.finished = true;
@@ -376,31 +390,41 @@ impl<'a> Reading<'a> {
                 Ok(Next::Idle) => break,
                 Err(error) => self.outcome.stopped_by = Some(error),
             }
-            if self.marked.elapsed() >= self.settings.epoch {
+            if self.epochs.ends(Instant::now()) {
                 self.mark()?;
                 #[cfg(feature = "object-store")]
-                if let Some((job, lag)) = &mut self.backups
-                    && let Some(told) = lag.told(Instant::now(), job.backed_up_epoch(), || {
-                        job.backup_error().map(|e| e.to_string())
-                    })
-                {
-                    eprintln!("laminar: {told}");
-                }
+                self.tell_of_backups();
             }
         }
-        self.mark()?;
+        if self.epochs.is_dirty() {
+            self.mark()?;
+        }
         self.outcome.seconds = started.elapsed().as_secs_f64();
         Ok(())
     }
 
+    /// Says that the backups stay behind, if they do.
+    #[cfg(feature = "object-store")]
+    fn tell_of_backups(&mut self) {
+        let Some((job, lag)) = &mut self.backups else { return };
+        let why = || job.backup_error().map(|e| e.to_string());
+        if let Some(told) = lag.told(Instant::now(), job.backed_up_epoch(), why) {
+            eprintln!("laminar: {told}");
+        }
+    }
+
     /// Sends what a batch was parsed to.
-    fn batch(&mut self, batch: &Batch, end: Position, lines: u64) {
+    fn batch(&mut self, batch: &Batch, end: Position, lines: u64) -> OnWorker<()> {
         let parsed = self.sink.finish();
+        let sent = parsed.parts.iter().map(|part| (size_of::<Routed>() + part.len()) as u64).sum();
+        if self.epochs.ends_before(sent) {
+            self.mark()?;
+        }
         for (owner, part) in (0..).zip(parsed.parts).filter(|(_, part)| part.records > 0) {
             let bytes = part.len() as u64;
             self.input.send_sized((owner, (part.keys, part.values)), bytes);
         }
-        self.dirty = true;
+        self.epochs.takes(sent);
         let after = &mut self.outcome.after;
         after.records += parsed.records;
         self.outcome.records += parsed.records;
@@ -408,7 +432,8 @@ impl<'a> Reading<'a> {
             Some(bad) if self.settings.on_error == OnError::Stop => {
                 after.lines += bad.line - batch.line;
                 after.position = Some(Position { step: batch.step, offset: bad.offset, line: bad.line });
-                self.outcome.stopped_by = Some(bad_record(&self.job, batch.step, bad, after.is_empty()));
+                self.outcome.stopped_by =
+                    Some(bad_record(&self.job, batch.step, bad, after.is_empty(), false));
             }
             first => {
                 if let (Some(bad), None) = (first, &self.outcome.first_bad) {
@@ -419,18 +444,20 @@ impl<'a> Reading<'a> {
                 after.position = Some(end);
             }
         }
+        Ok(())
     }
 
     /// Ends the epoch here, on every worker.
     fn mark(&mut self) -> OnWorker<()> {
-        self.marked = Instant::now();
-        if !std::mem::take(&mut self.dirty) {
-            return Ok(());
-        }
         let told = |error: CliError| Error::program(error.to_string(), "");
-        for (name, offset) in self.outcome.after.to_offsets().map_err(told)? {
+        // While nothing is applied, the next run begins at the beginning; no position may go back, so none is sealed.
+        let after = &self.outcome.after;
+        let nothing = Committed { mark: after.mark, ..Committed::default() };
+        let sealed = if after.is_empty() { &nothing } else { after };
+        for (name, offset) in sealed.to_offsets().map_err(told)? {
             self.input.set_source_offset(&name, offset);
         }
+        self.epochs.ended(Instant::now());
         self.outcome.epoch = self.input.seal()?.get();
         Ok(())
     }

@@ -82,6 +82,7 @@ pub struct Sink {
     plan: Arc<Plan>,
     router: Router,
     on_bad: OnBad,
+    key_len_max: usize,
     numeric: Vec<bool>,
     parsed: Parsed,
 }
@@ -92,7 +93,12 @@ impl Sink {
         let numeric = (0..plan.fields.len())
             .map(|slot| plan.aggregates.iter().any(|a| a.slot == slot && a.kind.is_numeric()))
             .collect();
-        Self { plan, router, on_bad, numeric, parsed: Parsed::default() }
+        Self { plan, router, on_bad, key_len_max: KEY_LEN_MAX, numeric, parsed: Parsed::default() }
+    }
+
+    /// Takes keys of so many bytes at most, for a state that keeps no longer ones.
+    pub fn keys_up_to(self, key_len_max: usize) -> Self {
+        Self { key_len_max, ..self }
     }
 
     /// Starts a batch; `parts` are emptied and used again.
@@ -146,8 +152,9 @@ impl Sink {
     pub fn record(&mut self, key: &[u8], values: &[FieldValue<'_>]) -> Result<(), Reason> {
         #[cfg(test)]
         assert_ne!(key, PANICS.as_bytes());
-        if key.len() > KEY_LEN_MAX {
-            return Err(format!("the key has {} bytes; the limit is {KEY_LEN_MAX}", key.len()).into());
+        let limit = self.key_len_max;
+        if key.len() > limit {
+            return Err(format!("the key has {} bytes; the limit is {limit}", key.len()).into());
         }
         let core = self.router.core_of(key);
         let Some(part) = self.parsed.parts.get_mut(core) else {

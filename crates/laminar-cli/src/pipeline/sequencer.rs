@@ -102,7 +102,13 @@ impl Sequencer<'_> {
             self.committed.lines += bad.line - batch.line;
             self.committed.position = Some(Position { step: batch.step, offset: bad.offset, line: bad.line });
             self.live.bytes.fetch_add(bad.offset - batch.offset, Ordering::Relaxed);
-            return Err(Stop::Fault(bad_record(&self.setup.job, batch.step, bad, self.committed.is_empty())));
+            return Err(Stop::Fault(bad_record(
+                &self.setup.job,
+                batch.step,
+                bad,
+                self.committed.is_empty(),
+                true,
+            )));
         }
         self.take_bad(&parsed.bad, batch.step).map_err(|e| self.fail(e))?;
         self.committed.lines += lines;
@@ -161,16 +167,22 @@ pub fn place(path: &str, bad: &BadRecord) -> String {
     format!("{path}: line {} (byte {}): {}", bad.line, bad.offset, bad.reason)
 }
 
-pub fn bad_record(job: &Job, step: u32, bad: &BadRecord, first: bool) -> CliError {
+/// With what to do about it, which for some jobs is also to keep such records in a file (`dead_letters`).
+pub fn bad_record(job: &Job, step: u32, bad: &BadRecord, first: bool, dead_letters: bool) -> CliError {
     let error = CliError::failure(place(step_path(job, step), bad));
+    let leave = if dead_letters {
+        "--on-error skip, or with --on-error dead-letter FILE to keep such records"
+    } else {
+        "--on-error skip"
+    };
     if first {
-        return error.remedy(
+        return error.remedy(format!(
             "It is the first record, and nothing was applied. Is --key, --agg or --format mistyped? Run the corrected command, \
-             or repair the input; or leave such records out with --on-error skip, or with --on-error dead-letter FILE.",
-        );
+             or repair the input; or leave such records out with {leave}.",
+        ));
     }
-    error.remedy(
+    error.remedy(format!(
         "Everything before it is done and durable. Repair the input from this record on (what precedes it must stay as it is) \
-         and run the same command again, or run it with --on-error skip, or with --on-error dead-letter FILE to keep such records; it continues from there.",
-    )
+         and run the same command again, or run it with {leave}; it continues from there.",
+    ))
 }

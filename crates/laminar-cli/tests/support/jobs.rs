@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 pub fn laminar(dir: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_laminar"));
@@ -54,6 +55,22 @@ pub fn run_to_end(dir: &Path, processes: usize, workers: usize, more: &str) {
         }
     }
     panic!("the job did not end well five times");
+}
+
+/// The file `hosts` for two processes, and what is in it.
+pub fn two_hosts(dir: &Path) -> String {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let hosts: String = listeners.iter().map(|l| format!("{}\n", l.local_addr().unwrap())).collect();
+    fs::write(dir.join("hosts"), &hosts).unwrap();
+    hosts
+}
+
+/// Waits until this process listens: it minds signals then, and has found its job.
+pub fn listens(hosts: &str, process: usize) {
+    let address = hosts.lines().nth(process).unwrap();
+    while std::net::TcpStream::connect(address).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 pub fn same_as_alone(dir: &Path) {

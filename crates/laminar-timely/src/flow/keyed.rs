@@ -9,6 +9,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use laminar_storage::Epoch;
+use laminar_storage::format::MAX_KEY_LEN;
 use timely::ExchangeData;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::StreamVec;
@@ -21,7 +22,7 @@ use super::job::Flow;
 use super::{check_stash, epoch_of, or_end, upper};
 use crate::codec::Codec;
 use crate::error::Error;
-use crate::ledger::{Kind, Ledger, OperatorId, Seat, State, prefix};
+use crate::ledger::{Kind, Ledger, OperatorId, PREFIX_LEN, Seat, State, prefix};
 
 /// Which worker owns a key, as bytes: this number modulo the number of workers.
 #[must_use]
@@ -227,6 +228,9 @@ impl<'scope> Flow<'scope> {
 pub struct KeyedState<'a>(State<'a>);
 
 impl KeyedState<'_> {
+    /// The longest key, in bytes: in the store, something stands before it.
+    pub const KEY_LEN_MAX: usize = MAX_KEY_LEN - PREFIX_LEN;
+
     fn begin(&mut self, key: &[u8]) {
         prefix(Kind::State, self.0.operator, self.0.key);
         self.0.key.extend_from_slice(key);
