@@ -6,10 +6,15 @@ use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use laminar_storage::vfs::sim::{ImageId, SimDisk};
 use laminar_storage::vfs::{Access, FileKind, OsVfs, Vfs, VfsFile};
 use laminar_storage::{CoreStore, Epoch, Opened, Settings, Store, StoreError};
+
+/// Whoever waits longer than this waits for what will never be, and says so. Far longer than anything here takes.
+const HUNG: Duration = Duration::from_secs(120);
 
 /// Syncs of the log wait while it is shut.
 #[derive(Debug, Default)]
@@ -44,7 +49,16 @@ impl Gate {
     }
 
     fn wait_for(&self, what: impl Fn(&State) -> bool) {
-        drop(self.changed.wait_while(self.state.lock().unwrap(), |state| !what(state)).unwrap());
+        let state = self.state.lock().unwrap();
+        let (state, waited) = self.changed.wait_timeout_while(state, HUNG, |state| !what(state)).unwrap();
+        let seen = format!("{state:?}");
+        // It is needed to open the gate, also after a panic.
+        drop(state);
+        assert!(!waited.timed_out(), "{seen}");
+    }
+
+    fn syncs(&self) -> usize {
+        self.state.lock().unwrap().syncs
     }
 
     fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -52,12 +66,11 @@ impl Gate {
             state.inside += 1;
             state.syncs += 1;
         });
-        self.wait_for(|state| !state.shut || state.permits > 0);
-        let mut failing = false;
-        self.change(|state| {
-            state.permits -= usize::from(state.shut);
-            failing = state.failing;
-        });
+        let waits = |state: &mut State| state.shut && state.permits == 0;
+        let mut state = self.changed.wait_while(self.state.lock().unwrap(), waits).unwrap();
+        state.permits -= usize::from(state.shut);
+        let failing = state.failing;
+        drop(state);
         let result = if failing { Err(io::Error::other("the device is gone")) } else { sync() };
         self.change(|state| state.inside -= 1);
         result
@@ -157,6 +170,19 @@ impl Vfs for Device {
     }
 }
 
+fn becomes_durable(store: &Store, epoch: Epoch) {
+    assert!(store.wait_durable_for(epoch, HUNG).unwrap(), "{epoch} of {:?}", store.stats());
+}
+
+/// Until Ring 1 has taken so many changes.
+fn takes(store: &Store, changes: u64) {
+    let started = Instant::now();
+    while store.stats().changes_drained < changes {
+        assert!(started.elapsed() < HUNG, "{changes} of {:?}", store.stats());
+        sleep(Duration::from_millis(1));
+    }
+}
+
 /// `put_batch` looked for room in the ring, where there was some, in place of room in the state, where there was none
 /// before the device went on; so it began anew each time, with a new timeout. Found by reading.
 #[test]
@@ -173,7 +199,7 @@ fn putting_into_a_full_state_beside_a_hung_device_ends() {
         core.put(&[key], &value).unwrap();
     }
     let epoch = core.seal_epoch().unwrap();
-    store.wait_durable(epoch).unwrap();
+    becomes_durable(&store, epoch);
 
     gate.set(true);
     // Were an assertion to fail, the store could not be closed before the device goes on.
@@ -190,7 +216,7 @@ fn putting_into_a_full_state_beside_a_hung_device_ends() {
 
     gate.set(false);
     let epoch = core.seal_epoch().unwrap();
-    store.wait_durable(epoch).unwrap();
+    becomes_durable(&store, epoch);
     core.put_batch(&pairs).unwrap();
     drop(cores);
     store.close().unwrap();
@@ -214,7 +240,7 @@ fn all_epochs_that_waited_for_the_device_share_its_next_sync() {
         last = core.seal_epoch().unwrap();
     }
     drop(opened_at_the_end);
-    store.wait_durable(last).unwrap();
+    becomes_durable(&store, last);
     // That which waited, unless Ring 1 had not begun yet, and that of all the others.
     assert!((1..=2).contains(&(store.stats().syncs - before)), "{:?}", store.stats());
     drop(cores);
@@ -225,26 +251,66 @@ fn all_epochs_that_waited_for_the_device_share_its_next_sync() {
 const EPOCHS: u64 = 300;
 const PUTS: u64 = 1000;
 
-/// A store on a simulated disk with a sync on its way, beside which Ring 1 has taken everything that was put. Returns what was
-/// durable before, and the last epoch.
-fn with_a_sync_on_its_way(disk: &SimDisk, gate: &Arc<Gate>, cores: usize) -> (Opened, Epoch, Epoch) {
-    let settings = Settings { ring_capacity: 1 << 19, preallocate_bytes: 0, ..Settings::default() };
+/// A store that a sync on its way holds up. It goes on before it is closed, which waits for that sync.
+struct HeldUp<'a> {
+    goes_on: OpenedAtTheEnd<'a>,
+    opened: Opened,
+    /// What is durable.
+    first: Epoch,
+    /// What was sealed.
+    last: Epoch,
+}
+
+/// A store on a simulated disk with a sync on its way, beside which Ring 1 has taken everything that was put.
+fn with_a_sync_on_its_way<'a>(disk: &SimDisk, gate: &'a Arc<Gate>, cores: usize) -> HeldUp<'a> {
+    let settings = Settings {
+        ring_capacity: 1 << 19,
+        preallocate_bytes: 0,
+        checkpoint_interval_ms: 0,
+        ..Settings::default()
+    };
     let device = Device { files: Arc::new(disk.clone()), gate: Arc::clone(gate) };
     let builder = Store::builder("/s").cores(cores).settings(settings).vfs(Arc::new(device));
-    let mut opened = builder.open().unwrap();
-    let (core, others) = opened.cores.split_first_mut().unwrap();
-    // The others close every epoch that there will be, and have nothing more to sync.
-    let before = core.epoch();
-    others.iter_mut().for_each(|core| core.seal_epoch_to(Epoch(before.get() + EPOCHS + 1)).unwrap());
-    core.seal_epoch().unwrap();
-    opened.store.wait_durable(before).unwrap();
+    let opened = builder.open().unwrap();
+    let goes_on = OpenedAtTheEnd(gate);
+    let mut held_up = HeldUp { goes_on, opened, first: Epoch::ZERO, last: Epoch::ZERO };
+    let Opened { store, cores, .. } = &mut held_up.opened;
+    held_up.first = sync_one_put(cores, gate);
     // The sync of the first put waits; and meanwhile all the others come, which it holds up.
-    let syncs = gate.state.lock().unwrap().syncs;
+    let syncs = gate.syncs();
+    held_up.last = put_all_the_others(&mut cores[0]);
+    gate.change(|state| state.permits = 1);
+    becomes_durable(store, held_up.first);
+    gate.wait_for(|state| state.syncs == syncs + 1);
+    takes(store, EPOCHS * PUTS + 1);
+    held_up
+}
+
+/// Shuts the gate before a sync of one put of the first core, and of nothing else. Returns the epoch of the put.
+///
+/// It is put while the sync before it waits, in which every core has something. When Ring 1 has nothing to do between two syncs it
+/// leaves evidence of the first in every log, which the second makes durable as well: then there was a log more to sync
+/// than the test allowed, and it waited for ever where its thread was a little late.
+fn sync_one_put(cores: &mut [CoreStore], gate: &Gate) -> Epoch {
+    let all = cores.len();
+    let (core, others) = cores.split_first_mut().unwrap();
+    // The others close every epoch that there will be, and have nothing more to sync.
+    let last = Epoch(core.epoch().get() + EPOCHS + 1);
+    others.iter_mut().for_each(|core| core.seal_epoch_to(last).unwrap());
+    let syncs = gate.syncs();
     gate.set(true);
+    core.seal_epoch().unwrap();
+    gate.wait_for(|state| state.syncs > syncs);
     core.put(b"first", b"value").unwrap();
     let first = core.seal_epoch().unwrap();
-    gate.wait_for(|state| state.syncs == syncs + 1);
-    let mut last = first;
+    gate.change(|state| state.permits = all);
+    gate.wait_for(|state| state.syncs == syncs + all + 1);
+    first
+}
+
+/// Returns the last epoch.
+fn put_all_the_others(core: &mut CoreStore) -> Epoch {
+    let mut last = Epoch::ZERO;
     for epoch in 0..EPOCHS {
         for put in 0..PUTS {
             // What is left is more than Ring 1 gathers in memory otherwise.
@@ -252,13 +318,7 @@ fn with_a_sync_on_its_way(disk: &SimDisk, gate: &Arc<Gate>, cores: usize) -> (Op
         }
         last = core.seal_epoch().unwrap();
     }
-    gate.change(|state| state.permits = 1);
-    opened.store.wait_durable(first).unwrap();
-    gate.wait_for(|state| state.syncs == syncs + 2);
-    while opened.store.stats().changes_drained < EPOCHS * PUTS + 1 {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    (opened, first, last)
+    last
 }
 
 /// What a store has after the power was cut, when everything that was not synced is gone: how many epochs.
@@ -276,28 +336,29 @@ fn after_a_power_cut(disk: &SimDisk) -> (Epoch, u64) {
 #[test]
 fn what_comes_beside_a_sync_is_not_part_of_it() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (opened, first, last) = with_a_sync_on_its_way(&disk, &gate, 1);
-    let opened_at_the_end = OpenedAtTheEnd(&gate);
+    let HeldUp { opened, goes_on, first, last } = with_a_sync_on_its_way(&disk, &gate, 1);
     assert_eq!(opened.store.durable_epoch(), first);
     assert_eq!(after_a_power_cut(&disk).1, 0);
     gate.change(|state| state.permits = 1);
     let next = first.next();
-    opened.store.wait_durable(next).unwrap();
+    becomes_durable(&opened.store, next);
     let durable = opened.store.durable_epoch();
     assert!(durable > next && durable < last, "{first} {durable} {last}");
     let (recovered, epochs) = after_a_power_cut(&disk);
     assert!(recovered >= durable && epochs == durable.get() - first.get(), "{durable} {recovered} {epochs}");
-    drop(opened_at_the_end);
-    opened.store.wait_durable(last).unwrap();
+    drop(goes_on);
+    becomes_durable(&opened.store, last);
     assert_eq!(after_a_power_cut(&disk).1, EPOCHS);
     drop(opened.cores);
     opened.store.close().unwrap();
 }
 
-fn ends_without_a_write_beside_a_sync(opened: Opened, gate: &Gate, last: Epoch) {
-    gate.set(false);
-    opened.store.wait_durable(last).unwrap();
-    assert_eq!(gate.state.lock().unwrap().writes_beside, 0);
+fn ends_without_a_write_beside_a_sync(held_up: HeldUp<'_>, gate: &Gate) {
+    let HeldUp { opened, goes_on, last, .. } = held_up;
+    drop(goes_on);
+    becomes_durable(&opened.store, last);
+    let beside = gate.state.lock().unwrap().writes_beside;
+    assert_eq!(beside, 0);
     drop(opened.cores);
     opened.store.close().unwrap();
 }
@@ -306,8 +367,7 @@ fn ends_without_a_write_beside_a_sync(opened: Opened, gate: &Gate, last: Epoch) 
 #[test]
 fn nothing_is_written_while_a_sync_is_on_its_way() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 1);
-    ends_without_a_write_beside_a_sync(opened, &gate, last);
+    ends_without_a_write_beside_a_sync(with_a_sync_on_its_way(&disk, &gate, 1), &gate);
 }
 
 /// It wrote, and went on in other segments, while those who waited for the sync of the other core had to wait for that too. Found
@@ -315,27 +375,27 @@ fn nothing_is_written_while_a_sync_is_on_its_way() {
 #[test]
 fn a_log_that_has_nothing_to_sync_waits_for_the_others() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (mut opened, _, last) = with_a_sync_on_its_way(&disk, &gate, 2);
-    let taken = opened.store.stats().changes_drained;
+    let mut held_up = with_a_sync_on_its_way(&disk, &gate, 2);
+    let Opened { store, cores, .. } = &mut held_up.opened;
+    let taken = store.stats().changes_drained;
     for put in 0..8_000_u64 {
-        opened.cores[1].put(&put.to_le_bytes(), &[1; 1000]).unwrap();
+        cores[1].put(&put.to_le_bytes(), &[1; 1000]).unwrap();
     }
     // More than is written at once otherwise, and less than is gathered.
-    while opened.store.stats().changes_drained < taken + 3_000 {
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    ends_without_a_write_beside_a_sync(opened, &gate, last);
+    takes(store, taken + 3_000);
+    ends_without_a_write_beside_a_sync(held_up, &gate);
 }
 
 #[test]
 fn a_sync_that_fails_takes_what_came_beside_it_along() {
     let (disk, gate) = (SimDisk::new(1), Arc::<Gate>::default());
-    let (mut opened, first, last) = with_a_sync_on_its_way(&disk, &gate, 1);
+    let mut held_up = with_a_sync_on_its_way(&disk, &gate, 1);
+    let Opened { store, cores, .. } = &mut held_up.opened;
     gate.change(|state| (state.failing, state.shut) = (true, false));
-    let error = opened.store.wait_durable(last).unwrap_err();
+    let error = store.wait_durable_for(held_up.last, HUNG).unwrap_err();
     assert!(error.to_string().contains("could not sync the segment"), "{error}");
-    assert_eq!(opened.store.durable_epoch(), first);
-    opened.cores[0].put(b"key", b"value").unwrap_err();
-    drop(opened);
+    assert_eq!(store.durable_epoch(), held_up.first);
+    cores[0].put(b"key", b"value").unwrap_err();
+    drop(held_up);
     assert_eq!(after_a_power_cut(&disk).1, 0);
 }
