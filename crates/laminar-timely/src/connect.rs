@@ -11,6 +11,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a call may take until it is confirmed; longer than its caller waits for the answer, so that none is given up here that
 /// counts there.
 const CALL: Duration = Duration::from_secs(30);
+/// For ever.
+const LONG: Duration = Duration::from_secs(3600 * 24 * 365);
 
 /// What a process says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,34 +104,107 @@ pub(crate) fn connect(
         processes: number(cluster.processes()),
         workers: number(cluster.workers),
     };
+    let now = Instant::now();
+    let until =
+        Until { deadline: now.checked_add(timeout).unwrap_or(now + LONG), ended: AtomicBool::new(false) };
     let own = cluster.addresses.get(cluster.process).map_or("", String::as_str);
-    let deadline = Instant::now() + timeout;
-    let listener =
-        TcpListener::bind(own).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    let listener =
-        listener.map_err(|e| {
-            Error::connect(Detail::new(format!("could not listen on {own}: {e}")).caused_by(e).remedy(
-                "The address of each process must be one of its own machine, with a port that is free.",
-            ))
-        })?;
-    thread::scope(|scope| {
-        let lower = cluster.addresses.iter().take(cluster.process).enumerate();
-        let calls: Vec<_> =
-            lower.map(|(peer, at)| scope.spawn(move || call(hello, peer, at, deadline))).collect();
-        let higher = answer(hello, cluster, &listener, deadline);
-        let mut streams = Vec::new();
-        for call in calls {
-            let called = call.join().map_err(|_| {
-                Error::worker(
-                    Detail::new("a thread that connects panicked").remedy("Report this; start again."),
-                )
-            })?;
-            streams.push(Some(called?));
+    let calls = Calls::listen(own)?;
+    let mut streams: Vec<_> = (0..cluster.processes()).map(|_| None).collect();
+    loop {
+        connect_missing(hello, cluster, &calls, &until, &mut streams)?;
+        // Whoever was there first may have ended since, while others were waited for: with what it left here this process would end
+        // too, and if each is started again by itself, so would one after the other for ever.
+        for stream in &mut streams {
+            stream.take_if(|stream| !is_there(stream));
         }
-        streams.push(None);
-        streams.extend(higher?.into_iter().map(Some));
-        Ok(streams)
-    })
+        if streams.iter().filter(|stream| stream.is_none()).count() == 1 {
+            return Ok(streams);
+        }
+    }
+}
+
+/// Calls the processes of lower numbers and waits for calls of those of higher ones, as far as there is no stream yet.
+fn connect_missing(
+    hello: Hello,
+    cluster: &Cluster,
+    calls: &Calls,
+    until: &Until,
+    streams: &mut [Option<TcpStream>],
+) -> Result<(), Error> {
+    let (lower, higher) = streams.split_at_mut(cluster.process);
+    let higher = higher.get_mut(1..).unwrap_or_default();
+    let mut failed = thread::scope(|scope| {
+        let missing =
+            lower.iter_mut().zip(&cluster.addresses).enumerate().filter(|(_, (stream, _))| stream.is_none());
+        let threads: Vec<_> = missing
+            .map(|(peer, (stream, address))| {
+                scope.spawn(move || {
+                    *stream = Some(until.end_with(call(hello, peer, address, until))?);
+                    Ok(())
+                })
+            })
+            .collect();
+        let answered = until.end_with(answer(hello, cluster, calls, until, higher));
+        let panicked = |_| {
+            let detail = Detail::new("a thread that connects panicked");
+            Err(Failed::Missing(Error::worker(detail.remedy("Report this; start again."))))
+        };
+        let called = threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked));
+        let all: Vec<_> = called.chain([answered]).filter_map(Result::err).collect();
+        all
+    });
+    // One that does not belong here is why others were not waited for.
+    failed.sort_by_key(|failed| matches!(failed, Failed::Missing(_)));
+    failed.into_iter().next().map_or(Ok(()), |failed| Err(failed.into()))
+}
+
+/// Is the other end still there, as far as can be seen?
+fn is_there(stream: &TcpStream) -> bool {
+    let seen = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let blocks = stream.set_nonblocking(false).is_ok();
+    let is_there = match seen {
+        Ok(bytes) => bytes > 0,
+        Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+    };
+    blocks && is_there
+}
+
+/// Why a process is not connected.
+#[derive(Debug)]
+enum Failed {
+    /// It is another one than it should be; nobody else needs to be waited for.
+    Stranger(Error),
+    /// It could not be reached.
+    Missing(Error),
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Stranger(error) | Failed::Missing(error) => error,
+        }
+    }
+}
+
+/// How long the processes are waited for.
+struct Until {
+    deadline: Instant,
+    /// The job cannot begin.
+    ended: AtomicBool,
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline || self.ended.load(Ordering::Acquire)
+    }
+
+    /// Lets nobody wait any longer when a stranger was met.
+    fn end_with<T>(&self, result: Result<T, Failed>) -> Result<T, Failed> {
+        if let Err(Failed::Stranger(_)) = &result {
+            self.ended.store(true, Ordering::Release);
+        }
+        result
+    }
 }
 
 /// Fills `bytes`, all of them until then.
@@ -154,12 +230,12 @@ fn read_until(stream: &mut TcpStream, mut bytes: &mut [u8], until: Instant) -> i
 }
 
 /// Calls a process of a lower number until it answers.
-fn call(hello: Hello, peer: usize, address: &str, deadline: Instant) -> Result<TcpStream, Error> {
+fn call(hello: Hello, peer: usize, address: &str, until: &Until) -> Result<TcpStream, Failed> {
     let mut last = String::from("it does not answer");
-    while Instant::now() < deadline {
-        let called = resolve(address).and_then(|at| TcpStream::connect_timeout(&at, REACH));
-        let until = deadline.min(Instant::now() + ANSWER);
-        let heard = called.and_then(|mut stream| Ok((hello.exchange(&mut stream, until)?, stream)));
+    while !until.is_over() {
+        let answer_by = until.deadline.min(Instant::now() + ANSWER);
+        let heard =
+            reach(address).and_then(|mut stream| Ok((hello.exchange(&mut stream, answer_by)?, stream)));
         match heard {
             Ok((Some(other), mut stream)) if hello.fits(other) && other.process as usize == peer => {
                 match stream.write_all(&CONFIRMED) {
@@ -169,30 +245,38 @@ fn call(hello: Hello, peer: usize, address: &str, deadline: Instant) -> Result<T
             }
             // A port that nobody listens on may connect to itself.
             Ok((Some(other), _)) if other == hello => {}
-            Ok((Some(other), _)) => return Err(stranger(hello, other, address)),
+            Ok((Some(other), _)) => return Err(Failed::Stranger(stranger(hello, other, address))),
             Ok((None, _)) => last = "what answers is no process of such a job".to_owned(),
             Err(e) => last = e.to_string(),
         }
         thread::sleep(PAUSE);
     }
-    Err(missing(&format!("process {peer} at {address}"), &last))
+    Err(Failed::Missing(missing(&format!("process {peer} at {address}"), &last)))
 }
 
-/// Who called, what it said, and the connection if it is one that counts.
-type Call = (SocketAddr, io::Result<(Option<Hello>, TcpStream)>);
+/// A connection to the first of the addresses that a name has which takes one.
+fn reach(address: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for at in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&at, REACH) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => failed = e,
+        }
+    }
+    Err(failed)
+}
 
 /// Waits until all processes of higher numbers have called.
 fn answer(
     hello: Hello,
     cluster: &Cluster,
-    listener: &TcpListener,
-    deadline: Instant,
-) -> Result<Vec<TcpStream>, Error> {
+    calls: &Calls,
+    until: &Until,
+    streams: &mut [Option<TcpStream>],
+) -> Result<(), Failed> {
     let first = cluster.process + 1;
-    let mut streams: Vec<Option<TcpStream>> = (first..cluster.processes()).map(|_| None).collect();
-    let (said, calls) = channel();
     while streams.iter().any(Option::is_none) {
-        match next_call(hello, listener, &said, &calls) {
+        match calls.next(hello) {
             Some((_, Ok((Some(other), stream)))) if hello.fits(other) => {
                 let place = (other.process as usize).checked_sub(first).and_then(|at| streams.get_mut(at));
                 // Whoever calls again was started again since.
@@ -200,44 +284,70 @@ fn answer(
                     *place = Some(stream);
                 }
             }
-            Some((from, Ok((Some(other), _)))) => return Err(stranger(hello, other, &from.to_string())),
+            Some((from, Ok((Some(other), _)))) => {
+                return Err(Failed::Stranger(stranger(hello, other, &from.to_string())));
+            }
             Some((from, other)) => {
                 let said = other.err();
                 tracing::warn!(%from, error = ?said, "what called is no process of this job, or gave up");
             }
             None => {}
         }
-        if Instant::now() >= deadline {
+        if until.is_over() {
             let absent = streams.iter().zip(first..).filter(|(stream, _)| stream.is_none());
             let absent: Vec<_> = absent.map(|(_, process)| process.to_string()).collect();
-            return Err(missing(&format!("process {}", absent.join(", process ")), "it did not call"));
+            let absent = format!("process {}", absent.join(", process "));
+            return Err(Failed::Missing(missing(&absent, "it did not call")));
         }
     }
-    Ok(streams.into_iter().flatten().collect())
+    Ok(())
 }
 
-/// Lets a call be answered that waits, and gives one that was; none in a moment without.
-fn next_call(
-    hello: Hello,
-    listener: &TcpListener,
-    said: &Sender<Call>,
-    calls: &Receiver<Call>,
-) -> Option<Call> {
-    let mut pause = PAUSE;
-    match listener.accept() {
-        Ok((stream, from)) => {
-            pause = Duration::ZERO;
-            let said = said.clone();
-            // On a thread of its own: whoever says nothing keeps nobody else waiting. It ends with its call.
-            let hears = move || drop(said.send((from, hear(hello, stream))));
-            if let Err(e) = thread::Builder::new().name("laminar-hello".to_owned()).spawn(hears) {
-                tracing::warn!(%from, error = %e, "a call could not be answered");
-            }
-        }
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-        Err(e) => tracing::warn!(error = %e, "a call could not be taken"),
+/// Who called, what it said, and the connection if it is one that counts.
+type Call = (SocketAddr, io::Result<(Option<Hello>, TcpStream)>);
+
+/// Those who call this process.
+struct Calls {
+    listener: TcpListener,
+    said: Sender<Call>,
+    heard: Receiver<Call>,
+}
+
+impl Calls {
+    fn listen(own: &str) -> Result<Self, Error> {
+        let listener =
+            TcpListener::bind(own).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+        let listener = listener.map_err(|e| {
+            Error::connect(Detail::new(format!("could not listen on {own}: {e}")).caused_by(e).remedy(
+                "The address of each process must be one of its own machine, with a port that is free.",
+            ))
+        })?;
+        Ok(Self::of(listener))
     }
-    calls.recv_timeout(pause).ok()
+
+    fn of(listener: TcpListener) -> Self {
+        let (said, heard) = channel();
+        Self { listener, said, heard }
+    }
+
+    /// Lets a call be answered that waits, and gives one that was; none in a moment without.
+    fn next(&self, hello: Hello) -> Option<Call> {
+        let mut pause = PAUSE;
+        match self.listener.accept() {
+            Ok((stream, from)) => {
+                pause = Duration::ZERO;
+                let said = self.said.clone();
+                // On a thread of its own: whoever says nothing keeps nobody else waiting. It ends with its call.
+                let hears = move || drop(said.send((from, hear(hello, stream))));
+                if let Err(e) = thread::Builder::new().name("laminar-hello".to_owned()).spawn(hears) {
+                    tracing::warn!(%from, error = %e, "a call could not be answered");
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => tracing::warn!(error = %e, "a call could not be taken"),
+        }
+        self.heard.recv_timeout(pause).ok()
+    }
 }
 
 /// Answers a call. One of this job has to be confirmed; another is told at once.
@@ -252,11 +362,6 @@ fn hear(hello: Hello, mut stream: TcpStream) -> io::Result<(Option<Hello>, TcpSt
         }
     }
     Ok((other, stream))
-}
-
-fn resolve(address: &str) -> io::Result<SocketAddr> {
-    let found = address.to_socket_addrs()?.next();
-    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
 }
 
 fn missing(who: &str, why: &str) -> Error {
@@ -351,22 +456,65 @@ mod tests {
 
     const HELLO: Hello = Hello { job: 7, process: 0, processes: 2, workers: 1 };
 
+    fn within_a_minute() -> Until {
+        Until { deadline: Instant::now() + Duration::from_secs(60), ended: AtomicBool::new(false) }
+    }
+
+    fn calls(from: Hello, peer: usize, address: &str) -> TcpStream {
+        call(from, peer, address, &within_a_minute()).map_err(Error::from).unwrap()
+    }
+
+    fn hear_each_other(one: &mut TcpStream, other: &mut TcpStream) {
+        one.write_all(b"x").unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut byte = [0];
+        other.read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
     /// Process 0 answers what waits in `listener`, and process 1 calls it; whether they hear each other then.
-    fn meet(listener: &TcpListener) {
+    fn meet(listener: TcpListener) {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let cluster =
             Cluster { process: 0, workers: 1, addresses: vec![address.clone(), "127.0.0.1:1".into()] };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let one = Hello { process: 1, ..HELLO };
-        let calls = thread::spawn(move || call(one, 0, &address, deadline).unwrap());
-        let mut zero = answer(HELLO, &cluster, listener, deadline).unwrap().remove(0);
-        let mut one = calls.join().unwrap();
-        one.write_all(b"x").unwrap();
-        zero.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut byte = [0];
-        zero.read_exact(&mut byte).unwrap();
-        assert_eq!(&byte, b"x");
+        let one = thread::spawn(move || calls(Hello { process: 1, ..HELLO }, 0, &address));
+        let mut streams = [None, None];
+        connect_missing(HELLO, &cluster, &Calls::of(listener), &within_a_minute(), &mut streams).unwrap();
+        hear_each_other(&mut one.join().unwrap(), streams[1].as_mut().unwrap());
+    }
+
+    /// The others began with what was left of it, ended because of that, and left the same to the next: each started again by itself
+    /// after a second, they never began.
+    #[test]
+    fn a_process_that_ends_while_others_are_waited_for_is_waited_for_again() {
+        let addresses = addresses(3);
+        let address = addresses[0].clone();
+        let zero = thread::spawn(move || {
+            let cluster = Cluster { process: 0, workers: 1, addresses };
+            connect(&cluster, "job", Duration::from_secs(60)).unwrap()
+        });
+        let hello = Hello { job: xxh3_64(b"job"), process: 1, processes: 3, workers: 1 };
+        drop(calls(hello, 0, &address));
+        let mut two = calls(Hello { process: 2, ..hello }, 0, &address);
+        let mut one = calls(hello, 0, &address);
+        let mut zero = zero.join().unwrap();
+        hear_each_other(&mut one, zero[1].as_mut().unwrap());
+        hear_each_other(&mut two, zero[2].as_mut().unwrap());
+    }
+
+    /// It was said that the other one, which is missing, could not be reached, and only after the whole time.
+    #[test]
+    fn one_of_another_job_is_told_of_also_when_others_are_missing() {
+        let addresses = addresses(3);
+        let start = |process, job: &'static str| {
+            let cluster = Cluster { process, workers: 1, addresses: addresses.clone() };
+            thread::spawn(move || connect(&cluster, job, Duration::MAX).unwrap_err().to_string())
+        };
+        for told in [start(1, "job"), start(2, "another")] {
+            let told = told.join().unwrap();
+            assert!(told.contains("another job"), "{told}");
+        }
     }
 
     /// Process 0 took it for process 1, and panicked when it spoke to it.
@@ -376,16 +524,16 @@ mod tests {
         let mut given_up = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         given_up.write_all(&Hello { process: 1, ..HELLO }.encode()).unwrap();
         drop(given_up);
-        meet(&listener);
+        meet(listener);
     }
 
     /// As a monitor makes them that looks whether a port is open.
     #[test]
     fn calls_that_say_nothing_keep_nobody_from_being_found() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let silent: Vec<_> =
-            (0..5).map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();
-        meet(&listener);
+        let address = listener.local_addr().unwrap();
+        let silent: Vec<_> = (0..5).map(|_| TcpStream::connect(address).unwrap()).collect();
+        meet(listener);
         drop(silent);
     }
 
@@ -399,7 +547,7 @@ mod tests {
             stream.read_exact(&mut [0; HELLO_LEN]).unwrap();
         });
         let two = Hello { process: 2, processes: 3, ..HELLO };
-        let error = call(two, 0, &address, Instant::now() + Duration::from_secs(60)).unwrap_err().to_string();
+        let error = Error::from(call(two, 0, &address, &within_a_minute()).unwrap_err()).to_string();
         is_one.join().unwrap();
         assert!(error.contains("process 1 is at") && error.contains("in another order"), "{error}");
     }

@@ -243,16 +243,29 @@ impl Layout {
         Ok(Some(part))
     }
 
-    /// Directories called `prefix` and a number.
+    /// Directories called `prefix` and a number, also those that a symbolic link leads to: somebody may have moved one to another disk.
     fn numbered(&self, dir: &Path, prefix: &str) -> Result<Vec<(u32, PathBuf)>, Error> {
         let entries =
             self.vfs.read_dir(dir).map_err(|e| Error::io("could not list the job's directory", dir, e))?;
-        let numbered =
-            entries.into_iter().filter(|(_, kind)| *kind == FileKind::Dir).filter_map(|(name, _)| {
-                let number = name.strip_prefix(prefix)?.parse().ok()?;
-                Some((number, dir.join(name)))
-            });
-        Ok(numbered.collect())
+        let mut numbered = Vec::new();
+        for (name, kind) in entries {
+            let Some(number) = name.strip_prefix(prefix).and_then(|number| number.parse().ok()) else {
+                continue;
+            };
+            let path = dir.join(name);
+            match kind {
+                FileKind::Dir => {}
+                FileKind::File { .. } => continue,
+                // Where it leads nowhere, what it led to is away, and not nothing.
+                FileKind::Other => {
+                    let listed = self.vfs.read_dir(&path);
+                    listed
+                        .map_err(|e| Error::io("could not list where a symbolic link leads to", &path, e))?;
+                }
+            }
+            numbered.push((number, path));
+        }
+        Ok(numbered)
     }
 
     /// Removes a part, what it says about itself last, also when the power is cut: without that nobody would know whose the store is.
@@ -271,17 +284,18 @@ impl Layout {
         Ok(())
     }
 
-    /// Removes a directory and what is in it; it may be gone already.
+    /// Removes a directory and what is in it; it may be gone already. Where it is a symbolic link to one, that one is emptied.
     pub(crate) fn remove_all(&self, dir: &Path) -> io::Result<()> {
-        if self.vfs.kind(dir)?.is_none() {
-            return Ok(());
-        }
+        let Some(kind) = self.vfs.kind(dir)? else { return Ok(()) };
         for (name, kind) in self.vfs.read_dir(dir)? {
             match kind {
                 FileKind::Dir => self.remove_all(&dir.join(name))?,
                 _ => self.vfs.remove_file(&dir.join(name))?,
             }
         }
-        self.vfs.remove_dir(dir)
+        match kind {
+            FileKind::Dir => self.vfs.remove_dir(dir),
+            _ => self.vfs.remove_file(dir),
+        }
     }
 }

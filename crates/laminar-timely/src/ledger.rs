@@ -159,21 +159,24 @@ impl Ledger {
         self.seal_what_is_done()
     }
 
-    /// Source offsets at the end of `epoch`, to be sealed with it. None may go back: where a source is read by several workers in
-    /// turn, the largest counts after a crash, and what was read again from an earlier one would be missing.
-    pub(crate) fn offsets(&mut self, epoch: Epoch, offsets: Vec<(String, u64)>) -> Result<(), Error> {
-        for (source, offset) in &offsets {
-            let known = self.read.entry(source.clone()).or_default();
-            if offset < known {
-                let what = format!("the offset of the source {source:?} went back from {known} to {offset}");
-                return Err(Error::config(Detail::new(what).in_epoch(epoch).remedy(
-                    "Begin where `Job::source_offset` says, and give what is read again from its beginning another name.",
-                )));
-            }
-            *known = *offset;
-        }
+    /// Source offsets at the end of `epoch`, to be sealed with it.
+    pub(crate) fn offsets(&mut self, epoch: Epoch, offsets: Vec<(String, u64)>) {
         let at = self.offsets.partition_point(|(other, _)| *other <= epoch);
         self.offsets.insert(at, (epoch, offsets));
+    }
+
+    /// Puts an offset into the current epoch. None may go back: where a source is read by several workers in turn, the largest counts
+    /// after a crash, and what was read again from an earlier one would be missing.
+    fn put_offset(&mut self, source: &str, offset: u64) -> Result<(), Error> {
+        let known = self.read.get(source).copied().unwrap_or_default();
+        if offset < known {
+            let what = format!("the offset of the source {source:?} went back from {known} to {offset}");
+            return Err(Error::config(Detail::new(what).in_epoch(self.current).remedy(
+                "Begin where `Job::source_offset` says, and give what is read again from its beginning another name.",
+            )));
+        }
+        self.read.insert(source.to_owned(), offset);
+        self.core.set_source_offset(source, offset);
         Ok(())
     }
 
@@ -191,7 +194,7 @@ impl Ledger {
         while self.participants.iter().all(|participant| participant.done >= self.current) {
             while let Some((_, offsets)) = pop_up_to(&mut self.offsets, self.current) {
                 for (source, offset) in offsets {
-                    self.core.set_source_offset(&source, offset);
+                    self.put_offset(&source, offset)?;
                 }
             }
             self.core.seal_epoch_to(self.current)?;

@@ -153,6 +153,14 @@ impl Found {
         self.complete() || (self.generation == Generation(1) && self.needed())
     }
 
+    /// A part that its process does not see, and one that does.
+    fn stray(&self) -> Option<(u32, u32)> {
+        (0..).zip(&self.parts).find_map(|(part, seen)| {
+            let (process, _) = seen.first()?;
+            seen.iter().all(|(process, _)| *process != part).then_some((part, *process))
+        })
+    }
+
     fn incomplete(&self) -> Error {
         let whole = |seen: &Vec<(u32, Stage)>| seen.iter().any(|(_, stage)| *stage >= Stage::Ready);
         let missing = (0..).zip(&self.parts).filter(|(_, seen)| !whole(seen));
@@ -185,10 +193,12 @@ impl Found {
             return Err(self.incomplete());
         }
         if other_size == OtherSize::Refuse {
-            return Err(senseless(format!(
-                "the state is that of {}, and this is a job of {wanted}",
-                self.size
-            )));
+            return Err(senseless(match self.stray() {
+                Some((part, process)) if self.size == wanted => {
+                    format!("part {part} is with process {process}, and process {part} does not see it")
+                }
+                _ => format!("the state is that of {}, and this is a job of {wanted}", self.size),
+            }));
         }
         // Whose part it is reads it, if it sees it: others may have a copy of what it was once.
         let readers = (0..).zip(&self.parts).filter_map(|(part, seen)| {
@@ -260,9 +270,13 @@ pub(crate) fn agree(all: &[Recoverable]) -> Result<u64, Error> {
     let new = all.iter().find(|one| one.new);
     let old = all.iter().find(|one| !one.new && one.epoch > 0);
     if let (Some(new), Some(old)) = (new, old) {
-        return Err(senseless(format!(
+        let what = format!(
             "process {} has no state, and process {} has epoch {}: what the first had is lost",
             new.process, old.process, old.epoch
+        );
+        return Err(Error::disagreement(Detail::new(what).remedy(
+            "Give it back the directory that it had; or remove those of all processes and restore all parts from one backup of the \
+             job. Nothing was changed.",
         )));
     }
     all.iter()

@@ -245,8 +245,8 @@ impl<D: Clone + 'static> EpochInput<D> {
         rows.clear();
     }
 
-    /// Where to go on reading `source` when this epoch is the last that survives. Offsets of a source only grow, as
-    /// [`Self::seal`] checks, and a source is read by one worker at a time.
+    /// Where to go on reading `source` when this epoch is the last that survives. Offsets of a source only grow, and a source
+    /// is read by one worker at a time: one that goes back from what this worker sealed, or the job recovered to, ends the process.
     pub fn set_source_offset(&mut self, source: &str, offset: u64) {
         match self.offsets.iter_mut().find(|(name, _)| name == source) {
             Some((_, known)) => *known = offset,
@@ -268,9 +268,8 @@ impl<D: Clone + 'static> EpochInput<D> {
     /// [`crate::Config::max_ahead_epochs`] ahead.
     ///
     /// # Errors
-    /// `Config` when the rows of this epoch alone are more than [`crate::Config::max_ahead_bytes`], when the offset of a source went
-    /// back, and when this input would have to wait for another one of the same worker, which only the program can seal; a failed
-    /// store.
+    /// `Config` when the rows of this epoch alone are more than [`crate::Config::max_ahead_bytes`], and when this input
+    /// would have to wait for another one of the same worker, which only the program can seal; a failed store.
     pub fn seal(&mut self) -> Result<Epoch, Error> {
         let sealed = self.epoch;
         let limit = self.parts.process.config.max_ahead_bytes;
@@ -285,7 +284,7 @@ impl<D: Clone + 'static> EpochInput<D> {
             ));
         }
         if !self.offsets.is_empty() {
-            self.parts.ledger.borrow_mut().offsets(sealed, std::mem::take(&mut self.offsets))?;
+            self.parts.ledger.borrow_mut().offsets(sealed, std::mem::take(&mut self.offsets));
         }
         self.ahead.push_back((sealed, self.bytes));
         self.ahead_bytes += std::mem::take(&mut self.bytes);

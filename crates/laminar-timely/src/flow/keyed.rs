@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::groups::Groups;
 use super::job::Flow;
-use super::{check_stash, epoch_of, or_end, upper};
+use super::{Stash, check_stash, or_end, stash_of, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::ledger::{Kind, Ledger, OperatorId, PREFIX_LEN, Seat, State, prefix};
@@ -211,8 +211,7 @@ impl<'scope> Flow<'scope> {
                     Turn { operator, title, seat, ledger, logic, stash, next: first, held, key, out };
                 move |(input, frontier), output| {
                     input.for_each_stamp(|capability, data| {
-                        let epoch = Epoch(epoch_of(&capability, &turn.title));
-                        let stash = turn.stash.entry(epoch).or_default();
+                        let stash = stash_of(&mut turn.stash, &capability, &turn.title, turn.next);
                         data.for_each(|rows| stash.append(rows));
                     });
                     or_end(turn.go_on(upper(frontier), |held, out| {
@@ -270,7 +269,7 @@ struct Turn<R, O, L> {
     seat: Seat,
     ledger: Rc<RefCell<Ledger>>,
     logic: L,
-    stash: BTreeMap<Epoch, Vec<R>>,
+    stash: Stash<R>,
     /// The first epoch that it has not worked on.
     next: Epoch,
     held: Option<Capability<u64>>,

@@ -69,15 +69,39 @@ fn upper(frontier: &MutableAntichain<u64>) -> Option<Epoch> {
     frontier.frontier().iter().next().map(|epoch| Epoch(*epoch))
 }
 
+/// The rows that an operator has of epochs it has not worked on.
+type Stash<R> = BTreeMap<Epoch, Vec<R>>;
+
+/// Where rows go that came with a capability. Ends the process when it is of an epoch before `next`, the first that the operator has
+/// not worked on: what is done is done.
+fn stash_of<'s, R>(
+    stash: &'s mut Stash<R>,
+    capability: &InputCapability<u64>,
+    operator: &str,
+    next: Epoch,
+) -> &'s mut Vec<R> {
+    let epoch = Epoch(epoch_of(capability, operator));
+    if epoch < next {
+        fail_stop(&format!(
+            "{}",
+            Detail::new(format!("rows of epoch {epoch} came to {operator:?}, which is in epoch {next}")).remedy(
+                "Send them through an input of the job, or in the epoch that `Job::resume_epoch` says: a run begins with that one."
+            )
+        ));
+    }
+    stash.entry(epoch).or_default()
+}
+
 /// What an operator has when the job ends: no rows of epochs that will not come.
-fn check_stash<R>(operator: &str, last: Epoch, stash: &BTreeMap<Epoch, Vec<R>>) -> Result<(), Error> {
+fn check_stash<R>(operator: &str, last: Epoch, stash: &Stash<R>) -> Result<(), Error> {
     let Some((epoch, rows)) = stash.iter().find(|(_, rows)| !rows.is_empty()) else { return Ok(()) };
     let what = format!(
-        "the job ends with epoch {last}, and {} rows for {operator:?} belong to epoch {epoch}",
+        "the job ends with epoch {last}, and {} rows for {operator:?} belong to epoch {epoch} and are lost",
         rows.len()
     );
     Err(Error::config(Detail::new(what).remedy(
-        "Where an operator of the program gives rows on in a later epoch, seal as many more before the inputs are finished.",
+        "Give rows on in the epoch they came in: what an operator without state holds back is also lost in a crash. Keep what has to \
+         wait in the state (`map_with_state`).",
     )))
 }
 

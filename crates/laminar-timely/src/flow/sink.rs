@@ -26,7 +26,7 @@ use timely::scheduling::activate::SyncActivator;
 
 use super::begin::{Epochs, Known, Opened, sink_failed};
 use super::job::Flow;
-use super::{check_stash, epoch_of, or_end, upper};
+use super::{Stash, check_stash, or_end, stash_of, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::fail::{Pulse, fail_stop};
@@ -239,8 +239,7 @@ impl<'scope> Flow<'scope> {
                 drop(capability);
                 move |(rows, before), (durable, settled), _| {
                     rows.for_each_stamp(|capability, data| {
-                        let epoch = Epoch(epoch_of(&capability, &turn.title));
-                        let stash = turn.stash.entry(epoch).or_default();
+                        let stash = stash_of(&mut turn.stash, &capability, &turn.title, turn.next);
                         data.for_each(|rows| stash.append(rows));
                     });
                     durable.for_each_stamp(|_, _| {});
@@ -367,7 +366,7 @@ struct Turn<D> {
     outbox: Outbox,
     seat: Seat,
     ledger: Rc<RefCell<Ledger>>,
-    stash: BTreeMap<Epoch, Vec<D>>,
+    stash: Stash<D>,
     /// The first epoch that is not in the state.
     next: Epoch,
     /// Up to here the thread was given everything.

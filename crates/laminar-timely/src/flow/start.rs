@@ -264,6 +264,10 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
             process.take_core(local)?
         }
         Decision::Rescale { from, size, readers, to } => {
+            if local == 0 {
+                // What earlier tries left would be there as often as they failed, on a disk that may be full because of that.
+                clean(&layout, process.number(), from, &seen_by(&all))?;
+            }
             let mine = readers.into_iter().filter(|(_, reader)| *reader == process.number());
             let parts = mine.map(|(part, _)| part).collect();
             rescale(

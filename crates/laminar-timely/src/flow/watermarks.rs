@@ -106,10 +106,14 @@ impl Watermarks {
         self.inputs.retain(|place, _| begin.contains(place));
         let mut changed = self.inputs.len() != before;
         for place in begin {
-            self.inputs.entry(place).or_insert_with(|| {
+            let stands = self.inputs.entry(place).or_insert_with(|| {
                 changed = true;
                 Stands::Silent
             });
+            // What was finished in an earlier run has a source again that may have more; if not, it is finished again.
+            if *stands == Stands::Finished {
+                (*stands, changed) = (Stands::Silent, true);
+            }
         }
         changed
     }
@@ -206,7 +210,7 @@ mod tests {
     #[test]
     fn what_was_said_before_a_restart_still_holds() {
         let mut watermarks = begun();
-        let of_a = [(place(0, "a"), Watermark(10)), (place(1, "a"), Finished)];
+        let of_a = [(place(0, "a"), Watermark(10)), (place(1, "a"), Watermark(40))];
         let of_b = [(place(0, "b"), Watermark(20)), (place(1, "b"), Watermark(30))];
         watermarks.hear(&[of_a, of_b].concat());
         let mut bytes = Vec::new();
@@ -228,6 +232,23 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(Watermarks::decode_all(&bytes[..len]), None);
         }
+    }
+
+    /// It could say nothing more, and rows that it had came late.
+    #[test]
+    fn an_input_that_was_finished_in_an_earlier_run_holds_until_it_is_again() {
+        let mut watermarks = begun();
+        watermarks.hear(&[(place(0, "a"), Watermark(10)), (place(1, "a"), Finished)]);
+        assert_eq!(watermarks.least(), 10);
+        watermarks.hear(&all_begin());
+        watermarks.hear(&[(place(0, "a"), Watermark(100))]);
+        assert_eq!(watermarks.least(), 10);
+        watermarks.hear(&[(place(1, "a"), Watermark(50))]);
+        assert_eq!(watermarks.least(), 50);
+        // In the epoch in which it begins again.
+        watermarks.hear(&[all_begin(), vec![(place(1, "a"), Finished)]].concat());
+        watermarks.hear(&[(place(0, "a"), Watermark(120))]);
+        assert_eq!(watermarks.least(), 120);
     }
 
     #[test]

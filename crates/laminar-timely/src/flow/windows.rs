@@ -20,7 +20,7 @@ use timely::dataflow::operators::{Capability, Operator};
 use super::job::Flow;
 use super::keyed::{Key, owner_of};
 use super::watermarks::{Says, Watermarks};
-use super::{check_stash, epoch_of, or_end, upper};
+use super::{Stash, check_stash, or_end, stash_of, upper};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::ledger::{Kind, Ledger, OperatorId, Seat, prefix, split_key, undecodable};
@@ -116,11 +116,11 @@ impl<'scope> Flow<'scope> {
                 };
                 move |(rows, before), (says, said), output| {
                     rows.for_each_stamp(|capability, data| {
-                        let stash = turn.rows.entry(Epoch(epoch_of(&capability, &turn.title))).or_default();
+                        let stash = stash_of(&mut turn.rows, &capability, &turn.title, turn.next);
                         data.for_each(|rows| stash.append(rows));
                     });
                     says.for_each_stamp(|capability, data| {
-                        let stash = turn.says.entry(Epoch(epoch_of(&capability, &turn.title))).or_default();
+                        let stash = stash_of(&mut turn.says, &capability, &turn.title, turn.next);
                         data.for_each(|says| stash.append(says));
                     });
                     let upper = match (upper(before), upper(said)) {
@@ -262,8 +262,8 @@ struct Turn<K, V, F> {
     ledger: Rc<RefCell<Ledger>>,
     /// The name of the operator.
     title: String,
-    rows: BTreeMap<Epoch, Vec<(K, i64, V)>>,
-    says: BTreeMap<Epoch, Vec<Says>>,
+    rows: Stash<(K, i64, V)>,
+    says: Stash<Says>,
     next: Epoch,
     held: Option<Capability<u64>>,
 }
