@@ -199,11 +199,11 @@ fn a_listing_that_fails_or_breaks_off_removes_nothing() {
         let plain: Arc<dyn ObjectStore> = inner.clone();
         life(&plain, 1, &checkpoints, 0..3);
         let before = names(&inner);
-        // The first two listings are those of the claim; all others are those of sweeping.
+        // The first three listings are those of the claim; all others are those of sweeping.
         let listings = std::sync::atomic::AtomicUsize::new(0);
         let store = Faulty::new(&inner, move |_, kind, path| {
             let is_sweeping =
-                kind == Kind::List && listings.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 1;
+                kind == Kind::List && listings.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 2;
             if is_sweeping && path.filename() == Some(folder) { fault } else { Fault::None }
         });
         let faulty: Arc<dyn ObjectStore> = store.clone();

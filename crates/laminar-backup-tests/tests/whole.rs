@@ -93,8 +93,10 @@ fn a_backup_counts_when_every_part_has_it_and_no_older_one_goes_before() {
         parts.iter_mut().for_each(|part| part.seal(epoch));
         parts[0].back_up(&mut writers[0], id).unwrap();
         assert!(!ids(&place).contains(&id), "half of it counts");
+        assert!(list(&place).incomplete.contains(&id), "nobody knows of half of it");
         parts[1].back_up(&mut writers[1], id).unwrap();
         made.push(id);
+        assert!(list(&place).incomplete.iter().all(|incomplete| incomplete.epoch() < epoch));
         // Two are kept; the one before stays until the next part is sure of the newer one.
         let there = ids(&place);
         assert!(there.ends_with(&made[made.len().saturating_sub(2)..]) && there.len() <= 3, "{there:?}");
@@ -162,6 +164,7 @@ fn a_damaged_record_keeps_nobody_from_the_other_backups() {
     let found = list(&place);
     assert_eq!(found.backups.iter().map(|backup| backup.id).collect::<Vec<_>>(), made[1..]);
     assert!(found.damaged.len() == 1 && found.damaged[0].to_string().contains("part-0001-of-0002"));
+    assert_eq!(found.incomplete, made[..1]);
     check(&place);
     let third = back_up(Epoch(3));
     assert_eq!(ids(&place), [made[1], third]);

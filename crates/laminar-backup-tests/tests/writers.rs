@@ -7,10 +7,12 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, TryStreamExt};
 use laminar_backup_tests::faults::{Fault, Faulty, Kind};
 use laminar_backup_tests::stores::{Checkpoints, owner, quick, restored, target, writer};
+use laminar_storage::Store;
 use laminar_storage::backup::object_store::memory::InMemory;
 use laminar_storage::backup::object_store::path::Path;
 use laminar_storage::backup::object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
@@ -441,4 +443,141 @@ fn a_mistyped_url_is_no_directory_and_no_secret_is_repeated() {
     let named = BackupTarget::parse_with("s3://bucket/me@example.com/job", []).unwrap();
     assert_eq!(named.to_string(), "s3://bucket/me@example.com/job");
     BackupTarget::create(&format!("{}/s3:/x#1?y", dir.path().display())).unwrap();
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let at = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &at);
+        } else {
+            std::fs::copy(entry.path(), at).unwrap();
+        }
+    }
+}
+
+/// Opens a store, goes on by so many epochs, and backs each up, as another writer of the same opening.
+fn epochs(
+    dir: &std::path::Path,
+    place: &BackupTarget,
+    count: u64,
+    take_over: bool,
+) -> Result<u64, BackupError> {
+    let opened = Store::builder(dir).open().unwrap();
+    let (store, mut core) = (opened.store, opened.cores.into_iter().next().unwrap());
+    let options = quick().take_over(take_over);
+    let mut held = 0;
+    for number in 0..count {
+        core.put(b"key", &number.to_le_bytes()).unwrap();
+        store.wait_durable(core.seal_epoch().unwrap()).unwrap();
+        held = store.back_up(place, &options, &[])?.epoch.get();
+    }
+    drop(core);
+    store.close().unwrap();
+    Ok(held)
+}
+
+/// A store that was put back from an image of its disk counts its openings on from those of the image: the first one had the number of
+/// the one that made the newest backup, was believed, and its backups took the place of newer ones.
+#[test]
+fn a_store_that_is_older_than_its_backup_makes_none_until_it_takes_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (home, image) = (dir.path().join("store"), dir.path().join("image"));
+    let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let place = target(&inner);
+    let held = epochs(&home, &place, 2, false).unwrap();
+    copy(&home, &image);
+    // What it has itself made is no reason to refuse it, in this opening or a later one.
+    let newest = epochs(&home, &place, 30, false).unwrap();
+    assert!(newest > held, "{newest} {held}");
+    std::fs::remove_dir_all(&home).unwrap();
+    copy(&image, &home);
+    // However often it is opened, as long as its epochs have not caught up.
+    for _ in 0..3 {
+        let error = epochs(&home, &place, 1, false).unwrap_err();
+        let said = error.to_string();
+        assert!(matches!(error, BackupError::Fenced(_)) && error.is_final(), "{said}");
+        assert!(said.contains(&format!("holds epoch {newest}")) && said.contains("--take-over"), "{said}");
+        assert!(said.contains("Restore the newest backup"), "{said}");
+    }
+    assert_eq!(list_backups(&place, &quick()).unwrap().last().unwrap().epoch.get(), newest);
+    let taken = epochs(&home, &place, 1, true).unwrap();
+    assert!(taken > held, "{taken}");
+    assert!(epochs(&home, &place, 1, false).unwrap() > taken);
+}
+
+/// One damaged byte in the object that says what is here, and which nothing else needs, ended all backups with the advice to look for
+/// another version of the library.
+#[test]
+fn a_damaged_marker_is_told_from_that_of_another_version() {
+    let checkpoints = Checkpoints::new(1);
+    let inner = Arc::new(InMemory::new());
+    let place: Arc<dyn ObjectStore> = inner.clone();
+    writer(&place, 1).back_up(&checkpoints.open(0), &[]).unwrap();
+    let marker = Path::from("a/prefix/laminar-backups");
+    let sound = get(&inner, &marker).to_vec();
+    let mut damaged = sound.clone();
+    damaged[0] ^= 4;
+    put(&inner, &marker, damaged);
+    let error = BackupWriter::open(&target(&place), &quick(), owner(1, 2)).unwrap_err();
+    assert!(error.to_string().contains("is damaged; it only says"), "{error}");
+    assert!(error.to_string().contains("Remove this one object"), "{error}");
+    // As it advises.
+    remove(&inner, &marker);
+    writer(&place, 2).back_up(&checkpoints.open(0), &[]).unwrap();
+    assert_eq!(get(&inner, &marker).to_vec(), sound);
+    // Another version says so in the same words.
+    put(&inner, &marker, String::from_utf8(sound).unwrap().replace("version 1", "version 2").into_bytes());
+    let error = BackupWriter::open(&target(&place), &quick(), owner(1, 3)).unwrap_err();
+    assert!(error.to_string().contains("of another version"), "{error}");
+}
+
+/// A job that starts while its backups cannot be seen is not asked where they are: it is the first backup that must not be put above
+/// those of a job in parts, which nobody would see any more.
+#[test]
+fn the_backups_of_a_store_are_not_put_above_those_of_a_job_in_parts() {
+    let inner = Arc::new(InMemory::new());
+    let place: Arc<dyn ObjectStore> = inner.clone();
+    let part = target(&place).within("generation-00000001").within("part-0000-of-0002");
+    BackupWriter::open(&part, &quick(), owner(3, 1)).unwrap();
+    let before = all(&inner).len();
+    let error = BackupWriter::open(&target(&place), &quick().take_over(true), owner(1, 1)).unwrap_err();
+    assert!(matches!(error, BackupError::Foreign(_)), "{error}");
+    assert!(error.to_string().contains("generation-00000001"), "{error}");
+    assert_eq!(all(&inner).len(), before);
+    // Beside those of a store it is a name like any other.
+    let plain = target(&place).within("plain");
+    BackupWriter::open(&plain, &quick(), owner(1, 1)).unwrap();
+    put(&inner, &Path::from("a/prefix/plain/generation-00000001/notes"), b"mine".to_vec());
+    BackupWriter::open(&plain, &quick(), owner(1, 2)).unwrap();
+}
+
+/// A place that takes connections and never answers kept a job from starting for half an hour; failures that pass are still tried
+/// again.
+#[test]
+fn a_question_that_somebody_waits_for_is_given_up_when_nothing_answers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let settings = [
+        ("aws_endpoint", endpoint.as_str()),
+        ("aws_allow_http", "true"),
+        ("aws_region", "us-east-1"),
+        ("aws_access_key_id", "a"),
+        ("aws_secret_access_key", "b"),
+        ("timeout", "20s"),
+    ];
+    let place = BackupTarget::parse_with("s3://bucket/x", settings).unwrap();
+    let began = Instant::now();
+    let options = quick().patience(Duration::from_millis(200));
+    let error = place.folders(&options).unwrap_err();
+    assert!(matches!(error, BackupError::Unreachable(_)), "{error}");
+    assert!(matches!(place.has_log(&options), Err(BackupError::Unreachable(_))));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+
+    let inner = Arc::new(InMemory::new());
+    let flaky: Arc<dyn ObjectStore> =
+        Faulty::new(&inner, |n, _, _| if n < 3 { Fault::Before } else { Fault::None });
+    assert!(!target(&flaky).has_log(&quick().patience(Duration::from_secs(60))).unwrap());
 }

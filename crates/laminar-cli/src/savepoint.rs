@@ -111,7 +111,7 @@ pub fn next_step(job: bool) -> &'static str {
 pub fn check_is_new(state: &Path) -> Result<()> {
     if fs::symlink_metadata(state).is_ok() {
         return Err(CliError::failure(format!("{} exists already", state.display()))
-            .remedy("A fork is a new state: name a directory that does not exist with --state."));
+            .remedy("The state is a new one: name a directory that does not exist."));
     }
     Ok(())
 }

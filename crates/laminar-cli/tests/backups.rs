@@ -6,6 +6,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -195,8 +196,17 @@ fn what_cannot_be_restored_is_said_and_leaves_nothing() {
     let desk = Desk::new();
     assert!(desk.fails(1, &["restore", "nowhere", "state"]).contains("nowhere"));
     assert!(desk.fails(1, &["restore", "http://example.com/x", "state"]).contains("not supported"));
+    // A variable that is not set; and whoever verifies relies on there being one.
+    for args in [&["restore", "", "state"][..], &["backups", ""]] {
+        assert!(desk.fails(1, args).contains("no place for backups is named"), "{args:?}");
+    }
+    fs::create_dir(desk.path("empty")).unwrap();
+    desk.ok(&["backups", "empty"]);
+    let said = desk.fails(1, &["backups", "empty", "--verify"]);
+    assert!(said.contains("there is no backup at") && said.contains("that could be restored"), "{said}");
     desk.write("events.ndjson", &events(500, 20));
     run(&desk, "state", &[]);
+    assert!(desk.fails(1, &["backup", "", "--state", "state"]).contains("no place for backups is named"));
     desk.ok(&["backup", "place", "--state", "state"]);
     assert!(desk.fails(1, &["restore", "place", "state"]).contains("exists already"));
     assert!(desk.fails(1, &["restore", "place", "new", "--backup", "99"]).contains("no backup 99"));
@@ -283,4 +293,33 @@ fn what_else_is_beside_the_backups_hides_none() {
     assert_eq!(listed(&desk), 3);
     desk.ok(&["restore", "place", "restored"]);
     assert_eq!(desk.ok(&["export", "--state", "restored"]), desk.ok(&["export", "--state", "state"]));
+}
+
+/// An object store that takes connections and never answers kept a job from starting for half an hour, without a word.
+#[test]
+fn a_job_begins_although_the_place_of_its_backups_never_answers() {
+    let desk = Desk::new();
+    desk.write("events.ndjson", &events(500, 20));
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let job =
+        ["run", "events.ndjson", "--state", "state", "--key", "user.id", "--quiet", "--backup", "s3://b/x"];
+    let settings = [
+        ("AWS_ENDPOINT", endpoint.as_str()),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ];
+    let mut child = desk.command(&job).envs(settings).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let began = Instant::now();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    while !desk.path("state/job.json").exists() && began.elapsed() < Duration::from_secs(25) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(25), "{line}");
+    assert!(line.starts_with("laminar: the backups cannot be seen now: "), "{line}");
 }

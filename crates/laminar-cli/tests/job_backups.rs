@@ -5,9 +5,11 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use laminar_storage::backup::{BackupOptions, BackupOwner, BackupTarget, BackupWriter};
+use laminar_storage::ids::{Incarnation, StoreId};
 use serde_json::json;
 use support::jobs::{JOB, laminar, prepared, run_to_end, same_as_alone, start, succeeds};
 
@@ -174,4 +176,103 @@ fn what_cannot_be_done_with_backups_of_jobs_is_said() {
     refused(&other, "--take-over");
     succeeds(dir, "export --state other --output other.ndjson");
     assert_eq!(fs::read(dir.join("other.ndjson")).unwrap(), fs::read(dir.join("alone.ndjson")).unwrap());
+}
+
+/// A part of a job, or a size of it, was restored as if it were the whole: a state with half of the keys, and exit code 0.
+#[test]
+fn a_place_inside_of_the_backups_of_a_job_is_not_taken_for_them() {
+    let dir = prepared(100);
+    let dir = dir.path();
+    succeeds(dir, &format!("{JOB} --state together --workers 2 --backup place --quiet"));
+    let size = "place/generation-00000001";
+    for (place, is) in [(size.to_owned(), "one size"), (format!("{size}/part-0000-of-0001"), "one part")] {
+        for line in
+            [format!("restore {place} new"), format!("backups {place}"), format!("backups {place} --verify")]
+        {
+            let output = laminar(dir, &line).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(1) && told.contains(is), "{line}: {told}");
+            assert!(told.contains("Name the place that `generation-…` is in"), "{line}: {told}");
+        }
+    }
+    assert!(!dir.join("new").exists() && !dir.join("new.fetched").exists());
+    // Whoever wants to read the part itself can.
+    succeeds(dir, &format!("restore {size}/part-0000-of-0001 part --savepoint"));
+}
+
+/// The records of the backups of part 1, the newest one last.
+fn records_of_part_1(dir: &Path) -> Vec<PathBuf> {
+    let log = dir.join("place/generation-00000001/part-0001-of-0002/log");
+    let mut records: Vec<_> = fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().path()).collect();
+    records.sort();
+    records
+}
+
+fn damage(record: &Path) {
+    let mut bytes = fs::read(record).unwrap();
+    bytes[100] ^= 1;
+    fs::write(record, bytes).unwrap();
+}
+
+/// A record of the newest backup was damaged: the one before it was restored without a word, and what had been done since was undone.
+#[test]
+fn an_older_backup_of_a_job_is_restored_only_by_name() {
+    let dir = prepared(3000);
+    let dir = dir.path();
+    let refused = |line: &str, signs: &[&str]| {
+        let output = laminar(dir, line).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{line}: {told}");
+        signs.iter().for_each(|sign| assert!(told.contains(sign), "{line}: no {sign} in {told}"));
+    };
+    let backed_up = format!("{BACKED_UP} --backup-keep 100");
+    // Each run ends with a backup.
+    let events = fs::read_to_string(dir.join("events.ndjson")).unwrap();
+    let half: String = events.split_inclusive('\n').take(1500).collect();
+    for events in [half, events] {
+        fs::write(dir.join("events.ndjson"), events).unwrap();
+        run_to_end(dir, 2, 1, &backed_up);
+    }
+    // A claim comes behind the newest backup, which is no longer the head of the log.
+    let part = dir.join("place/generation-00000001/part-0001-of-0002");
+    let part = BackupTarget::create(part.to_str().unwrap()).unwrap();
+    let somebody = BackupOwner { store_id: StoreId(1), incarnation: Incarnation(1) };
+    BackupWriter::open(&part, &BackupOptions::new().take_over(true), somebody).unwrap();
+    let there = listed(dir);
+    let [.., older, newest] = &there[..] else { panic!("{there:?}") };
+    let [older, newest] = [older, newest].map(|backup| backup["backup"].as_str().unwrap());
+    let records = records_of_part_1(dir);
+    let holds = |record: &&PathBuf| fs::read_to_string(record).unwrap().contains(newest);
+    let record = records.iter().find(holds).unwrap();
+    damage(record);
+
+    fs::rename(dir.join("together"), dir.join("lost")).unwrap();
+    let name_it = format!("whole is {older}: name it");
+    let signs = ["the newest backup may be damaged", &name_it, "part-0001-of-0002"];
+    refused("restore place together", &signs);
+    assert!(!dir.join("together").exists());
+    // It is listed, and that is no success.
+    let output = laminar(dir, "backups place --json").output().unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && list["unreadable"].as_array().unwrap().len() == 1, "{list}");
+    assert_eq!(list["incomplete"], json!([newest]), "{list}");
+    succeeds(dir, &format!("restore place together --backup {older}"));
+    run_to_end(dir, 2, 1, "");
+    same_as_alone(dir);
+
+    // It is another thing with the head: nobody knows what counts, until it is out of the way.
+    let head = records.last().unwrap();
+    assert_ne!(head, record);
+    damage(head);
+    let signs = ["It is the newest record of the log", "move this one object away"];
+    refused("restore place again", &signs);
+    refused("backups place --verify", &signs);
+    fs::remove_file(head).unwrap();
+    fs::remove_file(record).unwrap();
+    let told = succeeds(dir, "backups place");
+    assert!(told.contains(older) && told.contains("not all parts of the job have it"), "{told}");
+    fs::remove_dir_all(dir.join("together")).unwrap();
+    succeeds(dir, "restore place together");
+    run_to_end(dir, 2, 1, &format!("{backed_up} --take-over"));
+    same_as_alone(dir);
 }

@@ -31,6 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often the last backup of a job fails before the job ends without it.
 const LAST_TRIES: u32 = 3;
 
+/// How long the start of a job waits for a backup place that does not answer, for each of two questions: then it goes on, with a warning.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Small files of the program's own, name and content of each.
 pub(crate) type OwnFiles = dyn Fn() -> io::Result<Vec<(String, Vec<u8>)>> + Send + Sync;
 
@@ -49,18 +52,26 @@ impl BackupPlan {
         Self { place: place.clone(), options: options.clone(), every, own_files }
     }
 
-    /// The latest generation that there are backups of.
+    /// For questions that the start of a job waits for.
+    fn quick(&self) -> BackupOptions {
+        self.options.clone().patience(self.options.patience.unwrap_or(PATIENCE))
+    }
+
+    /// The latest generation that there are backups of; 0 also when that cannot be seen now. A job that then begins in another size may
+    /// take a number that is taken already: where the backups of another life's part are, those of its own are refused.
     pub(crate) fn latest(&self) -> u32 {
-        let folders = self.place.folders(&self.options).unwrap_or_else(|error| {
+        let folders = self.place.folders(&self.quick()).unwrap_or_else(|error| {
             tracing::warn!(%error, "the backups cannot be seen now");
             Vec::new()
         });
         folders.iter().filter_map(|folder| generation_of(folder)).map(|found| found.0).max().unwrap_or(0)
     }
 
-    /// Whether there is a backup that is whole.
+    /// Whether there is a backup that is whole, as far as that can be seen now. Where it cannot, a job that has lost everything begins
+    /// anew: nobody can tell it from a new one. It does no harm to what is there: where there are backups of another life's part, those
+    /// of its own are refused.
     pub(crate) fn is_restorable(&self) -> bool {
-        match crate::restore::list_job_backups(&self.place, &self.options) {
+        match crate::restore::list_job_backups(&self.place, &self.quick()) {
             Ok(found) => !found.backups.is_empty(),
             Err(error) => {
                 tracing::warn!(%error, "the backups cannot be seen now");
@@ -106,6 +117,9 @@ fn is_of_job(name: &str) -> bool {
 /// Copies checkpoints of one part.
 struct Copier {
     store: Arc<Store>,
+    /// Where the backups of all sizes are, as long as nobody has seen that they can be there.
+    unseen: Option<BackupTarget>,
+    options: BackupOptions,
     writer: PartWriter,
     /// What the part says about itself.
     mark: Vec<u8>,
@@ -118,6 +132,11 @@ impl Copier {
         id: WholeId,
         checkpoint: &mut Option<PartCheckpoint>,
     ) -> Result<BackupReceipt, BackupError> {
+        // Here, as the start may not have seen it; and before anything is put.
+        if let Some(place) = &self.unseen {
+            check_kind(place, &self.options)?;
+            self.unseen = None;
+        }
         let local = |detail: &Detail| BackupError::Local(Box::new(detail.clone()));
         let checkpoint = match checkpoint {
             Some(checkpoint) => checkpoint,
@@ -139,6 +158,16 @@ impl Copier {
         let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
         self.writer.back_up(checkpoint, id, &self.mark, &files)
     }
+}
+
+/// Refuses to put the backups of a job below those of one store: nobody would see them.
+fn check_kind(place: &BackupTarget, options: &BackupOptions) -> Result<(), BackupError> {
+    if !place.has_log(options)? {
+        return Ok(());
+    }
+    let what = "this place has the backups of one store, or of a job that runs without parts";
+    let remedy = "Name another place for the backups of this job; nothing was put here.";
+    Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(place.to_string()).remedy(remedy))))
 }
 
 /// What came of it.
@@ -189,6 +218,8 @@ impl Backups {
         let place = plan.place.within(&folder_of(part.generation));
         let mut copier = Copier {
             store: Arc::clone(store),
+            unseen: Some(plan.place.clone()),
+            options: plan.options.clone(),
             writer: PartWriter::new(&place, part.part, part.size.processes, &plan.options)?,
             mark: part.encode(),
             own_files: Arc::clone(&plan.own_files),

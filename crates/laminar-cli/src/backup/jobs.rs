@@ -1,18 +1,22 @@
 //! Backups of jobs that run with `--workers`: one for all parts, of one epoch.
 
 use std::io::Write;
+use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount};
-use laminar_storage::backup::{BackupOptions, BackupTarget, verify_backup};
+use laminar_storage::backup::{BackupInfo, BackupOptions, BackupTarget, WholeId, verify_backup};
 use laminar_timely::{JobBackup, JobBackups, list_job_backups, restore_job};
 use serde_json::{Value, json};
 
 use super::args::{BackupsArgs, RestoreArgs};
-use super::{State, bar, of_library, print};
+use super::{State, bar, nothing_to_restore, of_library, print};
 use crate::error::{CliError, Result};
 use crate::job::Job;
 use crate::savepoint::next_step;
 use crate::summary::table;
+
+/// How long a start waits for a place that does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether the backups at a place are those of such a job. Where there are those of one store nobody looks any further: other
 /// things that are beside them, whatever their names, concern nobody.
@@ -31,21 +35,38 @@ fn is_generation(folder: &str) -> bool {
     number.is_some_and(|number| folder == format!("generation-{number:08}"))
 }
 
-/// Refuses to put the backups of one kind of job beside those of the other: one of them would not be seen.
+/// Refuses to put the backups of one kind of job beside those of the other: one of them would not be seen. Where it cannot be
+/// seen now what is there, it is said, and found out before the first backup is made: nobody waits for a network here.
 pub fn check_kind(target: &BackupTarget, options: &BackupOptions, on_workers: bool) -> Result<()> {
-    let looked = if on_workers {
-        target.has_log(options).map_err(Into::into)
-    } else {
-        has_generation(target, options)
-    };
-    // What cannot be seen now is found out when backups are made.
-    let Ok(other) = looked else { return Ok(()) };
-    if !other {
-        return Ok(());
+    let quick = options.clone().patience(PATIENCE);
+    let looked =
+        if on_workers { target.has_log(&quick).map_err(Into::into) } else { has_generation(target, &quick) };
+    match looked {
+        Ok(false) => return Ok(()),
+        Ok(true) => {}
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "laminar: the backups cannot be seen now: {error}");
+            return Ok(());
+        }
     }
     let kind = if on_workers { "without" } else { "with" };
     let what = format!("{target} has the backups of a job that runs {kind} --workers");
     Err(CliError::failure(what).remedy("Name another place for the backups of this one."))
+}
+
+/// Refuses a place inside of the backups of such a job: a part alone is nobody's state, and a size of the job not all that there is.
+pub fn check_is_all(target: &BackupTarget, options: &BackupOptions, backups: &[BackupInfo]) -> Result<()> {
+    let part = backups.iter().any(|backup| backup.part_of.is_some());
+    let is = if part {
+        "has the backups of one part"
+    } else if backups.is_empty() && target.has_parts(options)? {
+        "has the backups of one size"
+    } else {
+        return Ok(());
+    };
+    let what = format!("{target} {is} of a job that runs with --workers, and not those of the job");
+    Err(CliError::failure(what)
+        .remedy("Name the place that `generation-…` is in, as the job names it with --backup."))
 }
 
 fn told(error: &laminar_timely::Error) -> CliError {
@@ -99,18 +120,29 @@ pub fn backups(
     options: &BackupOptions,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let JobBackups { backups: listed, damaged: broken, .. } =
+    let JobBackups { backups: listed, damaged: broken, incomplete, .. } =
         list_job_backups(target, options).map_err(|error| told(&error))?;
+    // Older ones are on their way out.
+    let newest = listed.iter().map(|backup| backup.id.epoch()).max();
+    let incomplete: Vec<_> = incomplete.into_iter().filter(|id| Some(id.epoch()) >= newest).collect();
+    let broken: Vec<_> = broken.into_iter().map(of_library).collect();
     let (mut shown, mut damaged) = (Vec::new(), 0);
     for backup in &listed {
         let state = if args.verify { Some(verified(backup, args, options)?) } else { None };
         damaged += usize::from(matches!(state, Some(State::Damaged(_))));
         shown.push((backup, state.map(State::text)));
     }
-    let text = if args.transfer.json { as_json(&shown) } else { as_text(&shown, target) };
+    let text = if args.transfer.json {
+        as_json(&shown, &broken, &incomplete)
+    } else {
+        as_text(&shown, &incomplete, target)
+    };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
     if let Some(error) = broken.into_iter().next() {
-        return Err(of_library(error));
+        return Err(error);
+    }
+    if args.verify && listed.is_empty() {
+        return Err(nothing_to_restore(target));
     }
     if damaged == 0 {
         return Ok(());
@@ -130,7 +162,11 @@ fn verified(backup: &JobBackup, args: &BackupsArgs, options: &BackupOptions) -> 
     Ok(State::Whole)
 }
 
-fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {
+fn as_json(
+    shown: &[(&JobBackup, Option<String>)],
+    unreadable: &[CliError],
+    incomplete: &[WholeId],
+) -> String {
     let backups: Vec<Value> = shown
         .iter()
         .map(|(backup, state)| {
@@ -146,11 +182,20 @@ fn as_json(shown: &[(&JobBackup, Option<String>)]) -> String {
             })
         })
         .collect();
-    format!("{}\n", json!({ "backups": backups }))
+    let unreadable: Vec<_> = unreadable.iter().map(ToString::to_string).collect();
+    let incomplete: Vec<_> = incomplete.iter().map(ToString::to_string).collect();
+    format!("{}\n", json!({ "backups": backups, "unreadable": unreadable, "incomplete": incomplete }))
 }
 
-fn as_text(shown: &[(&JobBackup, Option<String>)], target: &BackupTarget) -> String {
-    if shown.is_empty() {
+fn as_text(shown: &[(&JobBackup, Option<String>)], incomplete: &[WholeId], target: &BackupTarget) -> String {
+    let part = incomplete.iter().map(|id| {
+        let text = format!(
+            "epoch {}, not all parts of the job have it: it is under way, or what a part had is lost",
+            id.epoch()
+        );
+        (format!("backup {id}"), text)
+    });
+    if shown.is_empty() && incomplete.is_empty() {
         return format!("no backups at {target} that all parts of the job have\n");
     }
     let rows: Vec<(String, String)> = shown
@@ -164,6 +209,7 @@ fn as_text(shown: &[(&JobBackup, Option<String>)], target: &BackupTarget) -> Str
             let text = format!("epoch {epoch}, {keys} keys, {bytes} in {parts} parts, of {made}{state}");
             (format!("backup {}", backup.id), text)
         })
+        .chain(part)
         .collect();
     let rows: Vec<(&str, String)> = rows.iter().map(|(name, text)| (name.as_str(), text.clone())).collect();
     format!("{}\n", table(&rows))

@@ -128,6 +128,7 @@ pub fn restore(args: &RestoreArgs, out: &mut dyn Write) -> Result<()> {
         ];
         return print(out, args.transfer.json, &told, &rows);
     }
+    jobs::check_is_all(&target, &options, &read_catalog(&target, &options)?.backups)?;
     let fetched = beside(&args.dir)?;
     if is_savepoint(&fetched) {
         check_same(&fetched, &target, number, &options)?;
@@ -193,6 +194,7 @@ pub fn backups(args: &BackupsArgs, out: &mut dyn Write) -> Result<()> {
         return jobs::backups(args, &target, &options, out);
     }
     let BackupCatalog { backups: listed, damaged: unreadable, .. } = read_catalog(&target, &options)?;
+    jobs::check_is_all(&target, &options, &listed)?;
     let mut damaged = unreadable.len();
     let mut told = Vec::new();
     for backup in &listed {
@@ -213,11 +215,20 @@ pub fn backups(args: &BackupsArgs, out: &mut dyn Write) -> Result<()> {
         listed_text(&told, &unreadable, &target)
     };
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| CliError::stdout(&e))?;
+    if args.verify && of == 0 {
+        return Err(nothing_to_restore(&target));
+    }
     if damaged == 0 {
         return Ok(());
     }
     Err(CliError::failure(format!("{damaged} of {of} backups are damaged"))
         .remedy("Restore one that is whole, or make a new one."))
+}
+
+/// With --verify, somebody relies on a backup that is there.
+fn nothing_to_restore(target: &BackupTarget) -> CliError {
+    CliError::failure(format!("there is no backup at {target} that could be restored"))
+        .remedy("Check the URL; make one, or look what became of those that there were.")
 }
 
 /// What was found when a backup was read.

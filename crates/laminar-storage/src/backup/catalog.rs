@@ -39,6 +39,8 @@ pub struct BackupInfo {
     pub files: usize,
     /// Bytes of them.
     pub bytes: u64,
+    /// Where it is a part's of a backup of a whole: of which. Alone it is not what anybody's state was.
+    pub part_of: Option<WholeId>,
 }
 
 /// How far something has come.
@@ -314,5 +316,6 @@ fn describe(record: &Record) -> Result<BackupInfo> {
         keys: metadata.key_count,
         files: objects.len(),
         bytes: objects.iter().map(|object| object.len).sum(),
+        part_of: WholeId::of_record(record),
     })
 }

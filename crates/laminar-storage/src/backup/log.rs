@@ -23,12 +23,12 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::error::{BackupError, Result};
-use super::names::{LOG, parse_record_name, record_name};
+use super::names::{LOG, is_of_job, parse_record_name, record_name};
 use super::record::{BackupOwner, Contents, Keep, Nonce, ObjectId, Record, WriterId};
 use super::remote::{Put, Remote};
 use crate::error::Detail;
 use crate::format::manifest::MAX_MANIFEST_LEN;
-use crate::ids::BackupId;
+use crate::ids::{BackupId, Epoch};
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// Records that stay behind the head although they do not count: a listing that is behind by fewer still leads to it.
@@ -84,7 +84,7 @@ pub(super) async fn read_head(remote: &Remote) -> Result<Option<Record>> {
         let newest = listed.iter().filter_map(|name| parse_record_name(name)).max();
         let mut head = match newest {
             None => None,
-            Some(id) => match read_record(remote, id).await? {
+            Some(id) => match read_record(remote, id).await.map_err(about_head)? {
                 // Listed, and removed since, or still to be seen.
                 None => {
                     remote.pause(attempt).await;
@@ -96,7 +96,7 @@ pub(super) async fn read_head(remote: &Remote) -> Result<Option<Record>> {
         // The listing may be behind.
         loop {
             let next = head.as_ref().map_or(BackupId(1), |head| head.id.next());
-            match read_record(remote, next).await? {
+            match read_record(remote, next).await.map_err(about_head)? {
                 None => return Ok(head),
                 found => head = found,
             }
@@ -106,6 +106,15 @@ pub(super) async fn read_head(remote: &Remote) -> Result<Option<Record>> {
     Err(BackupError::Unreachable(Box::new(
         Detail::new(what).at_path(remote.name_of(LOG, "")).remedy("Try again a little later."),
     )))
+}
+
+/// What is to be done about a damaged record is another thing when it is the one that says which backups count.
+fn about_head(error: BackupError) -> BackupError {
+    let BackupError::Corruption(detail) = error else { return error };
+    let remedy = "It is the newest record of the log: without it nobody knows which backups count. End whoever makes backups here, move this \
+                  one object away, and look at the others with `laminar backups URL --verify`; what only this record held is lost. The next \
+                  backup goes on behind them.";
+    BackupError::Corruption(Box::new(detail.remedy(remedy)))
 }
 
 /// Appends a record at its number.
@@ -140,13 +149,22 @@ fn check_len(len: u64, object: &str) -> Result<()> {
 
 impl Session {
     /// Takes the place over, from earlier openings of the same store, or from another store if that is asked for.
-    pub(super) async fn claim(remote: &Remote, owner: BackupOwner, nonce: Nonce) -> Result<Self> {
+    /// `reached`: up to which epoch this opening knows the state of the store, if that is known.
+    pub(super) async fn claim(
+        remote: &Remote,
+        owner: BackupOwner,
+        nonce: Nonce,
+        reached: Option<Epoch>,
+    ) -> Result<Self> {
         let me = WriterId { owner, nonce };
+        // Before anything is put.
+        check_kind(remote).await?;
         check_conditions(remote).await?;
         loop {
             let head = read_head(remote).await?;
             if let Some(head) = &head {
                 check_owner(remote, owner, head)?;
+                check_reached(remote, owner, head, reached).await?;
             }
             let (id, retained) =
                 head.map_or((BackupId(1), Vec::new()), |head| (head.id.next(), head.retained));
@@ -258,6 +276,61 @@ fn check_owner(remote: &Remote, owner: BackupOwner, head: &Record) -> Result<()>
     Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy))))
 }
 
+/// Refuses a store that knows less of its own state than its newest backup here holds, as one does that was put back from an image of
+/// its disk: its incarnation says nothing then, as it counts on from that of the image.
+async fn check_reached(
+    remote: &Remote,
+    owner: BackupOwner,
+    head: &Record,
+    reached: Option<Epoch>,
+) -> Result<()> {
+    let (Some(reached), Some(newest)) = (reached, head.retained.last()) else { return Ok(()) };
+    if remote.options.take_over {
+        return Ok(());
+    }
+    let newest = match read_record(remote, *newest).await {
+        Ok(newest) => newest,
+        // Whoever reads the backups is told; nobody knows what it held.
+        Err(BackupError::Corruption(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let Some(newest) = newest.filter(|record| record.writer.owner.store_id == owner.store_id) else {
+        return Ok(());
+    };
+    match newest.metadata() {
+        Some(Ok(held)) if held.epoch > reached.get() => {
+            Err(behind(remote, newest.id, Epoch(held.epoch), reached))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn behind(remote: &Remote, backup: BackupId, held: Epoch, reached: Epoch) -> BackupError {
+    let what = format!(
+        "backup {backup} of this store holds epoch {held}, and the store was opened at epoch {reached}: it is older than its backup"
+    );
+    let remedy = "Restore the newest backup, if what it holds is wanted. If this store was put back on purpose and is to go on, take over: \
+                  `--take-over`, BackupOptions::take_over; newer backups of it then go as new ones are made. If another program has a \
+                  copy of the store's directory open, end one of them.";
+    BackupError::Fenced(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy)))
+}
+
+/// Refuses to begin a log right above the backups of a job: nobody would see those any more.
+async fn check_kind(remote: &Remote) -> Result<()> {
+    let folders = match remote.directory() {
+        Some(directory) => directory.folders()?,
+        None => remote.folders().await?,
+    };
+    // Where there is one already nobody looks any further: what is beside it concerns nobody.
+    if folders.iter().any(|folder| folder == LOG) {
+        return Ok(());
+    }
+    let Some(size) = folders.iter().find(|folder| is_of_job(folder)) else { return Ok(()) };
+    let what = format!("this place has the backups of a job that runs in parts ({size})");
+    let remedy = "Name another place for the backups of this store; nothing was put here.";
+    Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(remote.url()).remedy(remedy))))
+}
+
 /// All of this rests on the store's refusing to put what is there. One that does not is found out with an object that
 /// always has the same bytes; other bytes are those of another version.
 async fn check_conditions(remote: &Remote) -> Result<()> {
@@ -282,6 +355,12 @@ async fn check_conditions(remote: &Remote) -> Result<()> {
         }
         match remote.get("", FORMAT_NAME, MOST_FORMAT).await? {
             Some(found) if found == bytes => return Ok(()),
+            Some(found) if is_damaged(remote, &found).await => {
+                return Err(refused(
+                    "this object is damaged; it only says what is here, and the backups do not need it",
+                    "Remove this one object, and nothing else: the next backup puts it there again.",
+                ));
+            }
             Some(_) => {
                 return Err(refused(
                     "this says that the backups here are of another version, or that these are none",
@@ -292,6 +371,14 @@ async fn check_conditions(remote: &Remote) -> Result<()> {
         }
     }
     Err(remote.contradicts("", FORMAT_NAME))
+}
+
+/// Whether what should say what the backups are says nothing, while there are records of this version.
+async fn is_damaged(remote: &Remote, found: &[u8]) -> bool {
+    // In the words of another version.
+    let digits = |byte: &u8| !byte.is_ascii_digit();
+    let says_another = found.iter().filter(|byte| digits(byte)).eq(FORMAT.iter().filter(|byte| digits(byte)));
+    !says_another && matches!(read_head(remote).await, Ok(Some(_)))
 }
 
 /// This opening is an earlier one than that which has the place.

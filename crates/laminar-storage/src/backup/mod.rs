@@ -49,6 +49,7 @@ pub use catalog::{BackupCatalog, BackupInfo, TransferProgress, list_backups, rea
 pub use error::BackupError;
 pub use options::BackupOptions;
 pub use record::BackupOwner;
+pub(crate) use record::Opening;
 pub use restore::{RestoreReceipt, restore, restore_several, restore_with};
 pub use target::BackupTarget;
 pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeBackups, WholeId, list_whole_backups};

@@ -45,6 +45,12 @@ pub(super) fn parse_chunk_name(name: &str) -> Option<(ObjectId, ChunkNumber)> {
     numbers.next().is_none().then_some((ObjectId { term, serial }, chunk))
 }
 
+/// Whether a folder has the name that a job in parts gives to the place of the backups of one of its sizes: `generation-00000001`.
+pub(super) fn is_of_job(folder: &str) -> bool {
+    let number = folder.strip_prefix("generation-").and_then(|digits| digits.parse::<u32>().ok());
+    number.is_some_and(|number| folder == format!("generation-{number:08}"))
+}
+
 /// A file in a folder below the prefix; without a folder, right below it.
 pub(super) fn place(prefix: &Path, folder: &str, name: &str) -> Path {
     let folder = if folder.is_empty() { prefix.clone() } else { prefix.clone().join(folder) };

@@ -21,6 +21,9 @@ pub struct BackupOptions {
     pub attempts: u32,
     /// The pause after the first failure; each further one is twice as long, up to 256 times. Default 250 ms.
     pub first_pause: Duration,
+    /// How long a request is tried at most, its attempts and the pauses between them together; none: as often as `attempts` says.
+    /// Default none. For a question at whose answer somebody waits, and can go on without.
+    pub patience: Option<Duration>,
     /// Reads every object back after it was put. Default false: a store that confirms a put is believed.
     pub read_back: bool,
     /// Takes over the backups of another store that are at this place, or of a later opening of this one, when this one was
@@ -42,6 +45,7 @@ impl Default for BackupOptions {
             chunk_bytes: 8 << 20,
             attempts: 6,
             first_pause: Duration::from_millis(250),
+            patience: None,
             read_back: false,
             take_over: false,
             send_all: false,
@@ -88,6 +92,13 @@ impl BackupOptions {
     #[must_use]
     pub fn attempts(mut self, attempts: u32, first_pause: Duration) -> Self {
         (self.attempts, self.first_pause) = (attempts, first_pause);
+        self
+    }
+
+    /// Sets [`Self::patience`].
+    #[must_use]
+    pub fn patience(mut self, at_most: Duration) -> Self {
+        self.patience = Some(at_most);
         self
     }
 

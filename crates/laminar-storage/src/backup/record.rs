@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +14,7 @@ use super::error::{BackupError, Result};
 use crate::error::Detail;
 use crate::format::manifest;
 use crate::format::state_file::Fault;
-use crate::ids::{BackupId, Incarnation, StoreId};
+use crate::ids::{BackupId, Epoch, Incarnation, StoreId};
 use crate::incremental::IncrementalCheckpointMetadata;
 use crate::incremental::layout::{MANIFEST_NAME, parse_state_file_name};
 
@@ -27,6 +29,31 @@ pub struct BackupOwner {
     pub store_id: StoreId,
     /// The opening of the store; a later one takes over from earlier ones.
     pub incarnation: Incarnation,
+}
+
+/// An opening of a store, as its backups know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    pub(crate) owner: BackupOwner,
+    reached: Arc<AtomicU64>,
+}
+
+impl Opening {
+    /// One that begins with the state of this epoch.
+    pub(crate) fn new(owner: BackupOwner, point: Epoch) -> Self {
+        Self { owner, reached: Arc::new(AtomicU64::new(point.0)) }
+    }
+
+    /// The newest epoch of which it is sure that it is this store's: it was opened with it, or has made a backup of it, somewhere where
+    /// it was not refused.
+    pub(super) fn reached(&self) -> Epoch {
+        Epoch(self.reached.load(Ordering::Acquire))
+    }
+
+    /// A backup of this epoch is about to be made: it may count from now on, whatever is heard of it.
+    pub(super) fn reaches(&self, epoch: Epoch) {
+        self.reached.fetch_max(epoch.0, Ordering::AcqRel);
+    }
 }
 
 /// One writer: tells records of its own from those of anybody else.

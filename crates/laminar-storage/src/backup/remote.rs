@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
@@ -25,6 +25,14 @@ use super::throttle::Throttle;
 use crate::error::Detail;
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::sync::lock;
+
+/// How long an object store may take to begin its answer to a request that moves no file. An honest one does not need it; one
+/// that takes connections and never answers is not waited for as long as a chunk on a slow line is.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a listing may go on without showing anything: its pages may be empty, but not for ever.
+const EMPTY_PAGES: Duration = Duration::from_secs(60);
+/// A put of more bytes than this moves a file, or as much as one.
+const SMALL: usize = 64 << 10;
 
 /// What became of a put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +58,24 @@ pub(super) struct Remote {
     prefix: Path,
     url: String,
     directory: Option<Directory>,
+    limits: Limits,
     pub(super) options: BackupOptions,
     pub(super) stop: Stop,
     pace: Arc<Pace>,
     runtime: Arc<OwnRuntime>,
+}
+
+/// How long is waited for an answer; none in a directory, where there is nobody to be silent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    answer: Option<Duration>,
+    empty_pages: Option<Duration>,
+}
+
+impl Limits {
+    fn of_network() -> Self {
+        Self { answer: Some(ANSWER), empty_pages: Some(EMPTY_PAGES) }
+    }
 }
 
 /// How fast things are moved, at several places together.
@@ -72,6 +94,7 @@ impl Remote {
             prefix: target.prefix().clone(),
             url: target.to_string(),
             directory: target.on_this_machine().cloned(),
+            limits: target.on_this_machine().map_or_else(Limits::of_network, |_| Limits::default()),
             options: options.clone(),
             stop: Stop::default(),
             pace: Arc::new(Pace {
@@ -140,7 +163,8 @@ impl Remote {
     pub(super) async fn get(&self, folder: &str, name: &str, most: u64) -> Result<Option<Bytes>> {
         let path = place(&self.prefix, folder, name);
         let read = async || {
-            let found = self.store.get(&path).await?;
+            // The bytes come after this.
+            let found = within(self.limits.answer, self.store.get(&path)).await?;
             let len = found.meta.size;
             Ok(Some(if len > most { Err(len) } else { Ok(found.bytes().await?) }))
         };
@@ -165,7 +189,9 @@ impl Remote {
         let put = async || {
             tries.set(tries.get().saturating_add(1));
             let payload = PutPayload::from_bytes(bytes.clone());
-            self.store.put_opts(&path, payload, PutMode::Create.into()).await.map(|_| Put::Done)
+            let limit = self.limits.answer.filter(|_| bytes.len() <= SMALL);
+            let put = self.store.put_opts(&path, payload, PutMode::Create.into());
+            within(limit, put).await.map(|_| Put::Done)
         };
         let place = self.name_of(folder, name);
         let done = self.persistently("write", &place, put, |error| match error {
@@ -222,12 +248,16 @@ impl Remote {
     pub(super) async fn list_sizes(&self, folder: &str) -> Result<Vec<(String, u64)>> {
         let path = self.prefix.clone().join(folder);
         let read = async || {
-            let listed = self.store.list(Some(&path));
-            let found: Vec<_> = if sabotaged(Sabotage::BrokenListingIsWhole) {
-                listed.filter_map(async |meta| meta.ok()).collect().await
-            } else {
-                listed.try_collect().await?
-            };
+            let mut listed = self.store.list(Some(&path));
+            let mut found = Vec::new();
+            loop {
+                match within(self.limits.empty_pages, listed.try_next()).await {
+                    Ok(Some(meta)) => found.push(meta),
+                    Ok(None) => break,
+                    Err(_) if sabotaged(Sabotage::BrokenListingIsWhole) => break,
+                    Err(error) => return Err(error),
+                }
+            }
             let names = found.iter().filter_map(|meta| {
                 let mut below = meta.location.prefix_match(&path)?;
                 let name = below.next()?.as_ref().to_owned();
@@ -246,7 +276,8 @@ impl Remote {
     /// Names of all folders right below the prefix; whole, or an error.
     pub(super) async fn folders(&self) -> Result<Vec<String>> {
         let read = async || {
-            let found = self.store.list_with_delimiter(Some(&self.prefix)).await?;
+            let listed = self.store.list_with_delimiter(Some(&self.prefix));
+            let found = within(self.limits.empty_pages, listed).await?;
             let names = found.common_prefixes.iter().filter_map(|folder| folder.filename());
             Ok(names.map(ToOwned::to_owned).collect())
         };
@@ -261,7 +292,7 @@ impl Remote {
     /// Removes an object, which may be gone already.
     pub(super) async fn delete(&self, folder: &str, name: &str) -> Result<()> {
         let path = place(&self.prefix, folder, name);
-        let delete = async || self.store.delete(&path).await;
+        let delete = async || within(self.limits.answer, self.store.delete(&path)).await;
         self.persistently("remove", &self.name_of(folder, name), delete, |error| match error {
             Error::NotFound { .. } => Some(()),
             _ => None,
@@ -277,9 +308,11 @@ impl Remote {
         request: impl Fn() -> F,
         known: impl Fn(&Error) -> Option<T>,
     ) -> Result<T> {
-        let mut attempt = 0;
+        let (mut attempt, began) = (0, Instant::now());
+        // What is left of the patience.
+        let left = || self.options.patience.map(|patience| patience.saturating_sub(began.elapsed()));
         loop {
-            let answer = self.stop.unless_asked(async { Ok(request().await) }).await?;
+            let answer = self.stop.unless_asked(async { Ok(within(left(), request()).await) }).await?;
             let error = match answer {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
@@ -288,7 +321,8 @@ impl Remote {
                 return Ok(meaning);
             }
             attempt += 1;
-            if !may_pass(&error) || attempt >= self.options.attempts {
+            let is_over = left().is_some_and(|left| left <= self.pause_after(attempt - 1));
+            if !may_pass(&error) || attempt >= self.options.attempts || is_over {
                 return Err(failure(action, place, &error, attempt));
             }
             tracing::debug!(%error, place, attempt, "a request to the object store failed and is made again");
@@ -300,13 +334,29 @@ impl Remote {
         }
     }
 
+    fn pause_after(&self, attempt: u32) -> Duration {
+        self.options.first_pause.saturating_mul(1 << attempt.min(8))
+    }
+
     /// Waits before another attempt.
     pub(super) async fn pause(&self, attempt: u32) {
-        let pause = self.options.first_pause.saturating_mul(1 << attempt.min(8));
+        let pause = self.pause_after(attempt);
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// Waits for an answer, but not for longer than this.
+async fn within<T>(
+    limit: Option<Duration>,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> object_store::Result<T> {
+    let Some(limit) = limit else { return request.await };
+    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
+        let source = format!("nothing came within {limit:.1?}").into();
+        Err(Error::Generic { store: "object store", source })
+    })
 }
 
 /// Whether an error may be gone when the same is asked again.
@@ -335,4 +385,80 @@ fn failure(action: &str, place: &str, error: &Error, attempts: u32) -> BackupErr
         _ => "Check the URL and the object store's settings.",
     };
     BackupError::Refused(Box::new(detail(format!("could not {action} this: {error}")).remedy(remedy)))
+}
+
+#[cfg(test)]
+#[cfg(not(any(loom, shuttle)))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests say so by failing")]
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::backup::names::LOG;
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    /// A place at a server of our own, which is not waited for as long as others are.
+    fn remote(server: &TcpListener) -> Remote {
+        let endpoint = format!("http://{}", server.local_addr().unwrap());
+        let settings = [
+            ("aws_endpoint", endpoint.as_str()),
+            ("aws_allow_http", "true"),
+            ("aws_region", "us-east-1"),
+            ("aws_access_key_id", "a"),
+            ("aws_secret_access_key", "b"),
+            ("timeout", "20s"),
+        ];
+        let target = BackupTarget::parse_with("s3://bucket/x", settings).unwrap();
+        let mut remote = Remote::new(&target, &BackupOptions::new().attempts(2, Duration::ZERO)).unwrap();
+        remote.limits = Limits { answer: Some(SHORT), empty_pages: Some(SHORT) };
+        remote
+    }
+
+    fn gives_up<T: std::fmt::Debug>(remote: &Remote, work: impl Future<Output = Result<T>>) {
+        let began = Instant::now();
+        let error = remote.run(work).unwrap_err();
+        assert!(matches!(error, BackupError::Unreachable(_)), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    /// Every small request was given as long as a chunk on a slow line is.
+    #[test]
+    fn a_server_that_never_answers_is_not_waited_for_as_long_as_a_chunk() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = remote(&silent);
+        gives_up(&remote, remote.list(LOG));
+        gives_up(&remote, remote.folders());
+        gives_up(&remote, remote.get(LOG, "a", 10));
+        gives_up(&remote, remote.put_new(LOG, "a", &Bytes::from_static(b"a")));
+        gives_up(&remote, remote.delete(LOG, "a"));
+    }
+
+    /// Each page of its listings has nothing on it, and says that there is another one.
+    #[test]
+    fn a_listing_of_empty_pages_without_end_is_given_up() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = remote(&server);
+        thread::spawn(move || {
+            let page = "<?xml version=\"1.0\"?><ListBucketResult><Name>b</Name><IsTruncated>true</IsTruncated>\
+                        <NextContinuationToken>t</NextContinuationToken></ListBucketResult>";
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+            for socket in server.incoming() {
+                let (mut socket, answer) = (socket.unwrap(), answer.clone());
+                // One request without a body comes in one piece, or is answered a piece too often.
+                thread::spawn(move || {
+                    let mut request = [0; 4096];
+                    while socket.read(&mut request).is_ok_and(|read| read > 0) {
+                        if socket.write_all(answer.as_bytes()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        gives_up(&remote, remote.list(LOG));
+        gives_up(&remote, remote.folders());
+    }
 }

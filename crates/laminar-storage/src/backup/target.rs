@@ -195,6 +195,14 @@ fn begins_as_url(path: &str) -> bool {
 
 /// The directory that a URL or a path means; none for what is elsewhere.
 fn local_path(text: &str) -> Result<Option<PathBuf>> {
+    if text.is_empty() {
+        // As where a variable is not set that should name it.
+        return Err(BackupError::invalid(
+            "no place for backups is named",
+            text,
+            "Name a URL or a directory.",
+        ));
+    }
     if !text.contains("://") {
         if begins_as_url(text) {
             let remedy = "Write SCHEME://… for a URL; for a directory of this name, put ./ in front of it.";

@@ -19,7 +19,7 @@ use super::catalog::{BackupInfo, list_part};
 use super::error::{BackupError, Result};
 use super::names::{LOG, parse_record_name};
 use super::options::BackupOptions;
-use super::record::{BackupOwner, Keep, Nonce, Record};
+use super::record::{Keep, Nonce, Opening, Record};
 use super::remote::Remote;
 use super::target::BackupTarget;
 use super::writer::{BackupReceipt, BackupWriter};
@@ -91,7 +91,7 @@ impl FromStr for WholeId {
 #[derive(Debug)]
 pub struct PartCheckpoint {
     pub(crate) reader: CheckpointReader,
-    pub(crate) owner: BackupOwner,
+    pub(crate) opening: Opening,
 }
 
 /// Makes the backups of one part of a whole.
@@ -145,7 +145,7 @@ impl PartWriter {
             Some(writer) => writer,
             None => {
                 let place = part_place(&self.place, self.part, self.parts);
-                self.writer.insert(BackupWriter::open(&place, &self.options, checkpoint.owner)?)
+                self.writer.insert(BackupWriter::open_for(&place, &self.options, &checkpoint.opening)?)
             }
         };
         let name = id.file_name();
@@ -209,6 +209,8 @@ pub struct WholeBackups {
     pub backups: Vec<WholeBackup>,
     /// What is damaged or missing of others.
     pub damaged: Vec<BackupError>,
+    /// Those that some parts have and others do not: older ones are being removed; a newer one is under way, or what a part had is lost.
+    pub incomplete: Vec<WholeId>,
 }
 
 /// The backups of a whole at a place. Where the whole once had another number of parts, those come last of which the last
@@ -226,7 +228,7 @@ pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Resu
     let mut all = WholeBackups::default();
     let mut groups = Vec::new();
     for parts in counts {
-        groups.push(list_whole_of(place, parts, options, &mut all.damaged)?);
+        groups.push(list_whole_of(place, parts, options, &mut all)?);
     }
     // By the logs within each, whose order no clock can change.
     groups.sort_by_key(|group| group.last().map(WholeBackup::made_ms));
@@ -234,33 +236,38 @@ pub fn list_whole_backups(place: &BackupTarget, options: &BackupOptions) -> Resu
     Ok(all)
 }
 
-/// Those of a whole with so many parts.
+/// Those of a whole with so many parts; what else there is of it goes to `all`.
 fn list_whole_of(
     place: &BackupTarget,
     parts: u32,
     options: &BackupOptions,
-    damaged: &mut Vec<BackupError>,
+    all: &mut WholeBackups,
 ) -> Result<Vec<WholeBackup>> {
     let mut whole: Option<Vec<WholeBackup>> = None;
+    let mut seen = Vec::new();
     for part in 0..parts {
         let place = part_place(place, part, parts);
-        let there = list_part(&place, options, damaged)?;
-        let all = whole.get_or_insert_with(|| {
+        let there = list_part(&place, options, &mut all.damaged)?;
+        seen.extend(there.iter().map(|(_, id)| *id));
+        let whole = whole.get_or_insert_with(|| {
             there.iter().map(|(_, id)| WholeBackup { id: *id, parts: Vec::new() }).collect()
         });
-        all.dedup_by_key(|backup| backup.id);
-        all.retain_mut(|backup| {
+        whole.dedup_by_key(|backup| backup.id);
+        whole.retain_mut(|backup| {
             let by_epoch = sabotaged(Sabotage::WholeByEpoch);
             let is_it = |id: WholeId| id == backup.id || (by_epoch && id.epoch == backup.id.epoch);
             let own = there.iter().rev().find(|(_, id)| is_it(*id));
             own.map(|(info, _)| backup.parts.push((place.clone(), info.clone()))).is_some()
                 || sabotaged(Sabotage::HalfOfAWholeCounts)
         });
-        if all.is_empty() {
-            break;
+    }
+    let whole = whole.unwrap_or_default();
+    for id in seen {
+        if !whole.iter().any(|backup| backup.id == id) && !all.incomplete.contains(&id) {
+            all.incomplete.push(id);
         }
     }
-    Ok(whole.unwrap_or_default())
+    Ok(whole)
 }
 
 impl WholeBackup {
@@ -283,6 +290,14 @@ impl BackupTarget {
     pub fn within(&self, folder: &str) -> Self {
         let url = format!("{}/{folder}", self.to_string().trim_end_matches('/'));
         self.below(folder, url)
+    }
+
+    /// Whether the places of parts are right here, and so the backups of a whole.
+    ///
+    /// # Errors
+    /// As [`Self::folders`].
+    pub fn has_parts(&self, options: &BackupOptions) -> Result<bool> {
+        Ok(self.folders(options)?.iter().any(|folder| parse_folder(folder).is_some()))
     }
 
     /// Whether there is a log of backups right here, which is that of one store: whether anybody ever made one, or was about to.

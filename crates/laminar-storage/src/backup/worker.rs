@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{BackupError, Result};
 use super::options::BackupOptions;
-use super::record::BackupOwner;
+use super::record::Opening;
 use super::stop::Stop;
 use super::target::BackupTarget;
 use super::writer::{BackupReceipt, BackupWriter};
@@ -77,7 +77,7 @@ pub(crate) struct Backups {
     plan: BackupPlan,
     vfs: Arc<dyn Vfs>,
     checkpoints: PathBuf,
-    owner: BackupOwner,
+    opening: Opening,
     stop: Stop,
     state: Mutex<State>,
     bell: Condvar,
@@ -105,12 +105,12 @@ impl State {
 }
 
 impl Backups {
-    pub(crate) fn new(plan: BackupPlan, vfs: &Arc<dyn Vfs>, checkpoints: &Path, owner: BackupOwner) -> Self {
+    pub(crate) fn new(plan: BackupPlan, vfs: &Arc<dyn Vfs>, checkpoints: &Path, opening: Opening) -> Self {
         Self {
             plan,
             vfs: Arc::clone(vfs),
             checkpoints: checkpoints.to_path_buf(),
-            owner,
+            opening,
             stop: Stop::default(),
             state: Mutex::default(),
             bell: Condvar::default(),
@@ -212,7 +212,8 @@ impl Backups {
             Some(writer) => writer,
             None => {
                 let (target, options) = (&self.plan.target, &self.plan.options);
-                let opened = BackupWriter::open_stoppable(target, options, self.owner, self.stop.clone())?;
+                let stop = self.stop.clone();
+                let opened = BackupWriter::open_stoppable(target, options, &self.opening, stop)?;
                 writer.insert(opened)
             }
         };

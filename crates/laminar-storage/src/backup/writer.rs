@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::{BackupError, Result};
 use super::log::{Session, read_record};
 use super::options::BackupOptions;
-use super::record::{BackupOwner, Contents, Keep, Nonce, Object, ObjectId, Record};
+use super::record::{BackupOwner, Contents, Keep, Nonce, Object, ObjectId, Opening, Record};
 use super::remote::Remote;
 use super::stop::Stop;
 use super::sweep::{Listing, sweep};
@@ -53,6 +53,8 @@ pub struct BackupReceipt {
 pub struct BackupWriter {
     remote: Remote,
     work: Work,
+    /// The opening that it works for, where that is known.
+    opening: Option<Opening>,
 }
 
 /// What a writer knows, and does.
@@ -77,25 +79,49 @@ struct Made {
 impl BackupWriter {
     /// Takes over the backups at `target` for this opening of the store. Whoever had them makes none any more.
     ///
+    /// Whether the store is older than its newest backup, as one that was put back from an image of its disk, is not known here:
+    /// [`crate::Store::back_up`] and [`crate::StoreBuilder::backup_to`] look at that too.
+    ///
     /// # Errors
     /// `Fenced` when a later opening of the store has them; `Foreign` when another store has them and
     /// [`BackupOptions::take_over`] is not set; `Refused` by a store without conditional puts; `Unreachable`;
     /// `InvalidInput` for options.
     pub fn open(target: &BackupTarget, options: &BackupOptions, owner: BackupOwner) -> Result<Self> {
-        Self::open_stoppable(target, options, owner, Stop::default())
+        Self::begin(target, options, owner, None, Stop::default())
+    }
+
+    /// As [`Self::open`], for an opening of a store that knows how far its state goes: one that is behind its newest backup is refused
+    /// as `Fenced`, unless it is to take over.
+    pub(crate) fn open_for(
+        target: &BackupTarget,
+        options: &BackupOptions,
+        opening: &Opening,
+    ) -> Result<Self> {
+        Self::open_stoppable(target, options, opening, Stop::default())
     }
 
     pub(super) fn open_stoppable(
         target: &BackupTarget,
         options: &BackupOptions,
+        opening: &Opening,
+        stop: Stop,
+    ) -> Result<Self> {
+        Self::begin(target, options, opening.owner, Some(opening.clone()), stop)
+    }
+
+    fn begin(
+        target: &BackupTarget,
+        options: &BackupOptions,
         owner: BackupOwner,
+        opening: Option<Opening>,
         stop: Stop,
     ) -> Result<Self> {
         let mut remote = Remote::new(target, options)?;
         remote.stop = stop;
         let nonce = Nonce(OsVfs::new().random_u64());
         let (session, retained) = remote.run(async {
-            let session = Session::claim(&remote, owner, nonce).await?;
+            let reached = opening.as_ref().map(Opening::reached);
+            let session = Session::claim(&remote, owner, nonce, reached).await?;
             let mut retained = Vec::new();
             for id in &session.head.retained {
                 retained.push(match read_record(&remote, *id).await {
@@ -114,7 +140,8 @@ impl BackupWriter {
             }
             Ok((session, retained))
         })?;
-        Ok(Self { remote, work: Work { session, retained, known: Known::default(), unswept: true } })
+        let work = Work { session, retained, known: Known::default(), unswept: true };
+        Ok(Self { remote, work, opening })
     }
 
     /// The newest backup that counts, if there is one.
@@ -153,7 +180,10 @@ impl BackupWriter {
         let own = own_files.iter().map(|(name, bytes)| Source::Own(name, bytes));
         let sources: Vec<_> = state.chain(own).collect();
         let held_back = self.remote.waited();
-        let Self { remote, work } = self;
+        let Self { remote, work, opening } = self;
+        if let Some(opening) = opening {
+            opening.reaches(Epoch(metadata.epoch));
+        }
         let made = remote.run(work.back_up(remote, manifest, &sources, keep))?;
         let Made { contents, sent, is_new, removed } = made;
         Ok(BackupReceipt {

@@ -7,7 +7,7 @@ use super::builder::StoreBuilder;
 use super::error::StoreError;
 use super::open::Layout;
 use super::shared::Shared;
-use crate::backup::BackupOwner;
+use crate::backup::Opening;
 use crate::backup::worker::Backups;
 use crate::ids::{CheckpointId, Epoch};
 use crate::incremental::CheckpointReader;
@@ -19,11 +19,11 @@ pub(super) fn start(
     builder: &StoreBuilder,
     layout: &Layout,
     located: &Located,
-    owner: Option<BackupOwner>,
+    opening: Option<Opening>,
     shared: &Shared,
 ) -> io::Result<Option<JoinHandle<()>>> {
-    let (Some(plan), Some(owner)) = (builder.backups(), owner) else { return Ok(None) };
-    let backups = Arc::new(Backups::new(plan.clone(), builder.vfs_ref(), &layout.checkpoints, owner));
+    let (Some(plan), Some(opening)) = (builder.backups(), opening) else { return Ok(None) };
+    let backups = Arc::new(Backups::new(plan.clone(), builder.vfs_ref(), &layout.checkpoints, opening));
     if let Some(newest) = located.metadata() {
         backups.checkpointed(CheckpointId(newest.id), newest.size_bytes);
     }
@@ -35,7 +35,7 @@ pub(super) fn start(
 
 impl Shared {
     /// Makes a checkpoint of the durable epoch and opens it before anybody can remove it.
-    pub(crate) fn checkpoint_to_read(&self) -> Result<(CheckpointReader, BackupOwner), StoreError> {
+    pub(crate) fn checkpoint_to_read(&self) -> Result<(CheckpointReader, Opening), StoreError> {
         self.with_checkpointer(|checkpointer| {
             self.checkpoint_with(checkpointer)?;
             checkpointer.open_newest()
@@ -46,7 +46,7 @@ impl Shared {
     pub(crate) fn checkpoint_at_to_read(
         &self,
         epoch: Epoch,
-    ) -> Result<(CheckpointReader, BackupOwner), StoreError> {
+    ) -> Result<(CheckpointReader, Opening), StoreError> {
         self.with_checkpointer(|checkpointer| {
             self.checkpoint_exactly(checkpointer, epoch)?;
             let opened = checkpointer.open_newest()?;

@@ -82,6 +82,8 @@ pub(crate) struct Checkpointer {
     newest: Option<CheckpointReceipt>,
     /// What the newest one was like, if it was made since the opening.
     made: Option<Made>,
+    #[cfg(feature = "object-store")]
+    opening: crate::backup::Opening,
 }
 
 impl Checkpointer {
@@ -103,7 +105,25 @@ impl Checkpointer {
         });
         let vfs = Arc::clone(&scope.policy.vfs);
         let applied = Applied { cuts, barriers, ..Applied::default() };
-        Ok(Self { manager, scope, vfs, applied, recovered: Some(survey), point, starts, newest, made: None })
+        #[cfg(feature = "object-store")]
+        let opening = {
+            let (store_id, first) = (scope.store_id, starts.first());
+            let incarnation = first.map_or(Incarnation::ZERO, |start| start.segment.incarnation);
+            crate::backup::Opening::new(crate::backup::BackupOwner { store_id, incarnation }, point)
+        };
+        Ok(Self {
+            manager,
+            scope,
+            vfs,
+            applied,
+            recovered: Some(survey),
+            point,
+            starts,
+            newest,
+            made: None,
+            #[cfg(feature = "object-store")]
+            opening,
+        })
     }
 
     /// The newest checkpoint.
@@ -176,15 +196,17 @@ impl Checkpointer {
     #[cfg(feature = "object-store")]
     pub(crate) fn open_newest(
         &self,
-    ) -> Result<(crate::incremental::CheckpointReader, crate::backup::BackupOwner), StoreError> {
-        let owner = crate::backup::BackupOwner {
-            store_id: self.scope.store_id,
-            incarnation: self.starts.first().map_or(Incarnation::ZERO, |start| start.segment.incarnation),
-        };
+    ) -> Result<(crate::incremental::CheckpointReader, crate::backup::Opening), StoreError> {
         let dir = self.manager.newest_dir().ok_or_else(|| {
             StoreError::invalid(Detail::new("there is no checkpoint yet").remedy("Make one first."))
         })?;
-        Ok((crate::incremental::CheckpointReader::open(self.vfs.as_ref(), &dir)?, owner))
+        Ok((crate::incremental::CheckpointReader::open(self.vfs.as_ref(), &dir)?, self.opening()))
+    }
+
+    /// This opening of the store, as its backups know it.
+    #[cfg(feature = "object-store")]
+    pub(crate) fn opening(&self) -> crate::backup::Opening {
+        self.opening.clone()
     }
 
     /// Whether a savepoint could be made at `dir`.

@@ -290,8 +290,8 @@ impl Store {
         own_files: &[(&str, &[u8])],
     ) -> Result<crate::backup::BackupReceipt, crate::backup::BackupError> {
         let local = |error: StoreError| crate::backup::BackupError::Local(Box::new(error.detail().clone()));
-        let (reader, owner) = self.shared.checkpoint_to_read().map_err(local)?;
-        crate::backup::BackupWriter::open(target, options, owner)?.back_up(&reader, own_files)
+        let (reader, opening) = self.shared.checkpoint_to_read().map_err(local)?;
+        crate::backup::BackupWriter::open_for(target, options, &opening)?.back_up(&reader, own_files)
     }
 
     /// Makes a checkpoint of exactly this epoch, as [`Self::checkpoint_at`] does, and opens it for [`crate::backup::PartWriter`], which
@@ -301,8 +301,8 @@ impl Store {
     /// As [`Self::checkpoint_at`].
     #[cfg(feature = "object-store")]
     pub fn part_checkpoint(&self, epoch: Epoch) -> Result<crate::backup::PartCheckpoint, StoreError> {
-        let (reader, owner) = self.shared.checkpoint_at_to_read(epoch)?;
-        Ok(crate::backup::PartCheckpoint { reader, owner })
+        let (reader, opening) = self.shared.checkpoint_at_to_read(epoch)?;
+        Ok(crate::backup::PartCheckpoint { reader, opening })
     }
 
     /// Waits until a backup holds the newest checkpoint, for at most `at_most`; false when the time is over first. At once

@@ -476,17 +476,14 @@ fn begin(
     )?;
     manager.make_way_for(&commits);
     #[cfg(feature = "object-store")]
-    let mut owner = None;
+    let mut opening = None;
     let (writers, begun) = match begin_log(builder, layout, located, &locks)? {
         Ok(wal) => {
+            let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
             #[cfg(feature = "object-store")]
             {
-                owner = wal.headers().into_iter().next().map(|header| crate::backup::BackupOwner {
-                    store_id: header.store_id,
-                    incarnation: header.incarnation,
-                });
+                opening = Some(checkpointer.opening());
             }
-            let checkpointer = checkpointer(builder, located, &loaded, manager, &wal)?;
             (wal.into_writers(), Ok(checkpointer))
         }
         Err(full) => (Vec::new(), Err(StoreError::from(full))),
@@ -520,7 +517,7 @@ fn begin(
     )]
     let mut threads = shared.start().map_err(no_thread)?;
     #[cfg(feature = "object-store")]
-    match super::backups::start(builder, layout, located, owner, &shared) {
+    match super::backups::start(builder, layout, located, opening, &shared) {
         Ok(thread) => threads.extend(thread),
         Err(e) => {
             let _ = shared.close(&mut threads);

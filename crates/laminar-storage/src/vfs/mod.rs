@@ -279,12 +279,13 @@ pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// The parent directory, `.` for a bare name and `/` for the root.
+/// The parent directory, `.` for a bare name or none, and `/` for the root.
 #[must_use]
 pub fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
+        None if path.as_os_str().is_empty() => Path::new("."),
         None => path,
     }
 }
