@@ -439,6 +439,10 @@ fn a_mistyped_url_is_no_directory_and_no_secret_is_repeated() {
         assert!(matches!(error, BackupError::InvalidInput(_)), "{url}: {error}");
         assert!(!format!("{error} {error:?}").contains("SECRET"), "{url}: {error}");
     }
+    let endpoint = [("aws_endpoint", "http://KEY:TOPSECRET@localhost:1"), ("aws_region", "x")];
+    let error = BackupTarget::parse_with("s3://bucket/job", endpoint).unwrap_err();
+    assert!(error.to_string().starts_with("AWS_ENDPOINT: this endpoint has credentials"), "{error}");
+    assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
     // In a name they mean what they say, and a directory of such a name is one when it is said to be a path.
     let named = BackupTarget::parse_with("s3://bucket/me@example.com/job", []).unwrap();
     assert_eq!(named.to_string(), "s3://bucket/me@example.com/job");

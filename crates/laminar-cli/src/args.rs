@@ -193,6 +193,10 @@ pub struct RunArgs {
     #[arg(long, requires = "workers")]
     pub rescale: bool,
 
+    /// End this process when not all others are there after so long; 0s waits for ever [default: 60s]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, requires = "processes")]
+    pub connect_timeout: Option<Duration>,
+
     /// End this process when the others are waited for so long before the job begins, while states and the output are
     /// opened, distributed and backed up; 0s waits for ever [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_interval, requires = "workers")]
@@ -616,6 +620,9 @@ mod tests {
     fn limits_of_a_job_are_times_and_want_workers() {
         let limits =
             |text: &str| run_args(&["a", "--workers", "1", "--start-timeout", text, "--stall-timeout", "3s"]);
+        let several = ["a", "--workers", "1", "--processes", "2", "--connect-timeout", "5m"];
+        assert_eq!(run_args(&several).unwrap().connect_timeout, Some(Duration::from_secs(300)));
+        assert!(run_args(&["a", "--connect-timeout", "5m"]).unwrap_err().contains("--processes"));
         let run = limits("2h").unwrap();
         assert_eq!(
             (run.start_timeout, run.stall_timeout),

@@ -149,6 +149,9 @@ pub fn run(
     let mut config =
         Config::new(&settings.state, JOB).settings(store).other_size(other_size).program(program);
     let limit = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
+    if let Some(timeout) = args.connect_timeout {
+        config = config.connect_timeout(limit(timeout).unwrap_or(Duration::MAX));
+    }
     if let Some(timeout) = args.start_timeout {
         config = config.start_timeout(limit(timeout));
     }

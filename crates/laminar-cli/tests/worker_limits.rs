@@ -141,3 +141,15 @@ fn a_job_whose_command_is_refused_when_the_state_is_open_ends_in_order_on_all_pr
     fs::remove_file(dir.path().join("held/job.json")).unwrap();
     assert!(succeeds(dir.path(), "export --state held --raw").is_empty());
 }
+
+/// Who waits for a process that is late could not say for how long.
+#[test]
+fn a_process_that_is_not_there_is_waited_for_as_long_as_is_said() {
+    let dir = prepared(100);
+    two_hosts(dir.path());
+    let job = format!("{JOB} --state job --workers 1 --processes 2 --process 1 --hosts hosts");
+    let output = laminar(dir.path(), &format!("{job} --connect-timeout 100ms")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("could not be reached in time"), "{told}");
+    assert!(told.starts_with("laminar: process 0 at "), "{told}");
+}

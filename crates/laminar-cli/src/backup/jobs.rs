@@ -89,6 +89,11 @@ pub fn restore(
     let made = restore_job(target, id, parts, &args.dir, options, bar(&args.transfer))
         .map_err(|error| told(&error))?;
     let (backup, job) = (&made.backup, Job::path(&args.dir).exists());
+    let next = if made.parts.len() < backup.parts.len() {
+        "restore the other parts too; then `laminar run` with the job's own command line, process 0 where part 0 is"
+    } else {
+        next_step(job)
+    };
     let numbers: Vec<_> = made.parts.iter().map(ToString::to_string).collect();
     let shown = json!({
         "state": args.dir.display().to_string(),
@@ -108,7 +113,7 @@ pub fn restore(
         ("parts", numbers.join(", ")),
         ("keys", HumanCount(made.keys()).to_string()),
         ("ran on", format!("{} processes with {} workers each", made.processes, made.workers)),
-        ("next", next_step(job).to_owned()),
+        ("next", next.to_owned()),
     ];
     print(out, args.transfer.json, &shown, &rows)
 }

@@ -75,7 +75,8 @@ impl BackupError {
 
     pub(super) fn corruption(what: impl Into<std::borrow::Cow<'static, str>>, object: &str) -> Self {
         let remedy = "Restore an older backup (`laminar backups URL --verify` says which are whole), and make a new one that relies \
-                      on none of them: `laminar backup --full`, BackupOptions::send_all.";
+                      on none of them: `laminar backup --full`, BackupOptions::send_all. Where a job makes them, remove this object: \
+                      the next backup sends its file again.";
         Self::Corruption(Box::new(Detail::new(what).at_path(object).remedy(remedy)))
     }
 

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -364,11 +365,28 @@ fn may_pass(error: &Error) -> bool {
     matches!(error, Error::Generic { .. } | Error::JoinError { .. } | Error::NotModified { .. })
 }
 
+/// What the operating system said, where the objects are files.
+fn local_cause(error: &Error) -> Option<ErrorKind> {
+    let first = std::error::Error::source(error);
+    let chain = std::iter::successors(first, |error| error.source());
+    chain.filter_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind).last()
+}
+
 fn failure(action: &str, place: &str, error: &Error, attempts: u32) -> BackupError {
     let detail = |what| Detail::new(what).at_path(place);
     if may_pass(error) {
         let what = format!("could not {action} this after {attempts} attempts: {error}");
-        let remedy = "Check the network, the URL and the object store; what is there is intact, and trying again goes on.";
+        let remedy = match local_cause(error) {
+            Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                "Free space there, or keep fewer backups; what is there is intact, and trying again goes on."
+            }
+            Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                "Give this user the right to write and read there; what is there is intact, and trying again goes on."
+            }
+            _ => {
+                "Check the network, the URL and the object store; what is there is intact, and trying again goes on."
+            }
+        };
         return BackupError::Unreachable(Box::new(detail(what).remedy(remedy)));
     }
     let remedy = match error {
@@ -422,6 +440,19 @@ mod tests {
         let error = remote.run(work).unwrap_err();
         assert!(matches!(error, BackupError::Unreachable(_)), "{error}");
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+
+    /// A full disk was said to be a matter of network, URL and object store.
+    #[test]
+    fn what_the_operating_system_says_of_a_directory_is_what_is_to_be_done_about() {
+        let said = |kind| {
+            let source = Box::new(std::io::Error::from(kind));
+            let error = Error::Generic { store: "LocalFileSystem", source };
+            failure("write", "files/1", &error, 6).to_string()
+        };
+        assert!(said(ErrorKind::StorageFull).contains("Free space there"));
+        assert!(said(ErrorKind::ReadOnlyFilesystem).contains("the right to write"));
+        assert!(said(ErrorKind::ConnectionRefused).contains("Check the network"));
     }
 
     /// Every small request was given as long as a chunk on a slow line is.

@@ -123,7 +123,16 @@ impl BackupTarget {
         let url = Url::parse(text).map_err(|e| unusable(e.to_string()))?;
         let (scheme, prefix) = ObjectStoreScheme::parse(&url).map_err(|e| unusable(e.to_string()))?;
         install_tls();
-        let settings = [("timeout".to_owned(), TIMEOUT.to_owned())].into_iter().chain(settings);
+        let settings: Vec<_> =
+            [("timeout".to_owned(), TIMEOUT.to_owned())].into_iter().chain(settings).collect();
+        for (key, value) in &settings {
+            if key.contains("endpoint") && shown(value) != *value {
+                // It is part of what is said of a request that fails.
+                let what = "this endpoint has credentials, ? or # in it, which errors would repeat";
+                let remedy = "Set the credentials by their own variables, and the endpoint without.";
+                return Err(BackupError::invalid(what, key.to_uppercase(), remedy));
+            }
+        }
         // Whoever asks knows better what may be done twice, and tries again itself.
         let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         macro_rules! built {
