@@ -76,7 +76,7 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         checkpoint_interval: args.checkpoint_interval,
         recovery_objective: args.recovery_objective,
         #[cfg(feature = "object-store")]
-        backups: crate::backup::running::Running::new(&args.backup, args.workers.is_some())?,
+        backups: crate::backup::running::Running::new(&args.backup, &args.state, args.workers.is_some())?,
         opening: Watched::unless(args.json || args.json_stream || args.quiet),
         on_error: args.on_error.clone(),
         follow: args.follow,

@@ -33,9 +33,7 @@ pub fn check<'a>(
         return refused("is in a directory that does not exist".to_owned());
     }
     let place = resolve(output);
-    let target = output.canonicalize().unwrap_or_else(|_| place.clone());
-    let state_place = state.canonicalize().unwrap_or_else(|_| resolve(state));
-    if place.starts_with(&state_place) || target.starts_with(&state_place) {
+    if is_inside(output, state) {
         return refused(format!("is inside the state directory {}", state.display()));
     }
     for input in inputs {
@@ -98,6 +96,13 @@ pub fn sync_directory_of(path: &Path) -> Result<()> {
 fn set_usual_permissions(file: &File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+/// Whether a path is the directory or something in it, by its name or by where that leads.
+pub fn is_inside(path: &Path, dir: &Path) -> bool {
+    let led = |path: &Path| path.canonicalize().unwrap_or_else(|_| resolve(path));
+    let dir = led(dir);
+    resolve(path).starts_with(&dir) || led(path).starts_with(&dir)
 }
 
 fn directory(path: &Path) -> &Path {

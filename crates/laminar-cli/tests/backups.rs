@@ -207,6 +207,15 @@ fn what_cannot_be_restored_is_said_and_leaves_nothing() {
     desk.write("events.ndjson", &events(500, 20));
     run(&desk, "state", &[]);
     assert!(desk.fails(1, &["backup", "", "--state", "state"]).contains("no place for backups is named"));
+    // They would be lost with it.
+    for url in ["state", "./state/../state/backups", &format!("file://{}", desk.path("state").display())] {
+        assert!(
+            desk.fails(2, &["backup", url, "--state", "state"]).contains("inside of the state directory")
+        );
+        let job = ["run", "events.ndjson", "--key", "user.id", "--state", "state", "--backup", url];
+        assert!(desk.fails(2, &job).contains("inside of the state directory"));
+    }
+    assert!(!desk.path("state/log").exists() && !desk.path("state/backups").exists());
     desk.ok(&["backup", "place", "--state", "state"]);
     assert!(desk.fails(1, &["restore", "place", "state"]).contains("exists already"));
     assert!(desk.fails(1, &["restore", "place", "new", "--backup", "99"]).contains("no backup 99"));

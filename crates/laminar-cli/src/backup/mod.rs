@@ -27,6 +27,7 @@ use crate::distributed::refuse_job;
 use crate::error::{CliError, Result};
 use crate::inspect::{Parts, of_library};
 use crate::job::Job;
+use crate::output::is_inside;
 use crate::savepoint::{check_is_new, make_state, next_step};
 use crate::savepoint_dir::is_savepoint;
 use crate::summary::table;
@@ -44,6 +45,16 @@ fn options(args: &TransferArgs) -> BackupOptions {
     BackupOptions::new().concurrency(args.concurrency).bytes_per_second(args.bandwidth.unwrap_or(0))
 }
 
+/// The place of the backups of a state, which must not be lost with it.
+fn place(url: &str, state: &Path) -> Result<BackupTarget> {
+    if BackupTarget::directory_of(url)?.is_some_and(|dir| is_inside(&dir, state)) {
+        let what = format!("{url} is inside of the state directory {}", state.display());
+        return Err(CliError::usage(what)
+            .remedy("Name another place, best on another disk: they would be lost together."));
+    }
+    Ok(BackupTarget::create(url)?)
+}
+
 /// `laminar backup`.
 pub fn backup(args: &BackupArgs, out: &mut dyn Write) -> Result<()> {
     refuse_job(
@@ -53,7 +64,7 @@ pub fn backup(args: &BackupArgs, out: &mut dyn Write) -> Result<()> {
     let parts = Parts::of(&args.state)?;
     let options = options(&args.transfer).keep(args.keep).take_over(args.take_over).send_all(args.full);
     options.validate()?;
-    let target = BackupTarget::create(&args.url)?;
+    let target = place(&args.url, &args.state)?;
     jobs::check_kind(&target, &options, false)?;
     // With as many cores as it has: another number would distribute the keys anew.
     let Opened { store, cores, report } = Store::builder(&args.state).cores(parts.cores()?).open()?;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::args::RunBackupArgs;
 use super::jobs::check_kind;
+use super::place;
 use crate::engine::advice::for_user;
 use crate::error::{CliError, Result};
 use crate::job::Job;
@@ -30,14 +31,14 @@ pub struct Running {
 
 impl Running {
     /// What the command line asks for.
-    pub fn new(args: &RunBackupArgs, on_workers: bool) -> Result<Option<Self>> {
+    pub fn new(args: &RunBackupArgs, state: &Path, on_workers: bool) -> Result<Option<Self>> {
         let Some(url) = &args.backup else { return Ok(None) };
         let options = BackupOptions::new()
             .keep(args.backup_keep)
             .bytes_per_second(args.backup_bandwidth.unwrap_or(0))
             .take_over(args.take_over);
         options.validate()?;
-        let target = BackupTarget::create(url)?;
+        let target = place(url, state)?;
         check_kind(&target, &options, on_workers)?;
         Ok(Some(Self { target, options }))
     }
@@ -205,7 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("place").display().to_string();
         let args = RunBackupArgs { backup: Some(place), backup_keep: 3, ..RunBackupArgs::default() };
-        let running = Running::new(&args, true).unwrap().unwrap();
+        let running = Running::new(&args, Path::new("state"), true).unwrap().unwrap();
         // Epochs 11 to 20 are of this run.
         let of = |epoch: Option<u64>, last| running.of_job(epoch.map(Epoch), 10, last);
         let behind = [of(Some(14), 20), of(Some(20), 20), of(None, 20), of(None, 10)].map(|of| of.behind);

@@ -83,6 +83,14 @@ impl BackupTarget {
         Self::parse(url)
     }
 
+    /// The directory of this machine that a URL or a path means; none for a place elsewhere. Whether it exists is not looked at.
+    ///
+    /// # Errors
+    /// `InvalidInput`, as [`Self::parse`].
+    pub fn directory_of(url: &str) -> Result<Option<PathBuf>> {
+        local_path(url)
+    }
+
     /// From any object store; `name` is how messages call it. A client that keeps connections must not be used elsewhere:
     /// they are driven only while something is done with this target or a clone of it.
     ///
