@@ -129,8 +129,8 @@ pub fn list_job_backups(place: &BackupTarget, options: &BackupOptions) -> Result
 
 /// Makes a backup of a job its state in the new directory `dir`: its parts, and the program's files. `id`: which one; none for the
 /// newest. The job goes on from there with the size it had, or another one with [`crate::OtherSize::Rescale`], and with epochs above
-/// those of all backups that are there, of any size, and of those that only some parts have. Where any is damaged it must be named: without an `id` the
-/// newest is meant, which may be that one.
+/// those of all backups that are there, of any size, and of those that only some parts have. Where any is damaged the `id` must be
+/// given: the newest may be that one.
 ///
 /// `parts`: which ones, counted from 0; none for all. For a job that goes on on several machines: each restores its own, of the same
 /// backup, and where there are fewer machines than parts some restore several. A part that is on two machines is a copy that goes
@@ -190,34 +190,30 @@ fn choose(
     id: Option<WholeId>,
     options: &BackupOptions,
 ) -> Result<(JobBackup, Epoch), Error> {
-    let JobBackups { mut backups, damaged, incomplete } = list_job_backups(place, options)?;
+    let JobBackups { backups, damaged, incomplete } = list_job_backups(place, options)?;
     let all = backups.iter().map(|backup| backup.id).chain(incomplete);
     let used = all.map(WholeId::epoch).max().unwrap_or_default();
-    let refused = |detail: Detail| Err(Error::config(detail.at_path(place.to_string())));
-    let newest = backups.last().map(|backup| backup.id);
-    match (backups.iter().rposition(|backup| id.is_none_or(|id| backup.id == id)), damaged.into_iter().next())
-    {
+    let damage = damaged.into_iter().next();
+    let refused = |detail: Detail| Error::config(detail.at_path(place.to_string()));
+    if let (None, Some(newest), Some(damage)) = (id, backups.last(), &damage) {
         // It may be of a newer one, or of the only one in a later size.
-        (_, Some(damage)) if id.is_none() => match newest {
-            Some(newest) => refused(
-                Detail::new(format!(
-                    "the newest backup may be damaged, and an older one would be restored: {damage}"
-                ))
-                .remedy(format!(
-                    "The newest that is whole is {newest}: name it to restore that one. Nothing was changed."
-                )),
-            ),
-            None => Err(damage.into()),
-        },
-        (Some(at), _) => Ok((backups.swap_remove(at), used)),
-        (None, Some(damage)) => Err(damage.into()),
-        (None, None) => {
-            let what = id.map_or("there is no backup of a job here".to_owned(), |id| {
-                format!("there is no backup {id} of a job here that is whole")
-            });
-            refused(Detail::new(what).remedy("Check the URL; choose one that is there."))
-        }
+        let what = format!("the newest backup may be damaged, and an older one would be restored: {damage}");
+        let remedy = format!(
+            "The newest that is whole is {}: name it to restore that one. Nothing was changed.",
+            newest.id
+        );
+        return Err(refused(Detail::new(what).remedy(remedy)));
     }
+    if let Some(backup) = backups.into_iter().rev().find(|backup| id.is_none_or(|id| backup.id == id)) {
+        return Ok((backup, used));
+    }
+    if let Some(damage) = damage {
+        return Err(damage.into());
+    }
+    let what = id.map_or("there is no backup of a job here".to_owned(), |id| {
+        format!("there is no backup {id} of a job here that is whole")
+    });
+    Err(refused(Detail::new(what).remedy("Check the URL; choose one that is there.")))
 }
 
 /// A part to be restored.
