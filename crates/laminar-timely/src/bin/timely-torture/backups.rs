@@ -22,8 +22,8 @@ fn place(options: &Options) -> Result<BackupTarget, String> {
 }
 
 fn backup_options() -> BackupOptions {
-    // Every life of the job is another one than that before, and few are kept, so that older ones are removed under kills too.
-    BackupOptions::new().keep(3).take_over(true)
+    // Few are kept, so that older ones are removed under kills too.
+    BackupOptions::new().keep(3)
 }
 
 /// Has the job of this process backed up, where machines are lost.
@@ -32,7 +32,7 @@ pub fn backed_up(config: Config, options: &Options) -> Result<Config, String> {
         return Ok(config);
     }
     let every = Duration::from_millis(options.backup_ms);
-    let config = config.backup_to(&place(options)?, &backup_options(), every);
+    let config = config.backup_to(&place(options)?, &backup_options().take_over(options.takes_over), every);
     // Asked for when the checkpoint was made and is about to be copied.
     Ok(config.backup_files(|| {
         println!("{COPIES}");

@@ -255,7 +255,7 @@ fn moment(
 fn ended_by_itself(processes: &Processes, ended: &[ExitStatus], tally: &mut Tally) -> Result<bool, String> {
     tally.recoveries += 1;
     #[cfg(feature = "object-store")]
-    tally.losses.heard(processes);
+    tally.losses.heard(processes)?;
     if ended.iter().all(ExitStatus::success) {
         return Ok(true);
     }

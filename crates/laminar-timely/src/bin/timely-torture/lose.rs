@@ -16,7 +16,7 @@ use crate::backups::whole_backups;
 use crate::drive::Tally;
 use crate::failing::{Failing, Operation};
 use crate::model::mix;
-use crate::phases::backed_up;
+use crate::phases::{REFUSED, backed_up};
 use crate::processes::{Moment, Processes};
 
 /// Machines that were lost.
@@ -47,6 +47,8 @@ pub struct Losses {
     settled: bool,
     /// The state was restored, and nobody has said since that it was recovered.
     pub fresh: bool,
+    /// The backups are those of a life that was lost: nobody of the one that goes on in its place has made any that is whole.
+    pub takes_over: bool,
     /// How long the last restore of a machine took.
     restore_us: u64,
 }
@@ -61,7 +63,7 @@ pub fn after_a_kill(
     tally: &mut Tally,
     draw: Draw<'_>,
 ) -> Result<(), String> {
-    tally.losses.heard(processes);
+    tally.losses.heard(processes)?;
     // The first time that there is a backup always: every run is to restore one.
     let first = tally.losses.newest > 0 && tally.losses.restores == 0;
     if options.lose == 0 || (draw(options.lose) != 0 && !first) {
@@ -131,6 +133,7 @@ fn lose_all(options: &Options, tally: &mut Tally, draw: Draw<'_>) -> Result<(), 
     remove_states(options)?;
     tally.losses.all += 1;
     tally.losses.settled = false;
+    tally.losses.takes_over = true;
     let Some(backup) = choose(options, &mut tally.losses)? else {
         return begin_anew(options, tally);
     };
@@ -210,7 +213,7 @@ fn begin_anew(options: &Options, tally: &mut Tally) -> Result<(), String> {
         let Some(ended) = processes.wait_until(&moment, &options.dir)? else {
             // No sink had anything that was committed: it goes on from here after one more kill.
             processes.kill_all();
-            tally.losses.heard(&processes);
+            tally.losses.heard(&processes)?;
             return Ok(());
         };
         processes.ended_in_order(&ended, None)?;
@@ -347,16 +350,22 @@ impl Losses {
     }
 
     /// Takes note of what all processes of a run have said, when they have ended.
-    pub fn heard(&mut self, processes: &Processes) {
+    pub fn heard(&mut self, processes: &Processes) -> Result<(), String> {
         let said = processes.each_said();
+        // Nobody else is at work there, and nothing was put back from an image.
+        if said.iter().any(|said| said.contains(REFUSED)) {
+            return Err(format!("a job may not go on with its own backups\n{}", processes.said()));
+        }
         let mut all = said.iter().map(|said| backed_up(said));
-        let Some(first) = all.next() else { return };
+        let Some(first) = all.next() else { return Ok(()) };
         let whole = all.fold(first, |whole, of_one| whole.intersection(&of_one).copied().collect());
+        self.takes_over &= whole.is_empty();
         self.backups += whole.len() as u64;
         self.newest = self.newest.max(whole.last().copied().unwrap_or(0));
         if said.iter().any(|said| said.contains("recovered to epoch")) {
             (self.settled, self.fresh) = (true, false);
         }
+        Ok(())
     }
 
     /// A run that lost nothing, or restored nothing, shows nothing.

@@ -92,6 +92,9 @@ struct Options {
     restore: String,
     /// Milliseconds from the beginning of one backup to that of the next, at the least.
     backup_ms: u64,
+    /// A worker takes the backups of another life of the job over.
+    #[cfg(feature = "object-store")]
+    takes_over: bool,
     /// What is restored, and of which backup.
     #[cfg(feature = "object-store")]
     parts: Vec<u32>,
@@ -130,6 +133,8 @@ impl Default for Options {
             lose: 0,
             restore: "newest".to_owned(),
             backup_ms: 10,
+            #[cfg(feature = "object-store")]
+            takes_over: false,
             #[cfg(feature = "object-store")]
             parts: Vec::new(),
             #[cfg(feature = "object-store")]
@@ -180,6 +185,8 @@ impl Options {
                     let parts = value.split(',').map(str::parse).collect::<Result<_, _>>();
                     options.parts = parts.map_err(|e| format!("{name} {value}: {e}"))?;
                 }
+                #[cfg(feature = "object-store")]
+                "--takes-over" => options.takes_over = number()? != 0,
                 #[cfg(feature = "object-store")]
                 "--backup" => options.backup.clone_from(&value),
                 "--seed" => options.seed = number()?,

@@ -73,6 +73,9 @@ impl Phase {
 pub const COPIES: &str = "a backup is copied";
 /// What the library logs when it is copied, with the epoch.
 pub const BACKED_UP: &str = "log: backed up epoch=";
+/// What it logs when there will be no more backups of this life.
+#[cfg(feature = "object-store")]
+pub const REFUSED: &str = "ends=true";
 
 /// Whether a process that said this had begun to copy a backup and was not done with it.
 pub fn copies(said: &str) -> bool {

@@ -79,6 +79,8 @@ impl Processes {
                 network.map_or_else(|| Command::new(&program), |network| network.command(process, &program));
             command.arg("worker").arg("--dir").arg(&options.dir).args(["--addresses", &addresses.join(",")]);
             command.args(["--directories", &options.directories]);
+            #[cfg(feature = "object-store")]
+            command.args(["--takes-over", if tally.losses.takes_over { "1" } else { "0" }]);
             command.args(numbers.iter().flat_map(|(name, value)| [(*name).to_owned(), value.to_string()]));
             if !options.mistake.is_empty() {
                 command.args(["--mistake", &options.mistake]);
