@@ -276,3 +276,38 @@ fn an_older_backup_of_a_job_is_restored_only_by_name() {
     run_to_end(dir, 2, 1, &format!("{backed_up} --take-over"));
     same_as_alone(dir);
 }
+
+/// Where the size differed nobody looked whose backups there were: another job's became the newest, and were restored in their place.
+#[test]
+fn jobs_of_different_sizes_do_not_share_a_place() {
+    let dir = prepared(300);
+    let dir = dir.path();
+    let refused = |line: &str, signs: &[&str]| {
+        let output = laminar(dir, line).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{line}: {told}");
+        signs.iter().for_each(|sign| assert!(told.contains(sign), "{line}: no {sign} in {told}"));
+    };
+    run_to_end(dir, 2, 1, "--backup place");
+    let there = listed(dir);
+    // One that has a state already, or it would be asked to restore these.
+    let other = format!("{JOB} --state other --workers 2 --quiet");
+    succeeds(dir, &other);
+    let signs = ["its last backup is not made", "those of another job, or of another life", "--take-over"];
+    refused(&format!("{other} --backup place"), &signs);
+    assert_eq!(listed(dir), there);
+    // In another size than it was: the job does not begin before it has taken the place over, and then it is its own.
+    fs::remove_dir_all(dir.join("together")).unwrap();
+    succeeds(dir, "restore place together");
+    let again = format!("{JOB} --state together --workers 2 --rescale --quiet --backup place");
+    refused(&again, &signs[1..]);
+    assert_eq!(listed(dir), there);
+    succeeds(dir, &format!("{again} --take-over"));
+    let newest = listed(dir).pop().unwrap();
+    assert_eq!((&newest["generation"], &newest["parts"]), (&2.into(), &1.into()));
+    succeeds(dir, &again);
+    // And in the next size too.
+    succeeds(dir, &again.replace("--workers 2", "--workers 1"));
+    assert_eq!(listed(dir).pop().unwrap()["generation"], 3);
+    same_as_alone(dir);
+}

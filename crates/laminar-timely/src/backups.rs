@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use laminar_storage::backup::{
     BackupError, BackupOptions, BackupReceipt, BackupTarget, PartCheckpoint, PartWriter, WholeId,
+    list_whole_backups, read_mark,
 };
 use laminar_storage::error::Detail;
 use laminar_storage::{Epoch, Store};
 
 use crate::error::Error;
-use crate::layout::{Generation, Part};
+use crate::layout::{Generation, Life, Part};
 
 /// The pause after a try that failed; twice as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -120,6 +121,7 @@ struct Copier {
     /// Where the backups of all sizes are, as long as nobody has seen that they can be there.
     unseen: Option<BackupTarget>,
     options: BackupOptions,
+    life: Option<Life>,
     writer: PartWriter,
     /// What the part says about itself.
     mark: Vec<u8>,
@@ -135,6 +137,7 @@ impl Copier {
         // Here, as the start may not have seen it; and before anything is put.
         if let Some(place) = &self.unseen {
             check_kind(place, &self.options)?;
+            check_life(place, &self.options, self.life)?;
             self.unseen = None;
         }
         let local = |detail: &Detail| BackupError::Local(Box::new(detail.clone()));
@@ -167,6 +170,35 @@ fn check_kind(place: &BackupTarget, options: &BackupOptions) -> Result<(), Backu
     }
     let what = "this place has the backups of one store, or of a job that runs without parts";
     let remedy = "Name another place for the backups of this job; nothing was put here.";
+    Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(place.to_string()).remedy(remedy))))
+}
+
+/// Refuses to put the backups of a job beside those of another one, or of a life of this one that it was not restored from in order to
+/// take their place: whoever restores the newest would get either. Jobs of one size and place find each other out by their logs.
+fn check_life(place: &BackupTarget, options: &BackupOptions, own: Option<Life>) -> Result<(), BackupError> {
+    let (Some(own), false) = (own, options.take_over) else { return Ok(()) };
+    let mut others = 0;
+    for folder in place.folders(options)?.iter().filter(|folder| generation_of(folder).is_some()) {
+        for backup in list_whole_backups(&place.within(folder), options)?.backups {
+            let Some((part, info)) = backup.parts.first() else { continue };
+            let mark = match read_mark(part, info.id, options) {
+                // Whoever reads the backups is told.
+                Err(BackupError::Corruption(_)) => None,
+                mark => mark?,
+            };
+            let life = mark.and_then(|mark| Part::decode(&mark).ok()).and_then(|part| part.life);
+            if life.is_none_or(|life| life == own) {
+                return Ok(());
+            }
+            others += 1;
+        }
+    }
+    if others == 0 {
+        return Ok(());
+    }
+    let what = "the backups here are those of another job, or of another life of this one";
+    let remedy = "Name another place. If this job was restored from here and is to go on in their place, take over: `--take-over`, \
+                  BackupOptions::take_over; make sure that the other one is dead.";
     Err(BackupError::Foreign(Box::new(Detail::new(what).at_path(place.to_string()).remedy(remedy))))
 }
 
@@ -220,6 +252,7 @@ impl Backups {
             store: Arc::clone(store),
             unseen: Some(plan.place.clone()),
             options: plan.options.clone(),
+            life: part.life,
             writer: PartWriter::new(&place, part.part, part.size.processes, &plan.options)?,
             mark: part.encode(),
             own_files: Arc::clone(&plan.own_files),

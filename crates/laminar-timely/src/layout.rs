@@ -43,6 +43,11 @@ impl std::fmt::Display for Size {
 #[serde(transparent)]
 pub(crate) struct Generation(pub(crate) u32);
 
+/// Tells one history of a job's state from others: drawn when a job begins or is restored, it stays through all sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Life(pub(crate) u64);
+
 /// How far a part got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +69,9 @@ pub(crate) struct Part {
     pub(crate) part: u32,
     pub(crate) size: Size,
     pub(crate) stage: Stage,
+    /// Of which history it is; part 0 says it for all of them. None in one of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) life: Option<Life>,
     /// Where the state came from, if from a backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) restored: Option<Restored>,
@@ -116,6 +124,7 @@ impl Part {
             part,
             size,
             stage,
+            life: None,
             restored: None,
             backed_up: false,
         }

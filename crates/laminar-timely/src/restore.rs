@@ -25,7 +25,7 @@ use laminar_storage::{Epoch, Opened, Settings, Store};
 
 use crate::backups::generation_of;
 use crate::error::Error;
-use crate::layout::{Layout, Part, Restored, Size, Stage};
+use crate::layout::{Layout, Life, Part, Restored, Size, Stage};
 
 /// Bytes of a small file at most.
 const MOST_BYTES: u64 = 64 << 20;
@@ -469,6 +469,7 @@ impl Work {
         let of = before.map_or(epoch, |restored| restored.epoch);
         part.restored = Some(Restored { epoch: of, generation, size, at: epoch, used });
         part.stage = Stage::Current;
+        part.life = (number == 0).then(|| Life(self.vfs.random_u64()));
         Ok(part)
     }
 

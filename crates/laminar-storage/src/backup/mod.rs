@@ -52,7 +52,9 @@ pub use record::BackupOwner;
 pub(crate) use record::Opening;
 pub use restore::{RestoreReceipt, restore, restore_several, restore_with};
 pub use target::BackupTarget;
-pub use whole::{PartCheckpoint, PartWriter, WholeBackup, WholeBackups, WholeId, list_whole_backups};
+pub use whole::{
+    PartCheckpoint, PartWriter, WholeBackup, WholeBackups, WholeId, list_whole_backups, read_mark,
+};
 pub use worker::BackupStatus;
 pub use writer::{BackupReceipt, BackupWriter};
 

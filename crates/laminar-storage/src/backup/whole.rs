@@ -15,11 +15,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::catalog::{BackupInfo, list_part};
+use super::catalog::{BackupInfo, list_part, read_chunk, unless_removed};
 use super::error::{BackupError, Result};
+use super::log::read_record;
 use super::names::{LOG, parse_record_name};
 use super::options::BackupOptions;
-use super::record::{Keep, Nonce, Opening, Record};
+use super::record::{Keep, Nonce, Object, Opening, Record};
 use super::remote::Remote;
 use super::target::BackupTarget;
 use super::writer::{BackupReceipt, BackupWriter};
@@ -211,6 +212,35 @@ pub struct WholeBackups {
     pub damaged: Vec<BackupError>,
     /// Those that some parts have and others do not: older ones are being removed; a newer one is under way, or what a part had is lost.
     pub incomplete: Vec<WholeId>,
+}
+
+/// What the part says about itself in one of its backups: what [`PartWriter::back_up`] was given as its mark. None when there is no
+/// such backup any more, or it is not a part's.
+///
+/// # Errors
+/// `Corruption` naming what is missing or damaged; `Unreachable`, `Refused`.
+pub fn read_mark(place: &BackupTarget, id: BackupId, options: &BackupOptions) -> Result<Option<Vec<u8>>> {
+    let remote = Remote::new(place, options)?;
+    remote.run(async {
+        let Some(contents) = read_record(&remote, id).await?.and_then(|record| record.backup) else {
+            return Ok(None);
+        };
+        let is_mark = |object: &&Object| WholeId::of_file_name(&object.name).is_some();
+        let Some(object) = contents.objects.iter().find(is_mark) else { return Ok(None) };
+        let mut mark = Vec::new();
+        for chunk in 0..object.chunks.len() {
+            match read_chunk(&remote, object, chunk).await {
+                Ok(bytes) => mark.extend_from_slice(&bytes),
+                Err(error) => {
+                    return match unless_removed(&remote, id, error).await {
+                        BackupError::NotFound(_) => Ok(None),
+                        error => Err(error),
+                    };
+                }
+            }
+        }
+        Ok(Some(mark))
+    })
 }
 
 /// The backups of a whole at a place. Where the whole once had another number of parts, those come last of which the last

@@ -252,6 +252,7 @@ impl Process {
     pub(super) fn part(&self, generation: Generation, stage: Stage) -> Part {
         let mut part = Part::new(&self.config.job, generation, self.number(), self.size(), stage);
         part.restored = self.restored.get().copied();
+        part.life = self.life.get().copied();
         part
     }
 

@@ -21,7 +21,7 @@ use crate::backups::Backups;
 use crate::config::{Cluster, Config};
 use crate::error::Error;
 use crate::fail::{Pulse, StoreSlot};
-use crate::layout::{Generation, Layout, Part, Restored, Size, Stage};
+use crate::layout::{Generation, Layout, Life, Part, Restored, Size, Stage};
 use crate::ledger::Ledger;
 use crate::recover::{Decision, Has, Origins, Recoverable, agree, decide};
 
@@ -41,6 +41,8 @@ pub(super) struct Process {
     wakes: Mutex<Vec<SyncActivator>>,
     /// Where sinks may have more than the state.
     pub(super) restored: OnceLock<Restored>,
+    /// Which history of the job this is, as far as it is known.
+    pub(super) life: OnceLock<Life>,
     #[cfg(feature = "object-store")]
     backups: Backed,
 }
@@ -68,6 +70,7 @@ impl Process {
             durable: AtomicU64::new(0),
             wakes: Mutex::default(),
             restored: OnceLock::new(),
+            life: OnceLock::new(),
             #[cfg(feature = "object-store")]
             backups: Backed::default(),
         }
@@ -155,6 +158,21 @@ impl Process {
         if let Some(restored) = restored {
             // Every worker says the same.
             let _ = self.restored.set(restored);
+        }
+    }
+
+    /// Takes note which history of the job goes on: that of part 0 of the generation that counts. Where there is none one begins.
+    fn lives(&self, all: &[Has], generation: Generation) {
+        let parts = all.iter().flat_map(|has| &has.parts);
+        let firsts: Vec<_> = parts.filter(|part| (part.generation, part.part) == (generation, 0)).collect();
+        let begins = || Life(self.config.vfs.random_u64());
+        let life = match firsts.iter().find_map(|part| part.life) {
+            None if firsts.is_empty() && self.number() == 0 => Some(begins()),
+            life => life,
+        };
+        if let Some(life) = life {
+            // Every worker of a process says so; where it begins the first does.
+            let _ = self.life.set(life);
         }
     }
 
@@ -250,7 +268,10 @@ pub(super) fn start(worker: &mut Worker, process: &Arc<Process>) -> Result<Job, 
         backed_up: if local == 0 { process.config.backed_up() } else { 0 },
     };
     let all = gather(worker, &process.pulse, &has)?;
-    let (core, landed) = match decide(&all, process.config.other_size)? {
+    let decision = decide(&all, process.config.other_size)?;
+    let (Decision::Open { generation, .. } | Decision::Rescale { from: generation, .. }) = &decision;
+    process.lives(&all, *generation);
+    let (core, landed) = match decision {
         Decision::Open { generation, begun } => {
             let origins = Origins::of(&all, generation);
             process.came_from(origins.newest());
