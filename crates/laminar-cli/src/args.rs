@@ -50,7 +50,8 @@ removed, replaced or cut off (log rotation) ends the job with exit code 1, every
 durable. The new file is for another job, with another --state.
 
 Exit codes: 0 all input read (or stopped cleanly by a first Ctrl-C or SIGTERM; --json says
-\"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).";
+\"finished\": false then), 1 failure, 2 wrong usage, 130 ended at once by a second Ctrl-C (safe).
+With --workers also 86: this process ended because the job cannot go on, or another one has ended.";
 
 const BENCH_HELP: &str = "\
 Examples:

@@ -93,7 +93,7 @@ pub fn cluster(args: &RunArgs, workers: u16) -> Result<Cluster> {
         return Err(CliError::usage("--hosts is missing: where do the processes listen?")
             .remedy("Name a file with a line HOST:PORT for each process, the same for all."));
     };
-    let text = fs::read_to_string(path).map_err(|e| CliError::io("could not read", path, &e))?;
+    let text = fs::read_to_string(path).map_err(|e| CliError::io("read", path, &e))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let addresses: Vec<_> = lines.map(str::to_owned).collect();
     if addresses.len() != processes {
@@ -513,6 +513,9 @@ pub fn text(outcome: &Outcome, cluster: &Cluster) -> String {
     }
     if let Some(bad) = &outcome.first_bad {
         lines.push(format!("skipped    {}, the first: {bad}", HumanCount(outcome.after.skipped)));
+    }
+    if !outcome.finished && outcome.stopped_by.is_none() {
+        lines.push("Stopped; everything before it is durable. Run the same command again, in all processes, to continue.".to_owned());
     }
     lines.join("\n")
 }

@@ -126,7 +126,7 @@ impl CliError {
 impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.what)?;
-        if !self.what.ends_with('.') {
+        if !self.what.ends_with(['.', '?']) {
             f.write_str(".")?;
         }
         if !self.remedy.is_empty() {

@@ -111,7 +111,7 @@ pub fn next_step(job: bool) -> &'static str {
 pub fn check_is_new(state: &Path) -> Result<()> {
     if fs::symlink_metadata(state).is_ok() {
         return Err(CliError::failure(format!("{} exists already", state.display()))
-            .remedy("The state is a new one: name a directory that does not exist."));
+            .remedy("The state is a new one: name a directory that does not exist. If a restore was to make this one, it is complete."));
     }
     Ok(())
 }

@@ -35,6 +35,10 @@ const COMPACT: u64 = 1 << 20;
 type Format<D> = Box<dyn Fn(&D, &mut Vec<u8>) + Send>;
 
 /// A sink that appends to one file for each worker.
+///
+/// In its directory there are, for worker 3 in the first size of the job, `g0001-w0003.rows` with the rows, beside it what was
+/// committed, and a lock. All files that end in `.rows`, of all sizes that the job had, together are the output; what stands in one of
+/// them is in the order of its commits.
 pub struct FileSink<D> {
     part: SinkPart,
     vfs: Arc<dyn Vfs>,

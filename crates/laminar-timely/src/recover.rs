@@ -61,7 +61,9 @@ pub(crate) fn decide(all: &[Has], other_size: OtherSize) -> Result<Decision, Err
                 first.process,
                 place(first)
             );
-            return Err(senseless(what));
+            let remedy =
+                "Name the same place in all processes (`--backup`, Config::backup_to); nothing was changed.";
+            return Err(Error::disagreement(Detail::new(what).remedy(remedy)));
         }
         if let Some(foreign) = has.parts.iter().find(|part| part.job != first.job) {
             let what = format!(
@@ -251,7 +253,7 @@ impl Origins {
 fn senseless(what: String) -> Error {
     Error::disagreement(Detail::new(what).remedy(
         "Start the job with the processes, workers and directories that it had, or allow another size \
-         (OtherSize::Rescale) with every part reachable; nothing was changed.",
+         (`--rescale`, OtherSize::Rescale) with every part reachable; nothing was changed.",
     ))
 }
 

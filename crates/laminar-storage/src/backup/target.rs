@@ -112,6 +112,12 @@ impl BackupTarget {
     }
 
     fn directory(dir: &FilePath, url: &str) -> Result<Self> {
+        if !dir.exists() {
+            let detail = Detail::new("there is no such directory of backups").at_path(dir);
+            return Err(BackupError::Local(Box::new(
+                detail.remedy("Check the path; whoever makes backups creates it."),
+            )));
+        }
         let store = LocalFileSystem::new_with_prefix(dir).map_err(|e| {
             let detail =
                 Detail::new(format!("could not open the directory of the backups: {e}")).at_path(dir);

@@ -82,8 +82,9 @@ impl FromStr for WholeId {
         let id = numbers.map(|(epoch, nonce)| Self { epoch: Epoch(epoch), nonce: Nonce(nonce) });
         // Only what is written here: a sign or a capital would be another name of the same.
         id.filter(|id| id.to_string() == text).ok_or_else(|| {
-            let remedy = "Use one as it is listed.";
-            BackupError::invalid("this is not the id of a backup of a whole", text, remedy)
+            let remedy =
+                "Use one as it is listed (`laminar backups URL`), such as 000000000000001e-93c1f0a2b4d5e6f7.";
+            BackupError::invalid("this is not the id of a backup of a job, or of another whole", text, remedy)
         })
     }
 }
