@@ -384,7 +384,8 @@ fn failure(action: &str, place: &str, error: &Error, attempts: u32) -> BackupErr
                 "Give this user the right to write and read there; what is there is intact, and trying again goes on."
             }
             _ => {
-                "Check the network, the URL and the object store; what is there is intact, and trying again goes on."
+                "Check the network, the URL, and what the environment says of the object store (endpoint, credentials); what is there is intact, and \
+                 trying again goes on."
             }
         };
         return BackupError::Unreachable(Box::new(detail(what).remedy(remedy)));
